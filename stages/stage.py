@@ -1,0 +1,51 @@
+"""What every stage shares: how it is configured, and how a chain of stages is checked before any worker starts."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, TypeVar, dataclass_transform
+
+T = TypeVar("T")
+
+Batch = dict[str, Any]
+"""One batch of pairs: column name -> array or list, all of the same length."""
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def config(cls: type[T]) -> type[T]:
+    """Make a class a configuration object: a frozen, keyword-only, slotted dataclass that forbids unknown keys.
+
+    A rule about a value belongs in `__post_init__` as a ValueError that states the rule; the command line turns it
+    into one line with the path of the field.
+    """
+    cls.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
+    return dataclass(frozen=True, kw_only=True, slots=True)(cls)
+
+
+class Stage(Protocol):
+    """The work on one batch. The constructor loads what is heavy, once a worker; a call maps a batch to a batch."""
+
+    reads: ClassVar[frozenset[str]]
+    """Columns that the stage needs."""
+    adds: ClassVar[frozenset[str]]
+    """Columns that the stage adds; what it does not name, it passes on."""
+
+    def __call__(self, batch: Batch) -> Batch: ...
+
+
+class ChainError(ValueError):
+    """A stage reads a column that no stage before it provides."""
+
+
+def check_chain(available: Iterable[str], stages: Iterable[type[Stage]]) -> frozenset[str]:
+    """Return the columns at the end of the chain.
+
+    Raises:
+        ChainError: a stage reads a column that is not there yet; the message names both.
+    """
+    columns = frozenset(available)
+    for stage in stages:
+        missing = sorted(stage.reads - columns)
+        if missing:
+            raise ChainError(f"{stage.__name__} reads {', '.join(missing)}, but the chain has only {', '.join(sorted(columns))}")
+        columns |= stage.adds
+    return columns
