@@ -1,0 +1,72 @@
+"""The command line: clipsan VERB [FILE.yaml] [key.path=value ...] [--dry-run]."""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+
+VERBS = {
+    "scan": "find the poisoned pairs of a data set: verdicts, report, clean copy",
+    "poison": "write a poisoned copy of a data set with an exact manifest",
+    "train": "train or fine-tune a CLIP on pairs",
+    "evaluate": "zero-shot accuracy, ASR and accuracy under trigger of a model",
+    "demo": "the whole story on rendered scenes (or CIFAR-10): poison, train, scan, report",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one verb; return the exit status: 0 done, 2 the user must change something, 1 anything else."""
+    options, overrides = _parse(arguments)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    from pipeline.config import ConfigError
+
+    try:
+        if options.verb == "status":
+            return _run("pipeline.status")(options.file, overrides)
+        if options.write:
+            overrides.append(f"write=[{options.write}]")
+        return _run(f"pipeline.{options.verb}")(options.file, overrides, options.dry_run)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"clipsan {options.verb}: stopped; the same command goes on from what is committed\n")
+        return 130
+    except (ConfigError, ValueError, OSError) as error:
+        if os.environ.get("CLIPSAN_DEBUG"):
+            raise
+        sys.stderr.write(f"clipsan {options.verb}: {' '.join(str(error).split())}\n")
+        return 2
+
+
+def _run(module: str) -> Callable[..., int]:
+    # Ray and torch take seconds to import, and only the verb's own module needs them.
+    command: Callable[..., int] = import_module(module).command
+    return command
+
+
+def _parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="clipsan",
+        description="Sanitizer for CLIP: finds backdoor-poisoned image-text pairs and repairs the model that learned them.",
+        epilog="Settings: key.path=value overrides a key of the YAML file; conf/ shows them all. CLIPSAN_DEBUG=1 shows tracebacks.",
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, text in VERBS.items():
+        sub = verbs.add_parser(verb, help=text, description=text)
+        sub.add_argument("settings", nargs="*", metavar="FILE.yaml | key=value", help=f"default file: conf/{verb}.yaml")
+        sub.add_argument("--dry-run", action="store_true", help="print the resolved plan and stop")
+        sub.add_argument("--write", default="", help="scan: clean, quarantine, or both with a comma")
+    sub = verbs.add_parser("status", help="what is done and what is left of a run, from its committed files alone")
+    sub.add_argument("settings", nargs=1, metavar="RUN", help="run folder")
+    options = parser.parse_args(arguments)
+    options.file, overrides = None, []
+    for setting in options.settings:
+        if options.verb == "status" or ("=" not in setting and options.file is None):
+            options.file = setting
+        else:
+            overrides.append(setting)
+    return options, overrides
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""Ray as clipsan uses it: a private quiet instance on one machine, or a cluster that the user names."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from stages.stage import config
+
+
+@config
+class ClusterConfig:
+    """What the job may use."""
+
+    address: str | None = None
+    """Ray cluster to join ("auto", "ray://host:10001"); null starts a private one on this machine."""
+    workers: int | None = None
+    """Worker processes of a pass; null takes one a CPU."""
+    threads_per_worker: int = 1
+    """Torch and OpenMP threads of a worker; workers times threads should not exceed the CPUs."""
+    gpus_per_worker: float = 0.0
+    """GPUs of a worker of the embed pass and of training; fractions share a GPU."""
+    object_store_mb: int = 1024
+    """Size of the private instance's object store."""
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ValueError("workers must be at least 1")
+        if self.threads_per_worker < 1:
+            raise ValueError("threads_per_worker must be at least 1")
+        if self.gpus_per_worker < 0:
+            raise ValueError("gpus_per_worker must not be negative")
+        if self.object_store_mb < 80:
+            raise ValueError("object_store_mb must be at least 80")
+
+    def worker_count(self) -> int:
+        """Return the number of workers, as given or one for each group of threads on this machine."""
+        return self.workers or max(1, len(os.sched_getaffinity(0)) // self.threads_per_worker)
+
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "HF_HUB_OFFLINE": "1",
+    "TQDM_DISABLE": "0",
+}
+
+# A unit may take long on a slow machine (256 MiB of photos through a large model on one core), and only a finished unit counts as progress.
+NO_PROGRESS_TIMEOUT_S = 4 * 3600
+
+
+@contextmanager
+def ray_session(cluster: ClusterConfig) -> Iterator[None]:
+    """Start or join Ray for the length of a job; an instance that was running before stays as it was."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if cluster.address is None:
+        # A token file in the home folder is of no use to an instance that only this process can reach.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        _init(ray, cluster)
+    _settle_data_context()
+    try:
+        yield
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _init(ray: Any, cluster: ClusterConfig) -> None:
+    threads = str(cluster.threads_per_worker)
+    pinned = {name: threads for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    common = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "runtime_env": {"env_vars": {**QUIET, **pinned}},
+    }
+    if cluster.address is not None:
+        ray.init(address=cluster.address, **common)
+        return
+    # One logical CPU more than the workers take: a pool that holds every CPU leaves none for Ray Data's own tasks, and the job hangs.
+    ray.init(
+        address="local",
+        num_cpus=cluster.worker_count() * cluster.threads_per_worker + 1,
+        include_dashboard=False,
+        object_store_memory=cluster.object_store_mb * 2**20,
+        **common,
+    )
+
+
+def _settle_data_context() -> None:
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,96 @@
+"""One pass over the data on Ray Data: a row is a piece of work by name, a worker does it and commits the result itself.
+
+Only names and small records travel between processes; bytes are read, and results written, where the work is done.
+"""
+
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+from pipeline.cluster import ClusterConfig
+from pipeline.progress import Progress
+
+Row = dict[str, Any]
+
+
+class Work(Protocol):
+    """What a pass does to one piece: the constructor loads what is heavy, once a worker process."""
+
+    def run(self, piece: Any) -> Row:
+        """Do one piece; return a small record with at least `pairs`, and `errors` where pairs can fail."""
+        ...
+
+
+def run_pass(
+    name: str,
+    pieces: Sequence[Any],
+    work: Callable[..., Work],
+    args: tuple[Any, ...],
+    *,
+    cluster: ClusterConfig,
+    total: int | None = None,
+    heavy: bool = False,
+    ordered: bool = False,
+) -> Iterator[Row]:
+    """Do all pieces on the workers and yield their records as they come.
+
+    Args:
+        name: of the pass, for progress.
+        pieces: picklable descriptions of the work, one a task.
+        work: class with `__init__(*args)` and `run(piece) -> Row`.
+        args: constructor arguments; put into the object store once.
+        total: units of the pass when some are done already.
+        heavy: the constructor loads a model: a pool of actors keeps it, each with the configured share of a GPU. Otherwise
+            tasks, whose processes Ray keeps warm from pass to pass.
+        ordered: yield in the order of `pieces` (for sums whose rounding must not depend on timing).
+    """
+    if not pieces:
+        return
+    import ray
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    before = context.execution_options.preserve_order
+    context.execution_options.preserve_order = ordered
+    rows = [{"piece": pickle.dumps(piece)} for piece in pieces]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    packed = (work, ray.put(args), cluster.threads_per_worker)
+    if heavy:
+        size = min(cluster.worker_count(), len(pieces))
+        mapped = dataset.map(
+            _Actor,
+            fn_constructor_args=packed,
+            # A pool that may shrink outlives the loss of a node whose workers fit nowhere else.
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=size, initial_size=size, max_tasks_in_flight_per_actor=2),
+            num_cpus=cluster.threads_per_worker,
+            num_gpus=cluster.gpus_per_worker or None,
+        )
+    else:
+        mapped = dataset.map(_task, fn_args=packed, num_cpus=cluster.threads_per_worker)
+    done = (total or len(pieces)) - len(pieces)
+    try:
+        with Progress(name, total=total or len(pieces), done=done) as progress:
+            for row in mapped.iter_rows():
+                record = pickle.loads(row["record"])
+                progress.advance(pairs=record["pairs"], errors=record.get("errors", 0))
+                yield record
+    finally:
+        context.execution_options.preserve_order = before
+
+
+def _task(row: Row, work: Callable[..., Work], args: Any, threads: int) -> Row:
+    return _Actor(work, args, threads)(row)
+
+
+class _Actor:
+    """Unpacks a piece, runs the work with pinned threads, packs the record."""
+
+    def __init__(self, work: Callable[..., Work], args: Any, threads: int) -> None:
+        import ray
+        import torch
+
+        torch.set_num_threads(threads)
+        self._work = work(*ray.get(args))
+
+    def __call__(self, row: Row) -> Row:
+        return {"record": pickle.dumps(self._work.run(pickle.loads(row["piece"])))}

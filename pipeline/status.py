@@ -1,0 +1,71 @@
+"""`clipsan status RUN`: what is done and what is left, from the committed files alone, from any shell."""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import yaml
+
+from pipeline.config import ConfigError
+from pipeline.run_folder import RunFolder
+
+PASS_FOLDERS = {"embed": "embeddings", "density": "work/density", "score": "scores", "verdict": "verdicts", "poison": "manifest"}
+
+
+def command(run: str, _: list[str]) -> int:
+    """Print the state of a run folder."""
+    sys.stdout.write(describe(Path(run)))
+    return 0
+
+
+def describe(root: Path) -> str:
+    """Return the state of a run as text.
+
+    Raises:
+        ConfigError: the folder is no run of clipsan.
+    """
+    folder = RunFolder(root)
+    if not folder.run_yaml.is_file():
+        raise ConfigError(f"{root}: no run.yaml there, so this is no run folder of clipsan")
+    record = yaml.safe_load(folder.run_yaml.read_text(encoding="utf-8"))
+    lines = [f"{record['verb']}  {root}  fingerprint {record['fingerprint'][:12]}"]
+    for name, total in record["passes"].items():
+        lines.append(_pass_line(name, root / PASS_FOLDERS.get(name, name), total))
+    rejected = _rejections(folder.rejected)
+    if rejected:
+        lines.append("rejected  " + ", ".join(f"{reason} {count:,}" for reason, count in sorted(rejected.items())))
+    if folder.summary.is_file():
+        summary = json.loads(folder.summary.read_text(encoding="utf-8"))
+        lines.append(f"finished in {summary['seconds']:.0f} s: {json.dumps(summary['counts'])}")
+        if summary.get("report"):
+            lines.append(f"report    {summary['report']}")
+    else:
+        lines.append("not finished: the command that started it goes on from here")
+    return "\n".join(lines) + "\n"
+
+
+def _pass_line(name: str, folder: Path, total: int) -> str:
+    parts = list(folder.rglob("part-*.parquet"))
+    if not parts:
+        return f"{name:<9} 0/{total} parts"
+    rows = sum(pq.read_metadata(path).num_rows for path in parts)
+    times = sorted(path.stat().st_mtime for path in parts)
+    span = times[-1] - times[0]
+    line = f"{name:<9} {len(parts)}/{total} parts, {rows:,} rows"
+    if len(parts) > 1 and span > 0:
+        # The first part marks the start of the clock, so its own rows are left out of the rate.
+        rate = rows * (len(parts) - 1) / len(parts) / span
+        line += f", {rate:,.0f} rows/s"
+        if len(parts) < total:
+            line += f", about {(total - len(parts)) * span / (len(parts) - 1):,.0f} s left at that rate"
+    return line
+
+
+def _rejections(folder: Path) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for path in folder.glob("part-*.parquet"):
+        with path.open("rb") as source:
+            counts.update(pq.read_table(source, columns=["reason"]).column("reason").to_pylist())
+    return counts

@@ -1,0 +1,139 @@
+"""From scores to verdicts: where the cut lies, what it means, and why a pair is set apart."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+import pydantic
+
+from stages.stage import config
+
+
+class Verdict(StrEnum):
+    """What the scan says of a pair. `poisoned` needs proof by transplantation, which statistics cannot give."""
+
+    CLEAN = "clean"
+    SUSPECT = "suspect"
+
+
+class Reason(StrEnum):
+    """Why a pair is suspect."""
+
+    POISON_SUSPECT = "poison_suspect"
+    """The ensemble of detectors puts it above the cut."""
+    MISMATCHED_CAPTION = "mismatched_caption"
+    """The suspect model itself finds image and caption unrelated, far below the bulk of pairs."""
+    NEAR_DUPLICATE = "near_duplicate"
+    """The same picture (by difference hash) stands in the set with other pairs."""
+    PLACEHOLDER = "placeholder"
+    """An almost uniform picture, or one picture under many captions: a dead link's stand-in."""
+    OUTLIER = "outlier"
+    """Its embedding lies in a sparser place than its neighbours', by two density scores at once."""
+
+
+# The picture of a dead link comes back for hundreds of captions; a popular photo, or two pictures that hash alike, for a few.
+PLACEHOLDER_COPIES = 20
+UNIFORM_PIXEL_STD = 3.0
+"""Standard deviation of the pixel values (0 to 255) under which a picture shows nothing."""
+MISMATCH_PROBABILITY = 0.99
+OUTLIER_RANK = 0.999
+"""Mean block rank under several permutations: about one pair in a thousand by construction, so this reason alone accuses nobody."""
+
+
+@config
+class BudgetDecision:
+    """Flag a fixed share of the pairs, the most suspicious first: for a review of known size."""
+
+    kind: Literal["budget"] = "budget"
+    share: float = 0.01
+    """Share of all scanned pairs, a fraction."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError("share is a fraction of the pairs, above 0 and at most 1")
+
+
+@config
+class ThresholdDecision:
+    """Flag what lies above a score: for unattended cleaning."""
+
+    kind: Literal["threshold"] = "threshold"
+    value: float | None = None
+    """Ensemble score; null takes the calibrated threshold of the ensemble."""
+
+
+Decision = Annotated[BudgetDecision | ThresholdDecision, pydantic.Discriminator("kind")]
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Where the decision cuts, in words for the report."""
+
+    value: float
+    """A pair is flagged when its ensemble score is at least this."""
+    meaning: str
+
+
+def place_cut(ensemble: np.ndarray, decision: BudgetDecision | ThresholdDecision, calibrated: float, calibration: str) -> Cut:
+    """Place the cut.
+
+    Args:
+        ensemble: `[N] float32`, the ensemble score of every scanned pair.
+        decision: budget or threshold.
+        calibrated: the ensemble's own threshold.
+        calibration: what that threshold means, one sentence.
+    """
+    if isinstance(decision, ThresholdDecision):
+        if decision.value is not None:
+            return Cut(decision.value, f"Flagged: ensemble score at least {decision.value:g}, a threshold set by hand.")
+        return Cut(calibrated, f"Flagged: ensemble score at least {calibrated:g}. {calibration}")
+    count = max(1, int(decision.share * len(ensemble)))
+    if not len(ensemble):
+        return Cut(np.inf, "Nothing was scanned.")
+    value = float(np.partition(ensemble, len(ensemble) - count)[len(ensemble) - count])
+    meaning = (
+        f"Flagged: the {count:,} most suspicious pairs, {100 * decision.share:g} % of those scanned. "
+        "A review budget flags that share on clean data too."
+    )
+    return Cut(value, meaning)
+
+
+class Judge:
+    """Writes the verdict of each pair from its facts and scores."""
+
+    reads: ClassVar[frozenset[str]] = frozenset(
+        {"uid", "uid_hex", "shard", "key", "caption", "pixel_std", "ensemble", "clip_mixture", "image_duplicates", "slof", "dao", "concept"}
+    )
+    adds: ClassVar[frozenset[str]] = frozenset({"verdict", "reasons", "trigger_id", "target"})
+
+    def __init__(self, cut: float, targets: frozenset[str], mixture_speaks: bool) -> None:
+        """Set the cut, the concepts that the scan named, and whether the CLIP score has two separate components at all."""
+        self._cut = cut
+        self._targets = targets
+        self._mixture_speaks = mixture_speaks
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Return the table with `verdict`, `reasons`, `trigger_id` (null until a trigger is proven) and `target`."""
+        column = {name: table.column(name).to_numpy(zero_copy_only=False) for name in self.reads & _NUMERIC}
+        copies = np.expm1(column["image_duplicates"])
+        masks = {
+            Reason.POISON_SUSPECT: column["ensemble"] >= self._cut,
+            Reason.MISMATCHED_CAPTION: (column["clip_mixture"] >= MISMATCH_PROBABILITY) & self._mixture_speaks,
+            Reason.PLACEHOLDER: (column["pixel_std"] < UNIFORM_PIXEL_STD) | (copies >= PLACEHOLDER_COPIES - 0.5),
+            Reason.NEAR_DUPLICATE: (copies >= 1.5) & (copies < PLACEHOLDER_COPIES - 0.5),
+            Reason.OUTLIER: (column["slof"] >= OUTLIER_RANK) & (column["dao"] >= OUTLIER_RANK),
+        }
+        reasons = [[r.value for r, mask in masks.items() if mask[i]] for i in range(table.num_rows)]
+        verdict = [(Verdict.SUSPECT if found else Verdict.CLEAN).value for found in reasons]
+        concepts = table.column("concept").to_pylist()
+        flagged = masks[Reason.POISON_SUSPECT]
+        target = [c if flag and c in self._targets else None for c, flag in zip(concepts, flagged, strict=True)]
+        table = table.append_column("verdict", pa.array(verdict, pa.string()))
+        table = table.append_column("reasons", pa.array(reasons, pa.list_(pa.string())))
+        table = table.append_column("trigger_id", pa.nulls(table.num_rows, pa.string()))
+        return table.append_column("target", pa.array(target, pa.string()))
+
+
+_NUMERIC = {"pixel_std", "ensemble", "clip_mixture", "image_duplicates", "slof", "dao"}
