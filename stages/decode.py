@@ -1,0 +1,144 @@
+"""From bytes to pixels: content-checked, bounded, and exactly the pixels that a CLIP model is trained on."""
+
+import io
+import struct
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from stages.samples import Reject
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""What may be decoded. Pillow knows more, among them PostScript, which it hands to an interpreter."""
+
+# decode() compares the header with its own limit, so Pillow's warning about large images says nothing new.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class BadImage(ValueError):
+    """The bytes cannot be turned into pixels; `reason` is the reject reason, the message says more."""
+
+    def __init__(self, reason: Reject, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """One decoded image."""
+
+    rgb: np.ndarray
+    """`[H, W, 3] uint8`."""
+    width: int
+    """Pixels, as stored."""
+    height: int
+    """Pixels, as stored."""
+
+
+def decode(data: bytes, max_pixels: int) -> Decoded:
+    """Decode an image by its content, whatever its file name says.
+
+    The pixels are those that open_clip trains on (`Image.open(...).convert("RGB")`), because a detector must see what
+    the suspect model saw: EXIF orientation is not applied (neither open_clip nor img2dataset applies it), alpha is
+    dropped without compositing, of an animation the first frame counts. One exception: samples deeper than 8 bits are
+    scaled to 8, where Pillow would clip almost all of them to white.
+
+    Args:
+        data: the file's bytes.
+        max_pixels: limit on width x height; above it nothing is decoded, and no memory is taken for it.
+
+    Raises:
+        BadImage: with IMAGE_EMPTY, IMAGE_UNREADABLE, IMAGE_TRUNCATED or IMAGE_TOO_LARGE.
+    """
+    if not data:
+        raise BadImage(Reject.IMAGE_EMPTY, "0 bytes")
+    check_webp_size(data, max_pixels)
+    # Pillow's plugins raise nearly anything (struct.error, SyntaxError, IndexError, ...) on hostile headers and bodies.
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise BadImage(Reject.IMAGE_TOO_LARGE, str(error)) from error
+    except Exception as error:
+        reason = Reject.IMAGE_TRUNCATED if has_signature(data) else Reject.IMAGE_UNREADABLE
+        raise BadImage(reason, f"{len(data)} bytes: {type(error).__name__}") from error
+    with image:
+        width, height = image.size
+        check_size(width, height, max_pixels)
+        try:
+            rgb = np.asarray(to_rgb(image))
+        except Image.DecompressionBombError as error:
+            raise BadImage(Reject.IMAGE_TOO_LARGE, str(error)) from error
+        except Exception as error:
+            raise BadImage(Reject.IMAGE_TRUNCATED, f"{image.format} body: {error}") from error
+    return Decoded(rgb=rgb, width=width, height=height)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert to 8-bit RGB; 16-bit, 32-bit and float greys are scaled, not clipped."""
+    if image.mode.startswith("I;16"):
+        grey = np.asarray(image).astype(np.uint16) >> 8
+    elif image.mode in ("I", "F"):
+        values = np.asarray(image).astype(np.float64)
+        # Pillow also opens 16-bit PNG and TIFF as 32-bit; no file states its white level, so the range decides.
+        top = 255.0 if values.max(initial=0.0) <= 255 else 65535.0
+        top = 1.0 if image.mode == "F" and values.max(initial=0.0) <= 1 else top
+        grey = np.clip(np.nan_to_num(values) * (255 / top), 0, 255)
+    else:
+        return image.convert("RGB")
+    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Raise BadImage when the header promises more pixels than allowed, or none."""
+    if width * height > max_pixels:
+        raise BadImage(Reject.IMAGE_TOO_LARGE, f"{width} x {height} is more than {max_pixels} pixels")
+    if width * height == 0:
+        raise BadImage(Reject.IMAGE_UNREADABLE, f"{width} x {height} has no pixels")
+
+
+def check_webp_size(data: bytes, max_pixels: int) -> None:
+    """Check a WebP's canvas by hand (RFC 9649): opening one makes libwebp allocate the canvas twice."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
+        return
+    chunk = data[12:16]
+    if chunk == b"VP8X":
+        width = 1 + int.from_bytes(data[24:27], "little")
+        height = 1 + int.from_bytes(data[27:30], "little")
+    elif chunk == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    elif chunk == b"VP8 ":
+        width, height = (side & 0x3FFF for side in struct.unpack("<HH", data[26:30]))
+    else:
+        return
+    check_size(width, height, max_pixels)
+
+
+def has_signature(data: bytes) -> bool:
+    """Whether the bytes begin as one of FORMATS: then what does not open is a broken image, not something else."""
+    starts = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\x00", b"MM\x00*")
+    return data.startswith(starts) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """Cheap facts of an image, for placeholders and near-duplicates."""
+
+    pixel_std: float
+    """Standard deviation of all pixel values of all channels, 0..255; near 0: a blank image."""
+    dhash: int
+    """Difference hash, 64 bits: bit 8 r + c (from the top) says that cell (r, c) is darker than cell (r, c + 1)."""
+
+
+def image_facts(rgb: np.ndarray) -> ImageFacts:
+    """Return the facts of `rgb`, `[H, W, 3] uint8`. The standard deviation is exact (from counts, in float64)."""
+    image = Image.fromarray(rgb)
+    counts = np.array(image.histogram(), dtype=np.float64).reshape(3, 256).sum(axis=0)
+    levels = np.arange(256.0)
+    mean = counts @ levels / counts.sum()
+    variance = counts @ (levels - mean) ** 2 / counts.sum()
+    cells = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX)).astype(np.int16)  # [8, 9]
+    bits = np.packbits(cells[:, :-1] < cells[:, 1:])
+    return ImageFacts(pixel_std=float(np.sqrt(variance)), dhash=int.from_bytes(bits.tobytes(), "big"))

@@ -1,0 +1,343 @@
+"""Local paths and s3:// or gs:// addresses: opening, listing, globs, brace ranges, and errors that say what to do."""
+
+import io
+import posixpath
+import re
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pyarrow import fs
+
+ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+)://")
+WILDCARD = re.compile(r"[*?\[]")
+ADDRESS_WILDCARD = re.compile(r"[*\[]")
+"""In an address a question mark opens the query, so it is no wildcard there."""
+MAX_FILE_BYTES = 256 * 2**20
+"""No image or member of a pair is larger; what is, is never read into memory."""
+
+
+class PathError(ValueError):
+    """A path cannot be used; the message names it and what to do about it."""
+
+
+class FileTooLarge(PathError):
+    """The file has more than MAX_FILE_BYTES."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One file of a listing."""
+
+    path: str
+    """An absolute local path or an address: what `open_input` takes."""
+    relative: str
+    """Path relative to the root of the listing, with '/' between parts."""
+    size_bytes: int | None
+    """None: the path was asked for by name and does not exist."""
+
+
+def is_address(path: str) -> bool:
+    """Whether the path is an address with a scheme, such as s3://bucket/key, and not a local path."""
+    return ADDRESS.match(path) is not None
+
+
+def absolute(path: str) -> str:
+    """Return an absolute local path, or the address as it is (file:// becomes a local path)."""
+    path = path.removeprefix("file://")
+    # Not Path.resolve: a shard keeps the name by which it was asked for, also through a symbolic link.
+    return path if is_address(path) else posixpath.normpath(Path(path).expanduser().absolute())
+
+
+def split_query(path: str) -> tuple[str, str]:
+    """Split an address into what stands before the query and the query with its question mark ("" for local paths)."""
+    if not is_address(path):
+        return path, ""
+    base, mark, query = path.partition("?")
+    return base, mark + query
+
+
+def join(folder: str, relative: str) -> str:
+    """Append a relative path to a local folder or an address, before the address's query."""
+    base, query = split_query(folder)
+    return f"{base.rstrip('/')}/{relative}{query}"
+
+
+def parent(path: str) -> str:
+    """Return the folder of a path or address, with the same query."""
+    base, query = split_query(path)
+    return base.rstrip("/").rpartition("/")[0] + query
+
+
+def resolve(table: str, image: str) -> str | None:
+    """Return where an image named in a table lies: as written when absolute, else relative to the table's folder.
+
+    None when a relative path climbs out of that folder.
+    """
+    if is_address(image) or image.startswith("/"):
+        return absolute(image)
+    inside = posixpath.normpath(image)
+    return None if inside == ".." or inside.startswith("../") else join(parent(table), inside)
+
+
+@lru_cache(maxsize=64)
+def _bucket(scheme: str, netloc: str, query: str) -> fs.FileSystem:
+    # One client a bucket and a process: making one may cost several requests.
+    return fs.FileSystem.from_uri(f"{scheme}://{netloc}{query}")[0]
+
+
+def locate(path: str) -> tuple[fs.FileSystem, str]:
+    """Return the file system of a path and the path inside it.
+
+    An s3 address takes pyarrow's options as a query: s3://bucket/key?region=eu-west-1&endpoint_override=host:9000&scheme=http.
+
+    Raises:
+        PathError: the scheme is not supported, or the store cannot be reached.
+    """
+    path = absolute(path)
+    if not is_address(path):
+        return fs.LocalFileSystem(), path
+    base, query = split_query(path)
+    parts = urlsplit(base)
+    if parts.scheme not in ("s3", "gs", "gcs"):
+        raise PathError(f"{path}: no support for {parts.scheme}://; use a local path, s3:// or gs:// (download first)")
+    try:
+        filesystem = _bucket(parts.scheme, parts.netloc, query)
+    except (OSError, ValueError) as error:
+        raise PathError(f"{path}: {_one_line(error)}; check the address, its options and your credentials") from error
+    inner = base.removeprefix(f"{parts.scheme}://").rpartition("@")[2]
+    return filesystem, inner.rstrip("/")
+
+
+def open_input(path: str) -> Any:
+    """Open a file for random access; returns a pyarrow NativeFile.
+
+    Raises:
+        PathError: there is no such file, or it cannot be opened.
+    """
+    filesystem, inner = locate(path)
+    try:
+        return filesystem.open_input_file(inner)
+    except FileNotFoundError as error:
+        raise PathError(f"{path}: no such file; check the path") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise PathError(f"{path!r}: {_one_line(error)}; check the path and your permissions") from error
+
+
+def open_text(path: str) -> io.TextIOWrapper:
+    """Open a UTF-8 text file with line ends untouched; bytes that are not UTF-8 become lone surrogates.
+
+    Raises:
+        PathError: as `open_input`.
+    """
+    return io.TextIOWrapper(open_input(path), encoding="utf-8", errors="surrogateescape", newline="")
+
+
+def read_file(path: str) -> bytes:
+    """Return the bytes of a regular file.
+
+    Raises:
+        FileTooLarge: it has more than MAX_FILE_BYTES.
+        PathError: it does not exist, cannot be read, or is no regular file (a device or a pipe could block for ever).
+    """
+    if not is_address(path):
+        return _read_local(path)
+    with open_input(path) as file:
+        if file.size() > MAX_FILE_BYTES:
+            raise FileTooLarge(f"{path}: {file.size()} bytes, more than {MAX_FILE_BYTES}; it is not read")
+        return bytes(file.read())
+
+
+def _read_local(path: str) -> bytes:
+    try:
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise PathError(f"{path}: not a regular file; name a file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise FileTooLarge(f"{path}: {status.st_size} bytes, more than {MAX_FILE_BYTES}; it is not read")
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise PathError(f"{path}: {_one_line(error)}; check the path and your permissions") from error
+    except ValueError as error:  # a path with a NUL character or a lone surrogate
+        if isinstance(error, PathError):
+            raise
+        raise PathError(f"{path!r}: {error}; correct the path") from error
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Expand `{000..009}` (zero padded as its start) and `{a,b}`, left to right; other braces stay as they are.
+
+    Raises:
+        PathError: a range runs backwards.
+    """
+    for match in re.finditer(r"\{([^{}]*)\}", pattern):
+        body = match[1]
+        if span := re.fullmatch(r"(\d+)\.\.(\d+)", body):
+            first, last = int(span[1]), int(span[2])
+            if first > last:
+                raise PathError(f"{pattern}: the range {match[0]} runs backwards; write the smaller number first")
+            options = [f"{number:0{len(span[1])}d}" for number in range(first, last + 1)]
+        elif "," in body:
+            options = body.split(",")
+        else:
+            continue
+        tails = expand_braces(pattern[match.end() :])
+        return [pattern[: match.start()] + option + tail for option in options for tail in tails]
+    return [pattern]
+
+
+def find(patterns: str | Sequence[str], suffixes: tuple[str, ...]) -> list[Found]:
+    """List the files of a data set, sorted by their path relative to the data set's root.
+
+    A pattern is a file, a folder (then all files below it with one of the suffixes), or a glob (`*`, `**`, `?`,
+    `[ab]`; no `?` in addresses), each with brace ranges. The root is the deepest folder above all patterns' wildcards:
+    it does not depend on which files are there. Names that start with '.' or '_' are skipped in folders and globs.
+    A file asked for by its full name that does not exist is listed without a size, so that the run can report it.
+
+    Raises:
+        PathError: no pattern matches any file, or the store cannot be reached.
+    """
+    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+    found: dict[str, int | None] = {}
+    roots: list[str] = []
+    for pattern in (absolute(one) for many in wanted for one in expand_braces(many)):
+        root, files = _match(pattern, suffixes)
+        roots.append(root)
+        found.update(files)
+    if not any(size is not None for size in found.values()):
+        kinds = " or ".join(suffixes)
+        raise PathError(f"{', '.join(wanted)}: no {kinds} file matches; check the path and the pattern")
+    root = _common_folder(roots)
+    listing = [Found(path, _relative(path, root), size) for path, size in found.items()]
+    return sorted(listing, key=lambda file: file.relative)
+
+
+def find_folders(patterns: str | Sequence[str]) -> list[Found]:
+    """List the folders that the patterns (folders or globs of folders, with brace ranges) match, sorted.
+
+    `relative` is "" for a single folder.
+
+    Raises:
+        PathError: a folder does not exist, or a glob matches none.
+    """
+    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+    roots: list[str] = []
+    folders: list[str] = []
+    for pattern in (absolute(one) for many in wanted for one in expand_braces(many)):
+        if kind(pattern) == fs.FileType.Directory:
+            roots.append(split_query(pattern)[0].rstrip("/"))
+            folders.append(pattern)
+            continue
+        root, matches = _glob(pattern)
+        if not matches:
+            raise PathError(f"{pattern}: no such folder; name a folder of images")
+        roots.append(root)
+        folders += [path for path, info in matches if info.type == fs.FileType.Directory]
+    if not folders:
+        raise PathError(f"{', '.join(wanted)}: matches files but no folder; name a folder of images")
+    root = _common_folder(roots)
+    found = {
+        path: Found(path, "" if split_query(path)[0].rstrip("/") == root else _relative(path, root), None)
+        for path in folders
+    }
+    return sorted(found.values(), key=lambda folder: folder.relative)
+
+
+def list_folder(folder: str, recursive: bool) -> list[fs.FileInfo]:
+    """Return files and folders below a folder, hidden names skipped, sorted; `.path` is relative to the folder.
+
+    Raises:
+        PathError: the folder cannot be listed.
+    """
+    filesystem, inner = locate(folder)
+    try:
+        infos = filesystem.get_file_info(fs.FileSelector(inner, recursive=recursive))
+    except OSError as error:
+        raise PathError(f"{folder}: {_one_line(error)}; check the path and your permissions") from error
+    prefix = inner.rstrip("/") + "/"
+    inside = [fs.FileInfo(i.path.removeprefix(prefix), type=i.type, size=i.size) for i in infos]
+    return sorted((i for i in inside if not _hidden(i.path)), key=lambda info: info.path)
+
+
+def kind(path: str) -> fs.FileType:
+    """Return whether a path is a file, a folder, or nothing (`pyarrow.fs.FileType`)."""
+    return _info(path).type
+
+
+def _info(path: str) -> fs.FileInfo:
+    filesystem, inner = locate(path)
+    try:
+        return filesystem.get_file_info(inner)
+    except OSError as error:
+        raise PathError(f"{path}: {_one_line(error)}; check the address, its options and your credentials") from error
+
+
+def _match(pattern: str, suffixes: tuple[str, ...]) -> tuple[str, dict[str, int | None]]:
+    """Return the root of one pattern (braces expanded) and its files with their sizes."""
+    wildcard = ADDRESS_WILDCARD if is_address(pattern) else WILDCARD
+    base = split_query(pattern)[0]
+    has_wildcard = wildcard.search(base) is not None
+    info = _info(pattern)
+    if info.type == fs.FileType.Directory:
+        infos = list_folder(pattern, recursive=True)
+        files = [i for i in infos if i.is_file and i.path.lower().endswith(suffixes)]
+        return base.rstrip("/"), {join(pattern, i.path): i.size for i in files}
+    if info.type == fs.FileType.File or not has_wildcard:
+        return base.rpartition("/")[0], {pattern: info.size if info.is_file else None}
+    root, matches = _glob(pattern)
+    return root, {path: i.size for path, i in matches if i.is_file}
+
+
+def _glob(pattern: str) -> tuple[str, list[tuple[str, fs.FileInfo]]]:
+    """Return the folder above the first wildcard, and what lies below it and matches."""
+    wildcard = ADDRESS_WILDCARD if is_address(pattern) else WILDCARD
+    base, query = split_query(pattern)
+    fixed = "/".join(takewhile(lambda part: not wildcard.search(part), base.split("/")))
+    rest = base[len(fixed) + 1 :]
+    folder = (fixed or "/") + query
+    if not rest or kind(folder) != fs.FileType.Directory:
+        return fixed, []
+    infos = list_folder(folder, recursive="/" in rest or "**" in rest)
+    expression = re.compile(_glob_expression(rest))
+    return fixed, [(join(folder, info.path), info) for info in infos if expression.fullmatch(info.path)]
+
+
+def _glob_expression(glob: str) -> str:
+    """Translate a glob to a regular expression: `*` and `?` stay inside one folder, `**/` crosses any number."""
+    pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", glob)
+    known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+
+    def translate(piece: str) -> str:
+        if piece in known:
+            return known[piece]
+        if piece.startswith("[") and piece.endswith("]"):
+            inside = piece[1:-1].replace("\\", r"\\")
+            return f"[{'^' + inside[1:] if inside.startswith('!') else inside}]"
+        return re.escape(piece)
+
+    return "".join(translate(piece) for piece in pieces)
+
+
+def _common_folder(folders: list[str]) -> str:
+    columns = zip(*(folder.split("/") for folder in folders), strict=False)
+    return "/".join(column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns))
+
+
+def _relative(path: str, root: str) -> str:
+    base = split_query(path)[0]
+    if root and base.startswith(root + "/"):
+        return base[len(root) + 1 :]
+    return ADDRESS.sub("", base).lstrip("/")
+
+
+def _hidden(relative: str) -> bool:
+    return any(part.startswith((".", "_")) for part in relative.split("/"))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

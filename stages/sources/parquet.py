@@ -1,0 +1,372 @@
+"""Parquet files of pairs: image bytes, Hugging Face's struct of bytes and path, or image paths."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.files import Found, PathError, find, open_input
+from stages.samples import RawPair, Reject, Unit, hash_uid
+from stages.sources.common import (
+    LabelCaptions,
+    SourceError,
+    UnitWriter,
+    damaged,
+    hex_uid,
+    make_pair,
+    native_of,
+    number_units,
+    output_shard,
+    printable,
+    row_key,
+    slices,
+)
+from stages.sources.rows import absolute_image, image_place, image_suffix, load_image
+from stages.sources.table import check_columns, check_rows_source
+from stages.stage import config
+
+BATCH_ROWS = 256
+"""Rows in memory at a time when reading."""
+STREAM_BYTES = 8 * 2**20
+"""Read-ahead of one column: a whole column of images may be larger than memory."""
+GROUP_ROWS = 1024
+GROUP_BYTES = 64 * 2**20
+"""A row group is written when it has this many rows or bytes."""
+
+
+@config
+class ParquetSource:
+    """Parquet with one row a pair. The image column holds bytes, a struct of bytes and path, or a path."""
+
+    path: str | list[str]
+    """Files, folders or globs, with {00000..00999} ranges; local, s3:// or gs://."""
+    kind: Literal["parquet"] = "parquet"
+    image: str = "image"
+    """Column with the image: binary, struct of bytes and path, or a path as in a table."""
+    caption: str | None = "caption"
+    """Column with the caption, or a list of captions (then the first); null: there is none."""
+    label: str | None = None
+    """Column with the class index."""
+    key: str | None = None
+    """Column that names a row within its file; null: the row number."""
+    captions_from_labels: LabelCaptions | None = None
+    """Makes captions for files that have no caption column."""
+    unit_rows: int = 4096
+    """Rows of one unit of work, at most."""
+
+    def __post_init__(self) -> None:
+        check_rows_source(self.unit_rows, self.caption, self.captions_from_labels)
+
+
+def list_units(source: ParquetSource) -> list[Unit]:
+    """Return whole files, or slices of at most `unit_rows` rows that keep to row groups where these are small enough.
+
+    Raises:
+        SourceError: a file lacks a column that the source names, or its type does not fit.
+    """
+    files = find(source.path, (".parquet",))
+    with ThreadPoolExecutor(max_workers=16) as pool:  # reading footers waits for the store, not for the processor
+        cuts = list(pool.map(lambda file: _cut(source, file), files))
+    return number_units(list(zip(files, cuts, strict=True)))
+
+
+def _cut(source: ParquetSource, file: Found) -> list[tuple[int, int]]:
+    if file.size_bytes is None:
+        return [(0, -1)]
+    try:
+        with open_input(file.path) as opened:
+            parquet = pq.ParquetFile(opened)
+            schema, metadata = parquet.schema_arrow, parquet.metadata
+    except (PathError, pa.ArrowException, OSError):
+        return [(0, -1)]  # read_unit reports it as a damaged shard
+    _check_schema(source, file.path, schema)
+    return pack_groups([metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)], source.unit_rows)
+
+
+def pack_groups(groups: list[int], limit: int) -> list[tuple[int, int]]:
+    """Pack row groups (rows of each) into slices of at most `limit` rows; a larger group is cut in equal parts."""
+    if sum(groups) <= limit:
+        return [(0, -1)]
+    cuts: list[tuple[int, int]] = []
+    begin = end = 0
+    for count in groups:
+        if end > begin and end + count - begin > limit:
+            cuts.append((begin, end))
+            begin = end
+        if count > limit:
+            cuts += [(end + start, end + stop) for start, stop in slices(count, limit)]
+            begin = end + count
+        end += count
+    if end > begin:
+        cuts.append((begin, end))
+    return cuts
+
+
+def _check_schema(source: ParquetSource, path: str, schema: pa.Schema) -> None:
+    check_columns(
+        path,
+        schema.names,
+        required=[source.image, source.label, source.key],
+        caption=source.caption,
+        labels=source.captions_from_labels,
+    )
+    image = schema.field(source.image).type
+    fits = _is_binary(image) or _is_text(image) or (pa.types.is_struct(image) and image.get_field_index("bytes") >= 0)
+    if not fits:
+        raise SourceError(
+            f"{path}: column {source.image!r} is {image}; an image is binary, struct<bytes, path> or a path"
+        )
+    if source.label is not None and not pa.types.is_integer(schema.field(source.label).type):
+        kind = schema.field(source.label).type
+        raise SourceError(f"{path}: column {source.label!r} is {kind}; a label is a class index (an integer)")
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _batches(
+    parquet: pq.ParquetFile, start: int, stop: int, columns: list[str] | None
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yield (row number of the first row, batch) for the rows of a slice, touching only row groups that it overlaps."""
+    metadata = parquet.metadata
+    stop = metadata.num_rows if stop < 0 else stop
+    chosen: list[int] = []
+    first_row = row = 0
+    for index in range(metadata.num_row_groups):
+        count = metadata.row_group(index).num_rows
+        if row < stop and row + count > start:
+            first_row = first_row if chosen else row
+            chosen.append(index)
+        row += count
+    if not chosen:
+        return
+    row = first_row
+    for batch in parquet.iter_batches(BATCH_ROWS, row_groups=chosen, columns=columns):
+        begin, end = max(start - row, 0), min(stop - row, batch.num_rows)
+        if begin < end:
+            yield row + begin, batch.slice(begin, end - begin)
+        row += batch.num_rows
+        if row >= stop:
+            return
+
+
+def _open(path: str) -> tuple[Any, pq.ParquetFile]:
+    file = open_input(path)
+    return file, pq.ParquetFile(file, buffer_size=STREAM_BYTES, pre_buffer=False)
+
+
+def read_unit(source: ParquetSource, unit: Unit) -> Iterator[RawPair]:
+    """Yield the pairs of a slice, a few hundred rows in memory at a time, only the columns that it needs."""
+    row = unit.start
+    try:
+        file, parquet = _open(unit.path)
+        with file:
+            present = parquet.schema_arrow.names
+            labels = source.captions_from_labels
+            names = labels.names if labels is not None and isinstance(labels.names, str) else None
+            wanted = [source.image, source.caption, source.label, source.key, names]
+            columns = sorted({name for name in wanted if name is not None and name in present})
+            seen = _earlier_keys(source, parquet, unit)
+            for first_row, batch in _batches(parquet, unit.start, unit.stop, columns):
+                for pair in _pairs(source, unit, first_row, batch, seen):
+                    yield pair
+                    row += 1
+    except (PathError, pa.ArrowException, OSError):
+        # A damaged page comes as ArrowInvalid or as OSError; the rows of the batch that it is in cannot be read.
+        yield damaged(unit, f"row-{row}")
+
+
+def _earlier_keys(source: ParquetSource, parquet: pq.ParquetFile, unit: Unit) -> set[object]:
+    if source.key is None or unit.start == 0:
+        return set()
+    batches = _batches(parquet, 0, unit.start, [source.key])
+    return {key for _, batch in batches for key in _values(batch, source.key)}
+
+
+def _values(batch: pa.RecordBatch, name: str) -> list[Any]:
+    """Return a column as Python values; text as bytes, because a column of strings may hold what is not UTF-8."""
+    column = batch.column(name)
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if _is_text(column.type):
+        column = column.cast(pa.large_binary())
+    elif pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        if _is_text(column.type.value_type):
+            column = column.cast(pa.large_list(pa.large_binary()))
+        return [next(iter(values or ()), None) for values in column.to_pylist()]
+    return list(column.to_pylist())
+
+
+def _text(value: object) -> str | None:
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else None
+
+
+def _pairs(
+    source: ParquetSource, unit: Unit, first_row: int, batch: pa.RecordBatch, seen: set[object]
+) -> Iterator[RawPair]:
+    nothing = [None] * batch.num_rows
+    present = batch.schema.names
+
+    def column(name: str | None) -> list[Any]:
+        return _values(batch, name) if name is not None and name in present else nothing
+
+    labels = source.captions_from_labels if source.caption not in present else None
+    names = column(labels.names) if labels is not None and isinstance(labels.names, str) else nothing
+    is_bytes = _is_binary(batch.schema.field(source.image).type)
+    every = zip(
+        column(source.image), column(source.caption), column(source.label), column(source.key), names, strict=True
+    )
+    for row, (value, caption, label, own_key, name) in enumerate(every, first_row):
+        key = (
+            row_key(row)
+            if own_key in (None, b"")
+            else printable(own_key if isinstance(own_key, bytes) else str(own_key))
+        )
+        if labels is not None:
+            caption = labels.caption(f"{unit.shard}/{key}", _text(name), label)
+        image, suffix = _image(value if is_bytes else _place(value), unit)
+        yield make_pair(
+            unit,
+            key,
+            image=image,
+            caption=caption if isinstance(caption, str | bytes) else None,
+            duplicate=own_key not in (None, b"") and own_key in seen,
+            label=label,
+            native_uid=hex_uid(key),
+            image_suffix=suffix,
+            native=(row, caption if labels is not None else None, own_key not in (None, b"")),
+        )
+        seen.add(own_key)
+
+
+def _place(value: Any) -> Any:
+    """Turn a path column's value into the struct that Hugging Face writes; that struct stays as it is."""
+    return {"bytes": None, "path": _text(value)} if isinstance(value, bytes) else value
+
+
+def _image(value: Any, unit: Unit) -> tuple[bytes | Reject, str]:
+    """Return the image's bytes, or why there are none, and its suffix."""
+    if isinstance(value, bytes):
+        return value, ""
+    if value is None:
+        return Reject.IMAGE_MISSING, ""
+    suffix = image_suffix(value.get("path"))
+    if value["bytes"] is not None:
+        return value["bytes"], suffix
+    return load_image(image_place(unit.path, value.get("path"))), suffix
+
+
+class ParquetWriter(UnitWriter):
+    """Copies rows with all columns and the schema; replaced rows differ in image and caption alone.
+
+    Image paths are made absolute, and a replaced image of a path column goes to images/. Captions made from labels are
+    stored in the caption column, so that they stay the same under a new uid.
+    """
+
+    def __init__(self, source: ParquetSource, unit: Unit, folder: Path) -> None:
+        super().__init__(folder, output_shard(unit))
+        self._source = source
+        self._unit = unit
+        self._picked: list[tuple[int, dict[str, Any]]] = []
+        """Rows of the current batch to write: position in it, and the values to change."""
+        self._pending: list[pa.Table] = []
+
+    def _open(self) -> None:
+        self._input, parquet = _open(self._unit.path)
+        self._walk = _batches(parquet, self._unit.start, self._unit.stop, None)
+        self._first_row, self._batch = self._unit.start, pa.RecordBatch.from_pylist([], schema=parquet.schema_arrow)
+        schema = parquet.schema_arrow
+        if self._source.captions_from_labels is not None and self._source.caption not in schema.names:
+            schema = schema.append(pa.field(self._source.caption, pa.string()))
+        self._schema = schema
+        self._image_type = schema.field(self._source.image).type
+        self._writer = pq.ParquetWriter(self._temporary, schema)
+
+    def _close(self) -> None:
+        self._finish_batch()
+        self._flush()
+        self._writer.close()
+        self._input.close()
+
+    def copy(self, pair: RawPair) -> str:
+        return self._write(pair, {} if _is_binary(self._image_type) else self._moved_image(pair))
+
+    def replace(self, pair: RawPair, *, image: bytes, suffix: str, caption: str) -> str:
+        changes: dict[str, Any] = {}
+        name = f"{hash_uid(pair.uid)}{suffix}"
+        if _is_binary(self._image_type):
+            changes[self._source.image] = image
+        elif pa.types.is_struct(self._image_type):
+            changes[self._source.image] = {"bytes": image, "path": name}
+        else:
+            self._write_beside(f"{self.shard.rpartition('/')[0]}/images/{name}".lstrip("/"), image)
+            changes[self._source.image] = f"images/{name}"
+        if self._source.caption is not None:
+            changes[self._source.caption] = caption
+        return self._write(pair, changes)
+
+    def _write(self, pair: RawPair, changes: dict[str, Any]) -> str:
+        row, made_caption, has_key = native_of(pair)
+        self._go_to(row)
+        if made_caption is not None:
+            changes = {str(self._source.caption): made_caption} | changes
+        self._picked.append((row - self._first_row, changes))
+        return self._row_uid(pair.key if has_key else None)
+
+    def _go_to(self, row: int) -> None:
+        """Load the batch that holds a row; rows come in the order of reading."""
+        if row < self._first_row:
+            raise ValueError(
+                f"{self._unit.shard}: row {row} is written after row {self._first_row}; keep the read order"
+            )
+        while row >= self._first_row + self._batch.num_rows:
+            self._finish_batch()
+            self._first_row, self._batch = next(self._walk)
+
+    def _moved_image(self, pair: RawPair) -> dict[str, Any]:
+        """Return the change that keeps a relative image path valid in another folder."""
+        self._go_to(native_of(pair)[0])
+        value = self._batch.column(self._source.image)[native_of(pair)[0] - self._first_row].as_py()
+        if isinstance(value, dict):
+            if value["bytes"] is None:
+                return {self._source.image: value | {"path": absolute_image(self._unit.path, value.get("path"))}}
+            return {}
+        return {self._source.image: absolute_image(self._unit.path, value)}
+
+    def _finish_batch(self) -> None:
+        """Copy the picked rows out of the batch, so that it can be freed."""
+        if self._picked:
+            taken = self._batch.take(pa.array([position for position, _ in self._picked]))
+            changes = [change for _, change in self._picked]
+            columns = [self._column(taken, field, changes) for field in self._schema]
+            self._pending.append(pa.Table.from_arrays(columns, schema=self._schema))
+            self._picked = []
+        pending_bytes = sum(table.nbytes for table in self._pending)
+        if sum(table.num_rows for table in self._pending) >= GROUP_ROWS or pending_bytes >= GROUP_BYTES:
+            self._flush()
+
+    def _column(self, taken: pa.RecordBatch, field: pa.Field, changes: list[dict[str, Any]]) -> Any:
+        is_old = field.name in taken.schema.names
+        old = taken.column(field.name) if is_old else pa.nulls(taken.num_rows, field.type)
+        if not any(field.name in change for change in changes):
+            return old
+        pieces = []
+        for i, change in enumerate(changes):
+            value = change.get(field.name)
+            if field.name in change and isinstance(value, str) and pa.types.is_nested(field.type):
+                value = [value, *(old[i].as_py() or [])[1:]]
+            pieces.append(pa.array([value], field.type) if field.name in change else old.slice(i, 1))
+        return pa.chunked_array(pieces, field.type)
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._writer.write_table(pa.concat_tables(self._pending), row_group_size=GROUP_ROWS)
+            self._pending = []

@@ -1,0 +1,196 @@
+"""CSV and TSV tables that name image files beside a caption."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from stages.files import find
+from stages.samples import RawPair, Unit, hash_uid
+from stages.sources.common import (
+    LabelCaptions,
+    SourceError,
+    UnitWriter,
+    class_index,
+    hex_uid,
+    inside,
+    make_pair,
+    native_of,
+    number_units,
+    output_shard,
+    printable,
+    row_key,
+    slices,
+)
+from stages.sources.rows import (
+    Row,
+    RowsEnd,
+    absolute_image,
+    count_rows,
+    delimiter,
+    header,
+    image_place,
+    image_suffix,
+    load_image,
+    walk,
+)
+from stages.stage import config
+
+
+@config
+class TableSource:
+    """CSV or TSV with a header row; TSV by the suffix .tsv.
+
+    An image path is absolute, an address, or relative to the table's folder (and then must not climb out of it).
+    """
+
+    path: str | list[str]
+    """Tables, folders or globs, with {00..99} ranges; local, s3:// or gs://."""
+    kind: Literal["table"] = "table"
+    image: str = "image"
+    """Column with the image path."""
+    caption: str | None = "caption"
+    """Column with the caption; null: there is none."""
+    label: str | None = None
+    """Column with the class index."""
+    key: str | None = None
+    """Column that names a row within its table; null: the row number."""
+    captions_from_labels: LabelCaptions | None = None
+    """Makes captions for tables that have no caption column."""
+    unit_rows: int = 4096
+    """Rows of one unit of work."""
+
+    def __post_init__(self) -> None:
+        check_rows_source(self.unit_rows, self.caption, self.captions_from_labels)
+
+
+def check_rows_source(unit_rows: int, caption: str | None, labels: LabelCaptions | None) -> None:
+    """Raise ValueError for what no source of rows can mean."""
+    if unit_rows < 1:
+        raise ValueError("unit_rows must be at least 1")
+    if labels is not None and caption is None:
+        raise ValueError("captions_from_labels needs caption, the name of the column that a written data set gets")
+
+
+def check_columns(
+    path: str,
+    present: list[str],
+    *,
+    required: list[str | None],
+    caption: str | None,
+    labels: LabelCaptions | None,
+) -> None:
+    """Check that a file has the columns that the source names.
+
+    Raises:
+        SourceError: one is missing; the message names file, column and what there is.
+    """
+    wanted = [name for name in required if name is not None]
+    if caption is not None and not (labels is not None and caption not in present):
+        wanted.append(caption)
+    elif labels is not None and isinstance(labels.names, str):
+        wanted.append(labels.names)
+    for name in wanted:
+        if name not in present:
+            raise SourceError(f"{path}: no column {name!r}; it has {', '.join(present) or 'no columns'}")
+
+
+def list_units(source: TableSource) -> list[Unit]:
+    """Return slices of at most `unit_rows` rows of every table.
+
+    Raises:
+        SourceError: a table lacks a column that the source names.
+    """
+    files = find(source.path, (".csv", ".tsv"))
+    for file in files:
+        if file.size_bytes:
+            try:
+                present = header(file.path)
+            except RowsEnd:
+                continue
+            check_columns(
+                file.path,
+                present,
+                required=[source.image, source.label, source.key],
+                caption=source.caption,
+                labels=source.captions_from_labels,
+            )
+    return number_units([(file, slices(count_rows(file.path), source.unit_rows)) for file in files])
+
+
+def read_unit(source: TableSource, unit: Unit) -> Iterator[RawPair]:
+    """Yield the pairs of a slice. Rows before it are parsed too: a key that one of them has is a duplicate."""
+    seen: set[object] = set()
+    for step in walk(unit):
+        if isinstance(step, RawPair):
+            yield step
+            continue
+        number, row = step
+        key = row.get(source.key) if source.key is not None else None
+        if inside(unit, number):
+            yield _pair(source, unit, number, row, duplicate=bool(key) and key in seen)
+        seen.add(key)
+
+
+def _pair(source: TableSource, unit: Unit, number: int, row: Row, duplicate: bool) -> RawPair:
+    own_key = row.get(source.key) if source.key is not None else None
+    key = printable(own_key) if own_key else row_key(number)
+    image = row.get(source.image)
+    label = class_index(row[source.label]) if source.label is not None and source.label in row else None
+    caption = row.get(source.caption) if source.caption is not None else None
+    labels = source.captions_from_labels
+    if labels is not None and source.caption not in row:
+        names = row.get(labels.names) if isinstance(labels.names, str) else None
+        caption = labels.caption(f"{unit.shard}/{key}", names, label)
+        row = row | {str(source.caption): caption or ""}
+    return make_pair(
+        unit,
+        key,
+        image=load_image(image_place(unit.path, image)),
+        caption=caption,
+        duplicate=duplicate,
+        label=label,
+        native_uid=hex_uid(own_key),
+        image_suffix=image_suffix(image),
+        native=row,
+    )
+
+
+class TableWriter(UnitWriter):
+    """Writes the rows with image paths made absolute; replaced images go to images/ and are named relatively."""
+
+    def __init__(self, source: TableSource, unit: Unit, folder: Path) -> None:
+        super().__init__(folder, output_shard(unit))
+        self._source = source
+        self._unit = unit
+
+    def _open(self) -> None:
+        names = header(self._unit.path)
+        if self._source.captions_from_labels is not None and self._source.caption not in names:
+            names.append(str(self._source.caption))
+        self._names = names
+        self._file = self._temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+        self._csv = csv.writer(self._file, delimiter=delimiter(self.shard), lineterminator="\n")
+        self._csv.writerow(names)
+
+    def _close(self) -> None:
+        self._file.close()
+
+    def _write(self, row: Row) -> str:
+        self._csv.writerow([row.get(name, "") for name in self._names])
+        own_key = row.get(self._source.key) if self._source.key is not None else None
+        return self._row_uid(printable(own_key) if own_key else None)
+
+    def copy(self, pair: RawPair) -> str:
+        row = native_of(pair)
+        column = self._source.image
+        return self._write(row | {column: absolute_image(self._unit.path, row.get(column))})
+
+    def replace(self, pair: RawPair, *, image: bytes, suffix: str, caption: str) -> str:
+        row = dict(native_of(pair))
+        name = f"images/{hash_uid(pair.uid)}{suffix}"
+        self._write_beside(f"{self.shard.rpartition('/')[0]}/{name}".lstrip("/"), image)
+        row[self._source.image] = name
+        if self._source.caption is not None:
+            row[self._source.caption] = caption
+        return self._write(row)
