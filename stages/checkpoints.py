@@ -13,9 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# huggingface_hub reads this when it is first imported, so it stands before open_clip.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 import open_clip
 import torch
 from safetensors import SafetensorError

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from PIL import Image
 from torchvision.transforms import Compose
 
@@ -24,11 +26,17 @@ from stages.checkpoints import (
     save_clip,
 )
 
-# stages.checkpoints must come first: it turns the hub off before open_clip is imported.
-from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict  # isort: skip
-from open_clip.tokenizer import HFTokenizer, SimpleTokenizer  # isort: skip
-
-__all__ = ["Clip", "Encoded", "ModelConfig", "ModelError", "default_layers", "load_clip", "resolve_model", "save_clip"]
+__all__ = [
+    "Clip",
+    "Encoded",
+    "Inputs",
+    "ModelConfig",
+    "ModelError",
+    "default_layers",
+    "load_clip",
+    "resolve_model",
+    "save_clip",
+]
 
 MAX_LAYERS = 4
 """Blocks that default_layers chooses at most."""
@@ -55,6 +63,35 @@ class Encoded:
     """Block name -> `[B, P] float32`, pooled over positions, P <= LAYER_WIDTH."""
 
 
+class Inputs:
+    """From one decoded pair to what a model takes; light, because it needs no weights."""
+
+    def __init__(self, resolved: ResolvedModel) -> None:
+        self.image_size = _square_size(resolved.model_cfg)
+        self.preprocess_cfg = _preprocess_cfg(resolved.preprocess_cfg, self.image_size)
+        self.tokenizer = _tokenizer(resolved)
+        transform = image_transform_v2(PreprocessCfg(**self.preprocess_cfg), is_train=False)
+        # open_clip ends every evaluation transform with ToTensor and Normalize; those two are done on the batch.
+        self._geometry = Compose(transform.transforms[:-2])
+
+    def preprocess(self, rgb: np.ndarray) -> torch.Tensor:
+        """Resize and crop one image exactly as open_clip's evaluation transform does.
+
+        Args:
+            rgb: `[H, W, 3] uint8`.
+
+        Returns:
+            `[3, S, S] uint8`. An image that already has that size is passed through untouched.
+        """
+        if rgb.shape[:2] != (self.image_size, self.image_size):
+            rgb = np.asarray(self._geometry(Image.fromarray(rgb)))
+        return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))
+
+    def tokenize(self, captions: Sequence[str]) -> torch.Tensor:
+        """Return `[B, context_length] int64`; longer captions are cut, as open_clip does."""
+        return self.tokenizer(list(captions))
+
+
 class Clip:
     """A loaded CLIP model in evaluation mode.
 
@@ -73,42 +110,23 @@ class Clip:
         self.device = torch.device(device)
         self.model: Any = model.eval().to(self.device).to(memory_format=torch.channels_last)
         self.model_cfg = resolved.model_cfg
-        self.image_size = _square_size(model)
         self.embed_dim = int(resolved.model_cfg["embed_dim"])
-        self.preprocess_cfg = _preprocess_cfg(resolved.preprocess_cfg, self.image_size)
-        self.tokenizer = _tokenizer(resolved)
+        self.inputs = Inputs(resolved)
+        self.image_size = self.inputs.image_size
+        self.preprocess_cfg = self.inputs.preprocess_cfg
+        self.preprocess = self.inputs.preprocess
+        self.tokenize = self.inputs.tokenize
         self.fingerprint = fingerprint(model, self.model_cfg, self.preprocess_cfg)
         self._precision = precision
-        transform = image_transform_v2(PreprocessCfg(**self.preprocess_cfg), is_train=False)
-        # open_clip ends every evaluation transform with ToTensor and Normalize; encode does those two on the batch.
-        self._geometry = Compose(transform.transforms[:-2])
         self._mean = torch.tensor(self.preprocess_cfg["mean"], device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(self.preprocess_cfg["std"], device=self.device).view(1, 3, 1, 1)
         self._projections: dict[int, torch.Tensor] = {}
         self._widths: dict[str, int] = {}
 
-    def preprocess(self, rgb: np.ndarray) -> torch.Tensor:
-        """Resize and crop one image exactly as open_clip's evaluation transform does.
-
-        Args:
-            rgb: `[H, W, 3] uint8`.
-
-        Returns:
-            `[3, S, S] uint8`. An image that already has that size is passed through untouched.
-        """
-        if rgb.shape[:2] != (self.image_size, self.image_size):
-            rgb = np.asarray(self._geometry(Image.fromarray(rgb)))
-        return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))
-
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
         """Return `[B, 3, S, S]` uint8 pixels as the model's normalised float32 input, on its device."""
         pixels = images.to(self.device).to(torch.float32, memory_format=torch.channels_last)
         return pixels.div_(255).sub_(self._mean).div_(self._std)
-
-    def tokenize(self, captions: Sequence[str]) -> torch.Tensor:
-        """Return `[B, context_length] int64`; longer captions are cut, as open_clip does."""
-        tokens: torch.Tensor = self.tokenizer(list(captions))
-        return tokens
 
     def layers(self, names: Sequence[str] | None = None) -> list[str]:
         """Return the names, checked, or the default blocks when None.
@@ -275,9 +293,8 @@ def _positions(model: torch.nn.Module, name: str) -> tuple[int, ...]:
     return (1, 2) if getattr(trunk, "output_fmt", "NCHW") == "NHWC" else (2, 3)
 
 
-def _square_size(model: torch.nn.Module) -> int:
-    tower: Any = model.visual
-    size = tower.image_size
+def _square_size(model_cfg: dict[str, Any]) -> int:
+    size = model_cfg["vision_cfg"].get("image_size", 224)
     height, width = (size, size) if isinstance(size, int) else size
     if height != width:
         raise ModelError(f"the image tower takes {height} x {width} pixels; only square inputs are supported")
