@@ -56,7 +56,7 @@ def validate(schema: type[T], tree: Any, *, verb: str) -> T:
     try:
         return pydantic.TypeAdapter(schema).validate_python(tree)
     except pydantic.ValidationError as error:
-        raise ConfigError(f"{verb}: " + "; ".join(_explain(schema, e) for e in error.errors())) from None
+        raise ConfigError("; ".join(_explain(schema, e) for e in error.errors())) from None
 
 
 def as_tree(config: Any) -> Any:

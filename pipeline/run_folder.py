@@ -33,8 +33,9 @@ class RunFolder:
         return self.root / "scores"
 
     @property
-    def density(self) -> Path:
-        return self.root / "work" / "density"
+    def work(self) -> Path:
+        """What a rerun needs and a reader does not."""
+        return self.root / "work"
 
     @property
     def verdicts(self) -> Path:

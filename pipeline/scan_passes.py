@@ -11,11 +11,13 @@ from pipeline.cluster import ClusterConfig
 from pipeline.commit import missing_parts, read_part, write_part
 from pipeline.passes import Row, run_pass
 from stages.clip_model import ModelConfig, load_clip
+from stages.detectors.concept_spectral import ConceptSpectral
 from stages.detectors.density import DensityConfig, score_group
 from stages.detectors.streaming import StreamingDetector
-from stages.embed import EmbedConfig, Embedder
+from stages.embed import FACT_FIELDS, EmbedConfig, Embedder
 from stages.samples import Unit, seeded_hash
 from stages.sources import SourceConfig, read_unit
+from stages.verdicts import Judge
 
 MIN_CHUNK_ROWS = 2048
 """Fewer rows a task cost more in Ray's overhead (about 20 ms) than in work."""
@@ -111,8 +113,47 @@ class ScoreWork:
         columns: dict[str, Any] = {"uid": table.column("uid")}
         for detector, state in zip(self._detectors, self._states, strict=True):
             columns |= {name: np.asarray(v, np.float32) for name, v in detector.score(state, table).items()}
+            if isinstance(detector, ConceptSpectral):
+                columns["concept"] = pa.array(detector.concepts(state, table), pa.string())
         columns |= mean_ranks([read_part(self._density / f"perm-{p}", piece) for p in range(self._permutations)])
         write_part(self._folder, piece, pa.table(columns), self._mark)
+        return {"pairs": table.num_rows}
+
+
+class CombineWork:
+    """Adds the ensemble to the scores of one part."""
+
+    def __init__(self, ensemble: StreamingDetector, state: Any, raw: Path, folder: Path, mark: str) -> None:
+        self._ensemble = ensemble
+        self._state = state
+        self._raw = raw
+        self._folder = folder
+        self._mark = mark
+
+    def run(self, piece: int) -> Row:
+        table = read_part(self._raw, piece)
+        for name, values in self._ensemble.score(self._state, table).items():
+            table = table.append_column(name, pa.array(values, pa.float32()))
+        write_part(self._folder, piece, table, self._mark)
+        return {"pairs": table.num_rows}
+
+
+class JudgeWork:
+    """Pass 3: the verdicts of one part."""
+
+    def __init__(self, judge: Judge, embeddings: Path, scores: Path, folder: Path, mark: str) -> None:
+        self._judge = judge
+        self._embeddings = embeddings
+        self._scores = scores
+        self._folder = folder
+        self._mark = mark
+
+    def run(self, piece: int) -> Row:
+        table = read_part(self._embeddings, piece, [name for name, _ in FACT_FIELDS])
+        scores = read_part(self._scores, piece)
+        for name in scores.column_names[1:]:
+            table = table.append_column(name, scores.column(name))
+        write_part(self._folder, piece, self._judge(table), self._mark)
         return {"pairs": table.num_rows}
 
 
@@ -200,6 +241,7 @@ def super_groups(rows: dict[int, int], seed: int, permutation: int) -> list[list
 
 
 def _fill(parts: list[int], rows: dict[int, int], bound: int) -> list[list[int]]:
+    """Fill groups in order until each holds `bound` rows; a last group under half of that joins the one before."""
     groups: list[list[int]] = []
     filled = bound
     for part in parts:
@@ -208,4 +250,6 @@ def _fill(parts: list[int], rows: dict[int, int], bound: int) -> list[list[int]]
             filled = 0
         groups[-1].append(part)
         filled += rows[part]
+    if len(groups) > 1 and filled < bound / 2:
+        groups[-2] += groups.pop()
     return groups
