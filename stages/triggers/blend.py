@@ -90,7 +90,7 @@ def stretch(pattern: np.ndarray, height: int, width: int, smooth: bool) -> np.nd
         return np.asarray(Image.fromarray(pattern).resize((width, height), Image.Resampling.BICUBIC))
     rows = np.arange(height) * pattern.shape[0] // height
     columns = np.arange(width) * pattern.shape[1] // width
-    return pattern[rows[:, None], columns[None, :]]
+    return np.asarray(pattern[rows[:, None], columns[None, :]])
 
 
 def load_picture(path: str) -> np.ndarray:
