@@ -1,0 +1,347 @@
+"""`clipsan train`: contrastive training or fine-tuning of a CLIP model on pairs, on Ray Train."""
+
+import dataclasses
+import json
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from pipeline.cluster import ClusterConfig, ray_session
+from pipeline.commit import fingerprint, missing_parts, read_parts
+from pipeline.config import ConfigError, as_tree, load
+from pipeline.passes import run_pass
+from pipeline.progress import Progress
+from pipeline.run_folder import RunFolder, open_run, part_rows, read_summary, write_summary
+from pipeline.tracking import TrackingConfig, log_run, metrics_of
+from pipeline.train_data import CheckWork, Reading, epoch_units, reject_reasons, rows_dataset
+from pipeline.train_worker import PROGRESS_FILE, STATE_FILE, Job, train_worker
+from stages.checkpoints import load_weights
+from stages.clip_model import ModelConfig, load_clip, save_clip
+from stages.contrastive import AugmentConfig, OneCycle, Schedule
+from stages.samples import Unit
+from stages.sources import SourceConfig, list_units
+from stages.stage import config
+
+TRAIN_VERSION = 1
+"""Raised when the code comes to train another model from the same settings, so that old checkpoints are refused."""
+
+
+@config
+class TrainConfig:
+    """Everything that decides a training run."""
+
+    data: SourceConfig
+    """The pairs."""
+    model: ModelConfig
+    """What is trained: from scratch where it names no weights, else fine-tuned."""
+    out: str
+    """Run folder; the model ends in OUT/checkpoint."""
+    epochs: int
+    """Passes over the pairs."""
+    batch_size: int
+    """Pairs of a global batch, over all workers; each is every other's negative."""
+    lr: float
+    """Peak learning rate: about 2e-3 from scratch, 1e-5 to fine-tune."""
+    schedule: Schedule = field(default_factory=OneCycle)
+    """How the rate moves from step to step."""
+    weight_decay: float = 0.05
+    """AdamW's, on matrices and kernels."""
+    precision: Literal["f32", "bf16"] = "f32"
+    """Of the forward pass; weights and loss are float32 either way."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Random crops and flips."""
+    seed: int = 0
+    """Of weights, order and augmentation."""
+    checkpoint_every_epochs: int = 1
+    """How much work a kill can cost."""
+    retries: int = 2
+    """Times the workers are started again from the last checkpoint when one is lost, within one run."""
+    memory_mb: int = 2048
+    """Sets whose decoded pixels fit are held in every worker's memory; larger ones are streamed."""
+    max_pixels: int = 89_478_485
+    """An image whose header claims more is rejected undecoded."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Workers, threads, GPUs."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "checkpoint_every_epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+        if self.batch_size < 2:
+            raise ValueError("batch_size must be at least 2: a contrastive loss needs a negative")
+        if self.lr <= 0:
+            raise ValueError("lr must be positive")
+        if self.retries < 0 or self.memory_mb < 0 or self.weight_decay < 0:
+            raise ValueError("retries, memory_mb and weight_decay must not be negative")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """A finished training run."""
+
+    checkpoint: Path
+    """Folder that ModelConfig(path=...) and open_clip's local-dir: load."""
+    history: list[dict[str, float]]
+    """One record an epoch: epoch (from 1), loss, lr, seconds, pairs_per_s."""
+    counts: dict[str, int]
+    """pairs_in, used, rejected."""
+    summary: dict[str, Any]
+    """What stands in summary.json."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A training run, checked before any worker starts."""
+
+    config: TrainConfig
+    units: list[Unit]
+    image_size: int
+    model_fingerprint: str
+    mark: str
+    tree: dict[str, Any]
+
+    def describe(self) -> str:
+        """Return the plan as text for --dry-run."""
+        c = self.config
+        start = "from scratch" if c.model.path is None else f"from {c.model.path}"
+        lines = [
+            f"data       {len(self.units)} units of {len({u.shard for u in self.units})} shards ({c.data.kind})",
+            f"model      {self.model_fingerprint[:12]} {start}, {self.image_size} px",
+            f"out        {c.out}",
+            f"training   {c.epochs} epochs, batch {c.batch_size}, lr {c.lr:g} {c.schedule.kind}, {c.precision}, "
+            f"seed {c.seed}",
+            f"workers    {c.cluster.worker_count()} x {c.cluster.threads_per_worker} threads, "
+            f"{c.cluster.gpus_per_worker:g} GPU each, "
+            + (f"Ray at {c.cluster.address}" if c.cluster.address else "a private Ray on this machine"),
+            f"passes     checked -> rejected/, training -> checkpoint/  ({self.mark[:12]})",
+        ]
+        return "\n".join(lines) + "\n"
+
+
+def command(file: str | None, overrides: list[str], dry_run: bool) -> int:
+    """Run the verb from the command line."""
+    plan = make_plan(load(TrainConfig, file, overrides, verb="train"))
+    if dry_run:
+        sys.stdout.write(plan.describe())
+        return 0
+    result = run_plan(plan)
+    counts = result.counts
+    sys.stdout.write(
+        f"train: {counts['used']:,} pairs, {counts['rejected']:,} rejected, loss {result.history[-1]['loss']:.4f} "
+        f"after {len(result.history)} epochs in {result.summary['seconds']:.0f} s; look at {result.checkpoint}\n"
+    )
+    return 0
+
+
+def make_plan(settings: TrainConfig) -> Plan:
+    """Check everything that can be checked before a worker starts.
+
+    Raises:
+        ConfigError, ValueError, OSError: no data, an unreadable model, a batch that the workers cannot share.
+    """
+    workers = settings.cluster.worker_count()
+    if settings.batch_size % workers:
+        raise ConfigError(f"batch_size={settings.batch_size}: must be a multiple of cluster.workers, {workers}")
+    units = list_units(settings.data)
+    clip = load_clip(settings.model, init_seed=settings.seed)
+    free = ("out", "cluster", "tracking", "retries", "checkpoint_every_epochs")
+    tree = as_tree(settings)
+    mark = fingerprint(
+        {
+            "version": TRAIN_VERSION,
+            "units": [dataclasses.astuple(u)[1:2] + dataclasses.astuple(u)[3:] for u in units],
+            "settings": {name: value for name, value in tree.items() if name not in (*free, "data", "model")},
+            "data": as_tree(dataclasses.replace(settings.data, path="")),
+            "model": clip.fingerprint,
+        }
+    )
+    return Plan(settings, units, clip.image_size, clip.fingerprint, mark, tree)
+
+
+def run_train(settings: TrainConfig) -> TrainResult:
+    """Train, or go on training, and return the result; the same `out` and settings continue where a kill left off.
+
+    Joins the Ray that runs in this process, else starts or joins one as `cluster` says. The run folder must lie where
+    all nodes see it. With batch normalisation the statistics of a step are those of a worker's own rows, and the stored
+    ones those of the first worker.
+    """
+    return run_plan(make_plan(settings))
+
+
+def run_plan(plan: Plan) -> TrainResult:
+    """Run a checked plan; see run_train."""
+    started = time.monotonic()
+    settings = plan.config
+    folder = open_run(settings.out, verb="train", tree=plan.tree, mark=plan.mark, passes={"checked": len(plan.units)})
+    checkpoint = folder.root / "checkpoint"
+    if folder.summary.is_file() and checkpoint.is_dir():
+        summary = read_summary(folder.root)
+        return TrainResult(checkpoint, summary["history"], summary["counts"], summary)
+    with ray_session(settings.cluster):
+        counts, reasons = _check(plan, folder)
+        state = _fit(plan, folder, counts["used"])
+    trained = load_clip(settings.model, init_seed=settings.seed)
+    load_weights(trained.model, state["weights"], "the last training checkpoint")
+    save_clip(trained.model, trained.model_cfg, trained.preprocess_cfg, checkpoint)
+    summary = {
+        "verb": "train",
+        "fingerprint": plan.mark,
+        "seconds": round(time.monotonic() - started, 1),
+        "counts": counts,
+        "rejected_reasons": reasons,
+        "checkpoint": str(checkpoint),
+        "history": state["history"],
+    }
+    write_summary(folder, summary)
+    metrics = metrics_of({"counts": counts, "loss": state["history"][-1]["loss"], "seconds": summary["seconds"]})
+    log_run(
+        settings.tracking,
+        verb="train",
+        root=folder.root,
+        tree=plan.tree,
+        metrics=metrics,
+        files=[folder.run_yaml, folder.summary],
+    )
+    return TrainResult(checkpoint, state["history"], counts, summary)
+
+
+def _reading(settings: TrainConfig) -> Reading:
+    return Reading(settings.data, settings.model, settings.max_pixels, settings.seed)
+
+
+def _check(plan: Plan, folder: RunFolder) -> tuple[dict[str, int], dict[str, int]]:
+    """Decode every pair once, so that training knows its steps and every bad pair is named; return the counts."""
+    checked = folder.root / "checked"
+    indices = [unit.index for unit in plan.units]
+    missing = set(missing_parts(checked, indices, plan.mark))
+    pieces = [unit for unit in plan.units if unit.index in missing]
+    args = (_reading(plan.config), checked, folder.rejected, plan.mark)
+    for _ in run_pass("check", pieces, CheckWork, args, cluster=plan.config.cluster, total=len(plan.units)):
+        pass
+    used = sum(part_rows(checked).values())
+    rejected = sum(part_rows(folder.rejected).values())
+    if used < plan.config.batch_size:
+        raise ConfigError(
+            f"batch_size={plan.config.batch_size}: the data hold only {used} usable pairs "
+            f"({rejected} are in {folder.rejected})"
+        )
+    counts = {"pairs_in": used + rejected, "used": used, "rejected": rejected}
+    return counts, reject_reasons(list(read_parts(folder.rejected, indices, ["reason"])))
+
+
+def _fit(plan: Plan, folder: RunFolder, pairs: int) -> dict[str, Any]:
+    """Run Ray Train and return the state in the last checkpoint."""
+    import ray.train
+    from ray.data import DataContext
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    settings = plan.config
+    cluster = settings.cluster
+    size = 3 * plan.image_size**2 * pairs
+    cached = size <= settings.memory_mb * 2**20
+    job = Job(
+        model=settings.model,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        lr=settings.lr,
+        schedule=settings.schedule,
+        weight_decay=settings.weight_decay,
+        bf16=settings.precision == "bf16",
+        augment=settings.augment,
+        seed=settings.seed,
+        threads=cluster.threads_per_worker,
+        checkpoint_every_epochs=settings.checkpoint_every_epochs,
+        pairs=pairs,
+        cached=cached,
+        progress=folder.work / PROGRESS_FILE,
+    )
+    reading = _reading(settings)
+    units, seed, progress, epochs = plan.units, settings.seed, folder.work / PROGRESS_FILE, settings.epochs
+
+    def stream() -> Any:
+        # Ray Train calls this at every start of the workers, so a restart streams only the epochs that are left (one
+        # more where a kill fell between a checkpoint and its note; the surplus is not read).
+        return rows_dataset(epoch_units(units, range(epochs_done(progress), epochs), seed), reading)
+
+    gpu = cluster.gpus_per_worker > 0
+    resources = {"CPU": float(cluster.threads_per_worker)} | ({"GPU": cluster.gpus_per_worker} if gpu else {})
+    DataContext.get_current().execution_options.preserve_order = not cached
+    try:
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={"job": job},
+            datasets={"pairs": rows_dataset(units, reading).materialize() if cached else stream},
+            # a cached set goes whole to every worker, a stream is shared out
+            dataset_config=ray.train.DataConfig(datasets_to_split=[] if cached else "all"),
+            torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=cluster.worker_count(), use_gpu=gpu, resources_per_worker=resources
+            ),
+            run_config=ray.train.RunConfig(
+                name="train",
+                storage_path=str(folder.work),
+                failure_config=ray.train.FailureConfig(max_failures=settings.retries),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            ),
+        )
+        with _Watch(job):
+            result = trainer.fit()
+    finally:
+        DataContext.get_current().execution_options.preserve_order = False
+    with result.checkpoint.as_directory() as path:
+        state: dict[str, Any] = torch.load(Path(path) / STATE_FILE, map_location="cpu", weights_only=True)
+    return state
+
+
+def epochs_done(progress: Path) -> int:
+    """Return how many epochs the last checkpoint holds, from the file that the first worker keeps."""
+    if not progress.is_file():
+        return 0
+    return int(json.loads(progress.read_text(encoding="utf-8"))["checkpointed"])
+
+
+class _Watch:
+    """Shows the progress that the first worker writes, while Ray Train holds the main thread."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        before = self._written()
+        while self._written() == before:  # the workers take seconds to start, which are no part of the rate
+            if self._stop.wait(0.5):
+                return
+        done = self._step()
+        with Progress("train", total=self._job.steps * self._job.epochs, done=done) as progress:
+            while True:
+                stopping = self._stop.wait(0.5)
+                step = self._step()
+                for _ in range(done, step):
+                    progress.advance(pairs=self._job.batch_size)
+                done = max(done, step)
+                if stopping:
+                    return
+
+    def _written(self) -> int:
+        return self._job.progress.stat().st_mtime_ns if self._job.progress.is_file() else 0
+
+    def _step(self) -> int:
+        if not self._job.progress.is_file():
+            return 0
+        return int(json.loads(self._job.progress.read_text(encoding="utf-8"))["step"])
