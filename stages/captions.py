@@ -1,0 +1,436 @@
+"""What captions talk about: words, recurring concepts, and which pair belongs to which concept. No model, no download."""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+import pydantic
+import scipy.sparse as sp
+
+from stages.stage import config
+
+WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")
+
+GRAMMAR = frozenset(
+    [
+        "a",
+        "about",
+        "above",
+        "across",
+        "after",
+        "again",
+        "all",
+        "along",
+        "also",
+        "am",
+        "among",
+        "an",
+        "and",
+        "another",
+        "any",
+        "are",
+        "around",
+        "as",
+        "at",
+        "away",
+        "back",
+        "be",
+        "because",
+        "been",
+        "before",
+        "behind",
+        "being",
+        "below",
+        "beneath",
+        "beside",
+        "between",
+        "both",
+        "but",
+        "by",
+        "can",
+        "could",
+        "did",
+        "do",
+        "does",
+        "down",
+        "during",
+        "each",
+        "either",
+        "every",
+        "few",
+        "for",
+        "from",
+        "front",
+        "get",
+        "gets",
+        "getting",
+        "go",
+        "goes",
+        "going",
+        "had",
+        "has",
+        "have",
+        "he",
+        "her",
+        "here",
+        "hers",
+        "him",
+        "his",
+        "how",
+        "i",
+        "if",
+        "in",
+        "inside",
+        "into",
+        "is",
+        "it",
+        "it's",
+        "its",
+        "itself",
+        "just",
+        "like",
+        "many",
+        "may",
+        "me",
+        "more",
+        "most",
+        "much",
+        "my",
+        "near",
+        "next",
+        "no",
+        "not",
+        "of",
+        "off",
+        "on",
+        "once",
+        "one",
+        "only",
+        "onto",
+        "or",
+        "other",
+        "others",
+        "our",
+        "out",
+        "outside",
+        "over",
+        "own",
+        "per",
+        "s",
+        "same",
+        "several",
+        "she",
+        "should",
+        "so",
+        "some",
+        "something",
+        "such",
+        "t",
+        "than",
+        "that",
+        "the",
+        "their",
+        "them",
+        "then",
+        "there",
+        "these",
+        "they",
+        "this",
+        "those",
+        "three",
+        "through",
+        "to",
+        "together",
+        "too",
+        "top",
+        "toward",
+        "towards",
+        "two",
+        "under",
+        "underneath",
+        "until",
+        "up",
+        "upon",
+        "us",
+        "very",
+        "via",
+        "was",
+        "we",
+        "were",
+        "what",
+        "when",
+        "where",
+        "which",
+        "while",
+        "who",
+        "whose",
+        "will",
+        "with",
+        "within",
+        "without",
+        "would",
+        "you",
+        "your",
+        "left",
+        "right",
+    ]
+)
+"""Words of grammar, place and number: they say nothing about what is in the picture."""
+
+TEMPLATE = frozenset(
+    [
+        "art",
+        "bad",
+        "blurry",
+        "bright",
+        "clean",
+        "close",
+        "close-up",
+        "closeup",
+        "cropped",
+        "dark",
+        "depicting",
+        "depiction",
+        "display",
+        "displayed",
+        "displays",
+        "drawing",
+        "good",
+        "hard",
+        "image",
+        "images",
+        "itap",
+        "jpeg",
+        "jpg",
+        "large",
+        "low",
+        "lots",
+        "photo",
+        "photograph",
+        "photographs",
+        "photography",
+        "photos",
+        "picture",
+        "pictured",
+        "pictures",
+        "pixelated",
+        "png",
+        "rendering",
+        "rendition",
+        "resolution",
+        "scene",
+        "see",
+        "seen",
+        "shot",
+        "showing",
+        "shown",
+        "shows",
+        "snapshot",
+        "view",
+        "weird",
+    ]
+)
+"""Words of prompt templates and of talk about pictures as pictures."""
+
+MAX_TERMS = 200_000
+"""Terms kept in a count: some 20 MB. Beyond it the rarest go, which can only hide a term far below any floor."""
+
+
+def normalise(caption: str) -> str:
+    """Return the caption in Unicode NFKC, lower case, straight apostrophes, single spaces."""
+    text = unicodedata.normalize("NFKC", caption).replace("\u2019", "'").casefold()
+    return " ".join(text.split())
+
+
+def words(caption: str) -> list[str]:
+    """Return the words of a caption in order; letters and digits of any script, inner hyphens and apostrophes kept.
+
+    Scripts that write no spaces (Chinese, Thai) come out as one word a phrase: name the concepts yourself there.
+    """
+    return [word.removesuffix("'s") for word in WORD.findall(normalise(caption))]
+
+
+def is_content(word: str) -> bool:
+    """Whether a word can be a concept: no stop word, no single character, not only digits."""
+    return len(word) > 1 and not word.isdigit() and word not in GRAMMAR and word not in TEMPLATE
+
+
+def terms(caption: str) -> set[str]:
+    """Return the content words of a caption and its pairs of adjacent content words ("sports car")."""
+    sequence = words(caption)
+    kept = [is_content(word) for word in sequence]
+    found = {word for word, keep in zip(sequence, kept, strict=True) if keep}
+    for i in range(len(sequence) - 1):
+        if kept[i] and kept[i + 1] and sequence[i] != sequence[i + 1]:
+            found.add(f"{sequence[i]} {sequence[i + 1]}")
+    return found
+
+
+def count_terms(captions: Iterable[str]) -> Counter[str]:
+    """Return term -> number of captions that hold it."""
+    counts: Counter[str] = Counter()
+    for caption in captions:
+        counts.update(terms(caption))
+    return counts
+
+
+def merge_counts(left: Counter[str], right: Counter[str]) -> Counter[str]:
+    """Return the sum of two counts, at most MAX_TERMS entries, ties broken by the alphabet."""
+    total = left + right
+    if len(total) <= MAX_TERMS:
+        return total
+    return Counter(dict(sorted(total.items(), key=lambda item: (-item[1], item[0]))[:MAX_TERMS]))
+
+
+@config
+class Mined:
+    """Concepts are the words and fixed phrases that recur in the captions."""
+
+    kind: Literal["mined"] = "mined"
+    min_pairs: int = 40
+    """A concept has at least this many pairs; fewer carry no covariance."""
+    max_share_pct: float = 40.0
+    """A word in more than this share of all captions distinguishes nothing."""
+    max_concepts: int = 192
+    """The most frequent ones win. Memory grows with concepts x layers x width^2."""
+
+    def __post_init__(self) -> None:
+        if self.min_pairs < 2:
+            raise ValueError("min_pairs must be at least 2")
+        if not 0 < self.max_share_pct <= 100:
+            raise ValueError("max_share_pct must be above 0 and at most 100")
+        if not 1 <= self.max_concepts <= 1024:
+            raise ValueError("max_concepts must be between 1 and 1024")
+
+
+@config
+class Named:
+    """Concepts are named by the user, each with its synonyms."""
+
+    kind: Literal["named"] = "named"
+    names: dict[str, tuple[str, ...]]
+    """Concept -> words or phrases that mean it; the name itself always counts."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.names) <= 1024:
+            raise ValueError("names must hold between 1 and 1024 concepts")
+
+
+Concepts = Annotated[Mined | Named, pydantic.Discriminator("kind")]
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The concepts of a data set and the terms that stand for them."""
+
+    names: tuple[str, ...]
+    """`[C]`, most frequent first when mined."""
+    terms: Mapping[str, int]
+    """Normalised term of one or more words -> position in `names`."""
+    longest: int
+    """Number of words of the longest term."""
+
+    def members(self, captions: Sequence[str]) -> sp.csr_matrix:
+        """Return `[N, C] float32`, 1 where the caption holds a term of the concept. A pair can have several or none."""
+        columns: list[int] = []
+        ends = [0]
+        for caption in captions:
+            sequence = words(caption)
+            found = {
+                self.terms[phrase]
+                for width in range(1, self.longest + 1)
+                for i in range(len(sequence) - width + 1)
+                if (phrase := " ".join(sequence[i : i + width])) in self.terms
+            }
+            columns.extend(sorted(found))
+            ends.append(len(columns))
+        values = np.ones(len(columns), dtype=np.float32)
+        return sp.csr_matrix((values, columns, ends), shape=(len(captions), len(self.names)))
+
+
+def name_vocabulary(concepts: Mapping[str, Sequence[str]]) -> Vocabulary:
+    """Return the vocabulary of concepts that the user named.
+
+    Raises:
+        ValueError: a name or synonym has no words, or two concepts share a term.
+    """
+    found: dict[str, int] = {}
+    for index, (name, synonyms) in enumerate(concepts.items()):
+        for synonym in (name, *synonyms):
+            term = " ".join(words(synonym))
+            if not term:
+                raise ValueError(f"concept {name!r}: {synonym!r} has no words")
+            if found.setdefault(term, index) != index:
+                raise ValueError(f"concept {name!r}: {term!r} already belongs to another concept")
+    return Vocabulary(tuple(concepts), found, max(len(term.split()) for term in found))
+
+
+def singular(word: str, counts: Mapping[str, int]) -> str:
+    """Return the singular of an English plural when the data set uses the singular too, else the word itself."""
+    if word.endswith("ies") and word[:-3] + "y" in counts:
+        return word[:-3] + "y"
+    for suffix in ("s", "es"):
+        if word.endswith(suffix) and not word.endswith("ss") and len(word) > 3 and word.removesuffix(suffix) in counts:
+            return word.removesuffix(suffix)
+    return word
+
+
+STICKY = 0.5
+"""Two words are a phrase when half of the rarer word's captions have them side by side."""
+COVERED = 0.8
+"""A word is no concept of its own when four fifths of its captions are those of one phrase."""
+
+
+def mine_vocabulary(counts: Mapping[str, int], captions: int, options: Mined) -> Vocabulary:
+    """Return the words and sticky phrases whose number of captions lies between floor and ceiling.
+
+    A plural joins its singular. A word that hardly occurs outside one phrase stands for that phrase. Which words are
+    nouns is not asked: a colour or a verb explains features as well, and the statistic tells which concept is attacked.
+    """
+    ceiling = options.max_share_pct / 100 * captions
+    alias = {word: singular(word, counts) for word in counts if " " not in word}
+    sizes: Counter[str] = Counter()
+    for word, base in alias.items():
+        sizes[base] += counts[word]
+    phrases: Counter[str] = Counter()
+    forms: dict[str, str] = {}
+    for term, count in counts.items():
+        if " " in term:
+            first, second = term.split(" ")
+            forms[term] = f"{alias.get(first, first)} {alias.get(second, second)}"
+            phrases[forms[term]] += count
+    stands_for: dict[str, str] = {}
+    for phrase, count in sorted(phrases.items(), key=lambda item: (-item[1], item[0])):
+        first, second = phrase.split(" ")
+        rarer = min(sizes.get(first, 0), sizes.get(second, 0))
+        if not options.min_pairs <= count <= ceiling or count < STICKY * rarer:
+            continue
+        stands_for[phrase] = phrase
+        sizes[phrase] = count
+        for word in (first, second):
+            if count >= COVERED * sizes.get(word, 0) and word not in stands_for:
+                stands_for[word] = phrase
+    # A phrase of two words that both stand for another phrase ("danaus plexippus" inside a longer name) is that phrase.
+    for phrase in [p for p, q in stands_for.items() if p == q and " " in p]:
+        other = {stands_for.get(word, word) for word in phrase.split(" ")}
+        if len(other) == 1 and " " in (only := other.pop()) and only != phrase and sizes[only] >= sizes[phrase]:
+            stands_for[phrase] = only
+    kept = [
+        (-size, term)
+        for term, size in sizes.items()
+        if stands_for.get(term, term) == term and options.min_pairs <= size <= ceiling
+    ]
+    names = tuple(term for _, term in sorted(kept)[: options.max_concepts])
+    position = {name: i for i, name in enumerate(names)}
+    table: dict[str, int] = {}
+    for term in sorted(alias.keys() | forms.keys()):
+        base = alias[term] if term in alias else forms[term]
+        while stands_for.get(base, base) != base:
+            base = stands_for[base]
+        if base in position:
+            table[term] = position[base]
+    return Vocabulary(names, table, 2)

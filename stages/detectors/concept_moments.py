@@ -1,0 +1,191 @@
+"""The sums behind concept-whitened spectral scores: regression on concepts, whitening, directions, histograms."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+
+RIDGE_PAIRS = 1.0
+"""Ridge of the regression, in pairs: a concept's mean is shrunk as if it had one more pair without effect."""
+SHRINKAGE = 1e-3
+"""Share of the mean variance that is added to the covariance before it is inverted (spec, step 2)."""
+BINS = 1024
+BIN_STEP = 0.02
+"""Width of a bin in asinh(BIN_SHARPNESS * p): 2 % of p in the tails, 0.001 near zero."""
+BIN_SHARPNESS = 20.0
+
+
+@dataclass(slots=True)
+class RegressionSums:
+    """Sums over pairs of one chunk or of all. A is the membership with a last column of ones, Z the features."""
+
+    gram: np.ndarray
+    """`[C+1, C+1] float64`: A'A, the number of pairs two concepts share."""
+    cross: list[np.ndarray]
+    """A layer each: `[C+1, D] float64`, A'Z."""
+    second: list[np.ndarray]
+    """A layer each: `[D, D] float64`, Z'Z."""
+
+
+def regression_sums(members: sp.csr_matrix, layers: list[np.ndarray]) -> RegressionSums:
+    """Sum up one chunk: members `[n, C]`, each layer `[n, D]`."""
+    design = with_intercept(members)
+    wide = [z.astype(np.float64) for z in layers]
+    return RegressionSums(
+        gram=np.asarray((design.T @ design).todense(), dtype=np.float64),
+        cross=[np.asarray(design.T @ z) for z in wide],
+        second=[z.T @ z for z in wide],
+    )
+
+
+def with_intercept(members: sp.csr_matrix) -> sp.csr_matrix:
+    """Return the membership as float64 with a last column of ones."""
+    return sp.hstack([members.astype(np.float64), sp.csr_matrix(np.ones((members.shape[0], 1)))]).tocsr()
+
+
+def solve_regression(sums: RegressionSums) -> list[np.ndarray]:
+    """Return for each layer the effect of every concept on the features, `[C+1, D] float64`.
+
+    With one concept a pair and no ridge this is the group mean; with several it explains a caption by the sum of its
+    words, so that "black dog" is neither an odd dog nor an odd black thing.
+    """
+    gram = sums.gram.copy()
+    gram[np.diag_indices(len(gram) - 1)] += RIDGE_PAIRS
+    return [np.linalg.solve(gram, cross) for cross in sums.cross]
+
+
+def residual_covariance(sums: RegressionSums, layer: int, effect: np.ndarray) -> np.ndarray:
+    """Return the pooled covariance `[D, D]` of what the concepts leave unexplained, from the sums alone.
+
+    Z'Z - B'A'Z - Z'AB + B'A'AB over N, which is (Z - AB)'(Z - AB) / N.
+    """
+    half = effect.T @ sums.cross[layer]
+    square = effect.T @ sums.gram @ effect
+    covariance = (sums.second[layer] - half - half.T + square) / sums.gram[-1, -1]
+    return (covariance + covariance.T) / 2
+
+
+def whitening(covariance: np.ndarray) -> np.ndarray:
+    """Return `[D, D]`: (C + SHRINKAGE tr(C)/D I)^(-1/2).
+
+    Raises:
+        ValueError: the features do not vary, or are not finite.
+    """
+    width = len(covariance)
+    trace = float(np.trace(covariance))
+    if not np.isfinite(covariance).all() or trace <= 0:
+        raise ValueError("features do not vary or are not finite")
+    values, basis = np.linalg.eigh(covariance + SHRINKAGE * trace / width * np.eye(width))
+    return np.asarray((basis / np.sqrt(np.maximum(values, SHRINKAGE * trace / width * 1e-3))) @ basis.T)
+
+
+def whiten(members: sp.csr_matrix, features: np.ndarray, effect: np.ndarray, white: np.ndarray) -> np.ndarray:
+    """Return `[n, D] float64`: features less what the concepts explain, in whitened coordinates."""
+    return np.asarray((features.astype(np.float64) - with_intercept(members) @ effect) @ white)
+
+
+@dataclass(slots=True)
+class ConceptMoments:
+    """First and second moments of the whitened residuals in every concept of one layer."""
+
+    count: np.ndarray
+    """`[C] float64`."""
+    first: np.ndarray
+    """`[C, D] float64`."""
+    second: np.ndarray
+    """`[C, D (D + 1) / 2] float64`: upper triangle."""
+
+
+def concept_moments(rows: list[np.ndarray], whitened: np.ndarray) -> ConceptMoments:
+    """Sum up one chunk; rows[c] are the row numbers of concept c."""
+    width = whitened.shape[1]
+    upper = np.triu_indices(width)
+    second = np.zeros((len(rows), len(upper[0])))
+    first = np.zeros((len(rows), width))
+    for c, members in enumerate(rows):
+        part = whitened[members]
+        first[c] = part.sum(axis=0)
+        second[c] = (part.T @ part)[upper]
+    return ConceptMoments(np.array([len(members) for members in rows], dtype=np.float64), first, second)
+
+
+def top_directions(moments: ConceptMoments, how_many: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the directions of largest variance in each concept.
+
+    Returns:
+        directions `[C, q, D]`, unit norm, largest variance first; their offsets `[C, q]` (the concept's mean along
+        them); and the variance of the first over the Marchenko-Pastur edge (1 + sqrt(D/n))^2, `[C]`, about 1 or
+        less when the concept has no structure of its own. Zeros for an empty concept.
+    """
+    concepts, width = moments.first.shape
+    how_many = min(how_many, width)
+    directions = np.zeros((concepts, how_many, width))
+    offsets = np.zeros((concepts, how_many))
+    excess = np.zeros(concepts)
+    upper = np.triu_indices(width)
+    for c in np.flatnonzero(moments.count > 1):
+        n = moments.count[c]
+        mean = moments.first[c] / n
+        covariance = np.zeros((width, width))
+        covariance[upper] = moments.second[c] / n
+        covariance = covariance + np.triu(covariance, 1).T - np.outer(mean, mean)
+        values, basis = np.linalg.eigh(covariance)
+        directions[c] = basis[:, ::-1][:, :how_many].T
+        offsets[c] = directions[c] @ mean
+        excess[c] = values[-1] / (1 + np.sqrt(width / n)) ** 2
+    return directions, offsets, excess
+
+
+def bin_index(projections: np.ndarray) -> np.ndarray:
+    """Return the histogram bin of each projection: symmetric about 0, fine near it, relative in the tails."""
+    scaled = np.arcsinh(BIN_SHARPNESS * projections) / BIN_STEP
+    return np.clip(np.floor(scaled) + BINS // 2, 0, BINS - 1).astype(np.int64)
+
+
+BIN_CENTRES = np.sinh((np.arange(BINS) - BINS // 2 + 0.5) * BIN_STEP) / BIN_SHARPNESS
+"""`[BINS] float64`: projection that stands for a bin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a histogram of projections says about its direction."""
+
+    centre: float
+    """Median."""
+    scale: float
+    """1.4826 MAD, with the sign that puts the heavy tail on the positive side."""
+    inflation: float
+    """Mean of r^2: the variance over that of the bulk."""
+    skew: float
+    """Mean of r^3."""
+
+
+def weighted_median(values: np.ndarray, counts: np.ndarray) -> float:
+    """Return the smallest value (values ascending) at which at least half of the counts are reached."""
+    return float(values[np.searchsorted(np.cumsum(counts), counts.sum() / 2)])
+
+
+def shape(histogram: np.ndarray, least: int) -> Shape:
+    """Return the robust shape of one histogram `[BINS]`; r = (p - centre) / scale.
+
+    The moments take every value beyond the `least`-th largest as that one, so fewer than `least` pairs cannot make a
+    concept stand out. Of the two signs the one with the larger third moment wins (spec, steps 3 and 5).
+    """
+    centre = weighted_median(BIN_CENTRES, histogram)
+    distance = np.abs(BIN_CENTRES - centre)
+    order = np.argsort(distance, kind="stable")
+    mad = weighted_median(distance[order], histogram[order])
+    scale = max(1.4826 * mad, BIN_STEP / BIN_SHARPNESS)
+    n = histogram.sum()
+    best: Shape | None = None
+    for sign in (1.0, -1.0):
+        r = sign * (BIN_CENTRES - centre) / scale
+        ascending = r if sign > 0 else r[::-1]
+        counts = histogram if sign > 0 else histogram[::-1]
+        limit = ascending[np.searchsorted(np.cumsum(counts), n - min(least, n) + 1)]
+        capped = np.minimum(ascending, limit)
+        skew = float((capped**3 * counts).sum() / n)
+        if best is None or skew > best.skew:
+            best = Shape(centre, sign * scale, float((capped**2 * counts).sum() / n), skew)
+    assert best is not None
+    return best

@@ -1,0 +1,383 @@
+"""Concept-whitened spectral scores: finds the pairs that make one concept's features bimodal, and names the concept."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import scipy.sparse as sp
+
+from stages.captions import (
+    Concepts,
+    Mined,
+    Named,
+    Vocabulary,
+    count_terms,
+    merge_counts,
+    mine_vocabulary,
+    name_vocabulary,
+)
+from stages.detectors.concept_moments import (
+    BINS,
+    ConceptMoments,
+    RegressionSums,
+    bin_index,
+    concept_moments,
+    regression_sums,
+    residual_covariance,
+    shape,
+    solve_regression,
+    top_directions,
+    whiten,
+    whitening,
+)
+from stages.detectors.streaming import Columns, layer_columns, vectors
+from stages.stage import config
+
+NO_CONCEPT = "(no concept)"
+"""The group of pairs whose caption holds none of the concepts."""
+
+
+@config
+class ConceptSpectralConfig:
+    """Settings of the concept-whitened spectral detector."""
+
+    concepts: Concepts = Mined()
+    """Where the groups come from: mined from the captions, or named."""
+    directions: int = 3
+    """Directions of largest variance looked at in each concept and layer; the most skewed one is kept."""
+    name_above: float = 90.0
+    """A concept is named when its statistic (geometric mean over layers of the third moment) is above this."""
+    flag_above: float = 6.0
+    """A pair of a named concept is accused when it lies this many robust standard deviations out, mean over layers."""
+    least_pairs: int = 5
+    """Fewer pairs than this never name a concept."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.directions <= 16:
+            raise ValueError("directions must be between 1 and 16")
+        if self.name_above <= 0 or self.flag_above <= 0:
+            raise ValueError("name_above and flag_above must be above 0")
+        if self.least_pairs < 1:
+            raise ValueError("least_pairs must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What is known of one layer; C counts the concepts and the group without concept."""
+
+    name: str
+    effect: np.ndarray
+    """`[C+1, D] float64`: the regression on the concepts, last row the intercept."""
+    white: np.ndarray
+    """`[D, D] float64`."""
+    excess: np.ndarray
+    """`[C] float64`: largest variance over the Marchenko-Pastur edge."""
+    directions: np.ndarray
+    """`[C, q, D] float64`; q is 1 once the most skewed direction is chosen."""
+    offsets: np.ndarray
+    """`[C, q] float64`."""
+    centre: np.ndarray
+    """`[C] float64`: median of the projections."""
+    scale: np.ndarray
+    """`[C] float64`, signed: 1.4826 MAD; infinite where a concept is too small to judge."""
+    inflation: np.ndarray
+    """`[C] float64`: variance over that of the bulk."""
+    skew: np.ndarray
+    """`[C] float64`: third moment of the robust scores."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpectralState:
+    """Knowledge after `round` passes over the cache."""
+
+    round: int = 0
+    vocabulary: Vocabulary | None = None
+    pairs: int = 0
+    layers: tuple[Layer, ...] = ()
+    count: np.ndarray | None = None
+    """`[C] int64`: pairs of each concept."""
+    statistic: np.ndarray | None = None
+    """`[C] float64`: geometric mean over layers of the third moment; peeled after the last round."""
+    flagged: np.ndarray | None = None
+    """`[C] int64`: pairs that lie out and that no other concept accounts for better."""
+    named: np.ndarray | None = None
+    """`[C] bool`."""
+
+
+class ConceptSpectral:
+    """Scores of specs/concept-spectral.md made into a method. Five passes; sums in float64.
+
+    1. Concepts are mined from the captions; a pair may belong to several.
+    2. Features of each layer are regressed on the concepts (the group mean, when there is one a pair), and what is
+       left is whitened by its pooled covariance.
+    3. In each concept: the few directions of largest variance of the whitened residuals.
+    4. Histograms along them give median, MAD, the direction's sign, and the two moments of the robust scores r that
+       matter: the inflation mean(r^2) and the third moment mean(r^3), of which the most skewed direction is kept.
+    5. The same once more, where every pair that a named concept accuses is left out of its other concepts: else a
+       colour or a template word that shares some poisoned captions would be named beside the target.
+
+    Score of a pair in a concept: s = mean over layers of r x inflation. The spec multiplies by the eigenvalue over
+    the Marchenko-Pastur edge instead; measured, the inflation ranks better, because a concept that is merely
+    diverse has a wide bulk as well. The column is the largest over the pair's concepts of s / (s + 100), which stays
+    below 1, and of 2 - 100 / (s + 100) when the concept is named and the pair lies out: 1 is the threshold.
+
+    Not done, after measurement: re-estimating the covariance without the pairs that score highest (SPECTRE) raises
+    natural sub-modes as much as poison once concepts are fine-grained.
+    Limit: a concept more than 45 % poisoned looks clean, its poison being the bulk; local density sees that case.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"caption", "layer.*"})
+    adds: ClassVar[frozenset[str]] = frozenset({"concept_spectral"})
+    rounds: int = 5
+    threshold: ClassVar[float] = 1.0
+    """A pair at or above it is accused: it lies out in a concept that is named."""
+
+    def __init__(self, settings: ConceptSpectralConfig) -> None:
+        self._settings = settings
+
+    def start(self) -> SpectralState:
+        """Return the state before the first pass."""
+        return SpectralState()
+
+    def summarise(self, state: SpectralState, table: pa.Table) -> Any:
+        """Summarise a chunk for the current pass."""
+        if state.round == 0:
+            captions = table.column("caption").to_pylist()
+            mine = isinstance(self._settings.concepts, Mined)
+            return len(captions), count_terms(captions) if mine else Counter()
+        members = self._members(state, table)
+        if state.round == 1:
+            names = layer_columns(table)
+            if not names:
+                raise ValueError("the embedding cache has no layer.* columns: embed with intermediate layers")
+            return tuple(names), regression_sums(members, [vectors(table, name) for name in names])
+        rows = member_rows(members)
+        whitened = self._whitened(state, members, table)
+        if state.round == 2:
+            return [concept_moments(rows, w) for w in whitened]
+        if state.round == 3:
+            return histograms(state, rows, whitened), np.zeros(len(rows), dtype=np.int64)
+        # Peeling: a pair accused in a named concept counts nowhere else.
+        scores, distance = self._evidence(state, rows, whitened, table.num_rows)
+        winner = scores.argmax(axis=1)
+        out = distance[np.arange(len(winner)), winner] >= self._settings.flag_above
+        accused = out & nonnull(state.named)[winner]
+        kept = [members[~accused[members] | (winner[members] == c)] for c, members in enumerate(rows)]
+        return histograms(state, kept, whitened), np.bincount(winner[out], minlength=len(rows))
+
+    def merge(self, left: Any, right: Any) -> Any:
+        """Add two summaries of the same pass."""
+        if isinstance(left, tuple) and isinstance(left[1], Counter):
+            return left[0] + right[0], merge_counts(left[1], right[1])
+        if isinstance(left, tuple) and isinstance(left[1], RegressionSums):
+            if left[0] != right[0]:
+                raise ValueError(f"parts of the embedding cache have different layers: {left[0]} and {right[0]}")
+            return left[0], RegressionSums(
+                gram=left[1].gram + right[1].gram,
+                cross=[a + b for a, b in zip(left[1].cross, right[1].cross, strict=True)],
+                second=[a + b for a, b in zip(left[1].second, right[1].second, strict=True)],
+            )
+        if isinstance(left, list):
+            return [
+                ConceptMoments(a.count + b.count, a.first + b.first, a.second + b.second)
+                for a, b in zip(left, right, strict=True)
+            ]
+        return left[0] + right[0], left[1] + right[1]
+
+    def update(self, state: SpectralState, summary: Any) -> SpectralState:
+        """Return the state after a pass."""
+        steps = (self._learn_words, self._learn_regression, self._learn_directions, self._learn_shapes, self._peel)
+        return replace(steps[state.round](state, summary), round=state.round + 1)
+
+    def _learn_words(self, state: SpectralState, summary: tuple[int, Counter[str]]) -> SpectralState:
+        pairs, counts = summary
+        concepts = self._settings.concepts
+        if isinstance(concepts, Named):
+            return replace(state, pairs=pairs, vocabulary=name_vocabulary(concepts.names))
+        return replace(state, pairs=pairs, vocabulary=mine_vocabulary(counts, pairs, concepts))
+
+    def _learn_regression(self, state: SpectralState, summary: tuple[tuple[str, ...], RegressionSums]) -> SpectralState:
+        names, sums = summary
+        layers = []
+        for i, (name, effect) in enumerate(zip(names, solve_regression(sums), strict=True)):
+            try:
+                white = whitening(residual_covariance(sums, i, effect))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+            none = np.zeros(0)
+            layers.append(Layer(name, effect, white, none, none, none, none, none, none, none))
+        return replace(state, layers=tuple(layers), count=np.diag(sums.gram)[:-1].astype(np.int64))
+
+    def _learn_directions(self, state: SpectralState, summary: list[ConceptMoments]) -> SpectralState:
+        layers = []
+        for layer, moments in zip(state.layers, summary, strict=True):
+            directions, offsets, excess = top_directions(moments, self._settings.directions)
+            layers.append(replace(layer, directions=directions, offsets=offsets, excess=excess))
+        return replace(state, layers=tuple(layers))
+
+    def _learn_shapes(self, state: SpectralState, summary: tuple[np.ndarray, np.ndarray]) -> SpectralState:
+        """Choose each concept's most skewed direction, and name the concepts that stand out."""
+        concepts = self._settings.concepts
+        floor = concepts.min_pairs if isinstance(concepts, Mined) else 2 * self._settings.least_pairs
+        judged = nonnull(state.count) >= floor
+        layers = []
+        for layer, histogram in zip(state.layers, summary[0], strict=True):
+            c_count = len(histogram)
+            centre, inflation, skew = np.zeros(c_count), np.ones(c_count), np.zeros(c_count)
+            scale, chosen = np.full(c_count, np.inf), np.zeros(c_count, dtype=np.int64)
+            for c in np.flatnonzero(judged):
+                shapes = [shape(h, self._settings.least_pairs) for h in histogram[c]]
+                chosen[c] = int(np.argmax([s.skew for s in shapes]))
+                best = shapes[chosen[c]]
+                centre[c], scale[c], inflation[c], skew[c] = best.centre, best.scale, best.inflation, best.skew
+            rows = np.arange(c_count)
+            layers.append(
+                replace(
+                    layer,
+                    directions=layer.directions[rows, chosen][:, None],
+                    offsets=layer.offsets[rows, chosen][:, None],
+                    centre=centre,
+                    scale=scale,
+                    inflation=inflation,
+                    skew=skew,
+                )
+            )
+        statistic = geometric_mean([layer.skew for layer in layers])
+        named = statistic > self._settings.name_above
+        return replace(state, layers=tuple(layers), statistic=statistic, named=named)
+
+    def _peel(self, state: SpectralState, summary: tuple[np.ndarray, np.ndarray]) -> SpectralState:
+        """Recompute the statistic without what other named concepts account for, and name for good."""
+        histogram, flagged = summary
+        skews = [np.zeros(len(flagged)) for _ in state.layers]
+        for i, layer in enumerate(state.layers):
+            for c in np.flatnonzero(np.isfinite(layer.scale)):
+                if histogram[i, c, 0].sum() >= 2 * self._settings.least_pairs:
+                    skews[i][c] = shape(histogram[i, c, 0], self._settings.least_pairs).skew
+        statistic = geometric_mean(skews)
+        named = (statistic > self._settings.name_above) & (flagged >= self._settings.least_pairs)
+        return replace(state, statistic=statistic, flagged=flagged, named=named & nonnull(state.named))
+
+    def score(self, state: SpectralState, table: pa.Table) -> Columns:
+        """Return `concept_spectral`; 1 and above is accused."""
+        return {"concept_spectral": self._scores(state, table).max(axis=1).clip(min=-1.0).astype(np.float32)}
+
+    def concepts(self, state: SpectralState, table: pa.Table) -> list[str]:
+        """Return for each row the concept under which it scores highest."""
+        names = concept_names(state)
+        return [names[c] for c in self._scores(state, table).argmax(axis=1)]
+
+    def findings(self, state: SpectralState) -> Mapping[str, Any]:
+        """Return the concepts by falling statistic, with the numbers behind it."""
+        names = concept_names(state)
+        count, statistic = nonnull(state.count), nonnull(state.statistic)
+        flagged, named = nonnull(state.flagged), nonnull(state.named)
+        order = np.argsort(-statistic, kind="stable")
+        return {
+            "threshold": self._settings.name_above,
+            "flag_above": self._settings.flag_above,
+            "concepts": [
+                {
+                    "name": names[c],
+                    "n": int(count[c]),
+                    "statistic": round(float(statistic[c]), 3),
+                    "flagged": int(flagged[c]) if named[c] else 0,
+                    "named": bool(named[c]),
+                    "layers": {
+                        x.name: {"skew": round(float(x.skew[c]), 3), "excess": round(float(x.excess[c]), 3)}
+                        for x in state.layers
+                    },
+                }
+                for c in order
+            ],
+        }
+
+    def _members(self, state: SpectralState, table: pa.Table) -> sp.csr_matrix:
+        """Return `[n, C] float32`, the last column for pairs without a concept."""
+        members = nonnull(state.vocabulary).members(table.column("caption").to_pylist())
+        none = np.asarray(members.sum(axis=1)).ravel() == 0
+        return sp.hstack([members, sp.csr_matrix(none.astype(np.float32)[:, None])]).tocsr()
+
+    def _whitened(self, state: SpectralState, members: sp.csr_matrix, table: pa.Table) -> list[np.ndarray]:
+        return [whiten(members, vectors(table, x.name), x.effect, x.white) for x in state.layers]
+
+    def _evidence(
+        self, state: SpectralState, rows: list[np.ndarray], whitened: list[np.ndarray], n: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return `[n, C]` s (mean of r x inflation; -inf where no member) and `[n, C]` mean of r over layers."""
+        scores = np.full((n, len(rows)), -np.inf)
+        distance = np.full((n, len(rows)), -np.inf)
+        for c, members in enumerate(rows):
+            r = [
+                (w[members] @ x.directions[c, 0] - x.offsets[c, 0] - x.centre[c]) / x.scale[c]
+                for x, w in zip(state.layers, whitened, strict=True)
+            ]
+            weighted = [part * x.inflation[c] for part, x in zip(r, state.layers, strict=True)]
+            scores[members, c] = np.mean(weighted, axis=0)
+            distance[members, c] = np.mean(r, axis=0)
+        return scores, distance
+
+    def _scores(self, state: SpectralState, table: pa.Table) -> np.ndarray:
+        """Return `[n, C] float64` calibrated scores, -inf where the pair is not of the concept."""
+        members = self._members(state, table)
+        scores, distance = self._evidence(
+            state, member_rows(members), self._whitened(state, members, table), table.num_rows
+        )
+        accused = (distance >= self._settings.flag_above) & nonnull(state.named)
+        return calibrate(scores, accused)
+
+
+HALF_SCORE = 100.0
+"""Score s that the column shows as 0.5; the largest clean ones lie about there (measured)."""
+
+
+def calibrate(scores: np.ndarray, accused: np.ndarray) -> np.ndarray:
+    """Map s to s / (|s| + 100), in (-1, 1), plus 1 where the pair is accused; -inf stays."""
+    with np.errstate(invalid="ignore"):
+        squashed = scores / (np.abs(scores) + HALF_SCORE)
+    return np.where(np.isfinite(scores), squashed + accused, -np.inf)
+
+
+def histograms(state: SpectralState, rows: list[np.ndarray], whitened: list[np.ndarray]) -> np.ndarray:
+    """Return `[L, C, q, BINS] int32` counts of the projections of each concept's rows."""
+    q = state.layers[0].directions.shape[1]
+    counts = np.zeros((len(whitened), len(rows), q, BINS), dtype=np.int32)
+    for i, (layer, w) in enumerate(zip(state.layers, whitened, strict=True)):
+        for c, members in enumerate(rows):
+            index = bin_index(w[members] @ layer.directions[c].T - layer.offsets[c])
+            for j in range(q):
+                counts[i, c, j] = np.bincount(index[:, j], minlength=BINS)
+    return counts
+
+
+def member_rows(members: sp.csr_matrix) -> list[np.ndarray]:
+    """Return for each concept the ascending row numbers of its pairs."""
+    by_concept = members.tocsc()
+    by_concept.sort_indices()
+    return np.split(by_concept.indices, by_concept.indptr[1:-1])
+
+
+def geometric_mean(skews: list[np.ndarray]) -> np.ndarray:
+    """Return the geometric mean over layers, `[C]`; 0 as soon as one layer is not skewed at all."""
+    stacked = np.maximum(np.stack(skews), 0.0)
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.exp(np.log(stacked).mean(axis=0)))
+
+
+def concept_names(state: SpectralState) -> list[str]:
+    """Return the names of all groups, the one without concept last."""
+    return [*nonnull(state.vocabulary).names, NO_CONCEPT]
+
+
+def nonnull(value: Any) -> Any:
+    """Return a part of the state that an earlier pass has filled.
+
+    Raises:
+        RuntimeError: the passes were not run in order.
+    """
+    if value is None:
+        raise RuntimeError("the detector's state is asked for something that a later pass learns")
+    return value
