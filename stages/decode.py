@@ -13,8 +13,8 @@ from stages.samples import Reject
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """What may be decoded. Pillow knows more, among them PostScript, which it hands to an interpreter."""
 
-# decode() compares the header with its own limit, so Pillow's warning about large images says nothing new.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Every bad image is reported with its reason; Pillow's warnings about odd tags and large headers add only noise.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class BadImage(ValueError):
@@ -23,6 +23,7 @@ class BadImage(ValueError):
     def __init__(self, reason: Reject, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
+        self.detail = detail
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ import posixpath
 import re
 import stat
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
@@ -205,8 +206,10 @@ def find(patterns: str | Sequence[str], suffixes: tuple[str, ...]) -> list[Found
     wanted = [patterns] if isinstance(patterns, str) else list(patterns)
     found: dict[str, int | None] = {}
     roots: list[str] = []
-    for pattern in (absolute(one) for many in wanted for one in expand_braces(many)):
-        root, files = _match(pattern, suffixes)
+    expanded = [absolute(one) for many in wanted for one in expand_braces(many)]
+    with ThreadPoolExecutor(max_workers=16) as pool:  # a range over an object store is one request a shard
+        matches = list(pool.map(lambda pattern: _match(pattern, suffixes), expanded))
+    for root, files in matches:
         roots.append(root)
         found.update(files)
     if not any(size is not None for size in found.values()):

@@ -85,7 +85,7 @@ def check_caption(caption: bytes | str | None) -> tuple[str | None, Reject | Non
     """
     if caption is None:
         return None, Reject.CAPTION_MISSING
-    data = caption.encode("utf-8", "surrogatepass") if isinstance(caption, str) else caption
+    data = text_bytes(caption) if isinstance(caption, str) else caption
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
@@ -93,9 +93,17 @@ def check_caption(caption: bytes | str | None) -> tuple[str | None, Reject | Non
     return text, None if text.strip() else Reject.CAPTION_EMPTY
 
 
+def text_bytes(text: str) -> bytes:
+    """Return the bytes that a text was read from, also where they were not UTF-8 and came as lone surrogates."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a surrogate of another origin, such as a JSON escape
+        return text.encode("utf-8", "surrogatepass")
+
+
 def printable(key: bytes | str) -> str:
     """Return a key that can be stored as UTF-8; bytes that are not are written as escapes."""
-    data = key.encode("utf-8", "surrogatepass") if isinstance(key, str) else key
+    data = text_bytes(key) if isinstance(key, str) else key
     return data.decode("utf-8", "backslashreplace")
 
 
@@ -118,11 +126,10 @@ def damaged(unit: Unit, place: str) -> RawPair:
 
 
 def slices(total: int, limit: int) -> list[tuple[int, int]]:
-    """Cut `total` bytes or rows into equal slices of at most `limit`; one that holds everything is (0, -1)."""
+    """Cut `total` bytes or rows into equal slices of at most `limit`; the last is open (-1): a break may lie there."""
     count = max(1, -(-total // limit))
-    if count == 1:
-        return [(0, -1)]
-    return [(i * total // count, (i + 1) * total // count) for i in range(count)]
+    bounds = [i * total // count for i in range(count)]
+    return list(zip(bounds, [*bounds[1:], -1], strict=True))
 
 
 def number_units(files: list[tuple[Found, list[tuple[int, int]]]]) -> list[Unit]:

@@ -97,7 +97,7 @@ def pack_groups(groups: list[int], limit: int) -> list[tuple[int, int]]:
             cuts.append((begin, end))
             begin = end
         if count > limit:
-            cuts += [(end + start, end + stop) for start, stop in slices(count, limit)]
+            cuts += [(end + start, end + (count if stop < 0 else stop)) for start, stop in slices(count, limit)]
             begin = end + count
         end += count
     if end > begin:

@@ -83,8 +83,7 @@ def walk(unit: Unit) -> Iterator[tuple[int, Row] | RawPair]:
     except PathError:
         yield damaged(unit, f"row-{unit.start}")
     except RowsEnd as end:
-        # The table was cut into slices by the rows before the break: it lies at the end of the last slice.
-        if inside(unit, end.row) or end.row == unit.stop:
+        if inside(unit, end.row):
             yield damaged(unit, f"row-{end.row}")
 
 
