@@ -129,7 +129,7 @@ class Embedder:
             decoded = decode(pair.image, self._settings.max_pixels)
         except BadImage as error:
             return _rejection(pair, error.reason, error.detail)
-        pixel_std, dhash = image_facts(decoded.rgb)
+        looks = image_facts(decoded.rgb)
         facts = {
             "uid": pair.uid,
             "uid_hex": pair.uid_hex,
@@ -139,8 +139,8 @@ class Embedder:
             "image_sha256": sha256(pair.image).hexdigest(),
             "width": decoded.width,
             "height": decoded.height,
-            "pixel_std": pixel_std,
-            "dhash": dhash,
+            "pixel_std": looks.pixel_std,
+            "dhash": looks.dhash,
             "label": pair.label,
         }
         return _Ready(facts, pair.caption, self._clip.preprocess(decoded.rgb))

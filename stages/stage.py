@@ -2,13 +2,9 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeVar, dataclass_transform
+from typing import Protocol, TypeVar, dataclass_transform
 
 T = TypeVar("T")
-
-Batch = dict[str, Any]
-"""One batch of pairs: column name -> array or list, all of the same length."""
-
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def config(cls: type[T]) -> type[T]:
@@ -21,22 +17,20 @@ def config(cls: type[T]) -> type[T]:
     return dataclass(frozen=True, kw_only=True, slots=True)(cls)
 
 
-class Stage(Protocol):
-    """The work on one batch. The constructor loads what is heavy, once a worker; a call maps a batch to a batch."""
+class Columns(Protocol):
+    """A stage, as far as the chain of columns is concerned: what it needs and what it adds; the rest passes through."""
 
-    reads: ClassVar[frozenset[str]]
-    """Columns that the stage needs."""
-    adds: ClassVar[frozenset[str]]
-    """Columns that the stage adds; what it does not name, it passes on."""
-
-    def __call__(self, batch: Batch) -> Batch: ...
+    @property
+    def reads(self) -> frozenset[str]: ...
+    @property
+    def adds(self) -> frozenset[str]: ...
 
 
 class ChainError(ValueError):
     """A stage reads a column that no stage before it provides."""
 
 
-def check_chain(available: Iterable[str], stages: Iterable[type[Stage]]) -> frozenset[str]:
+def check_chain(available: Iterable[str], stages: Iterable[Columns]) -> frozenset[str]:
     """Return the columns at the end of the chain.
 
     Raises:
@@ -46,6 +40,8 @@ def check_chain(available: Iterable[str], stages: Iterable[type[Stage]]) -> froz
     for stage in stages:
         missing = sorted(stage.reads - columns)
         if missing:
-            raise ChainError(f"{stage.__name__} reads {', '.join(missing)}, but the chain has only {', '.join(sorted(columns))}")
+            raise ChainError(
+                f"{type(stage).__name__} reads {', '.join(missing)}, but the chain has only {', '.join(sorted(columns))}"
+            )
         columns |= stage.adds
     return columns
