@@ -12,7 +12,6 @@ import pydantic
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from source_helpers import ASSETS, facts, needs_assets, read_all
 
 from stages.files import PathError
 from stages.samples import Reject
@@ -27,6 +26,7 @@ from stages.sources import (
     list_units,
 )
 from stages.sources.parquet import pack_groups
+from tests.unit.source_helpers import ASSETS, facts, needs_assets, read_all
 
 
 def test_config_is_chosen_by_kind_and_forbids_unknown_keys() -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from source_helpers import ASSETS, facts, needs_assets, read_all, write_tar
 
 from stages.files import PathError
 from stages.samples import Reject
 from stages.sources import TableSource, WebDataset, list_units
+from tests.unit.source_helpers import ASSETS, facts, needs_assets, read_all, write_tar
 
 
 def test_webdataset_pairs_of_every_kind(tmp_path: Path) -> None:

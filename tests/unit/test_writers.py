@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from source_helpers import ASSETS, needs_assets, read_all, write_tar
 
 from stages.samples import RawPair, Reject
 from stages.sources import (
@@ -26,6 +25,7 @@ from stages.sources import (
     read_unit,
     rewritten,
 )
+from tests.unit.source_helpers import ASSETS, needs_assets, read_all, write_tar
 
 COUNT = 30
 
