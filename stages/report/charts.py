@@ -85,7 +85,7 @@ def scatter(points: MapPoints) -> Markup:
 def concept_bars(rows: list[ConceptRow], threshold: float | None) -> Markup:
     """Return the largest group statistics, in the order given, with the threshold above which a concept is named."""
     rows = [row for row in rows if math.isfinite(row.statistic)][:CONCEPT_BARS]
-    width, step, left, top = 640, 27, 170, 12
+    width, step, left, top = 500, 26, 150, 12
     values = [row.statistic for row in rows] + ([threshold] if threshold is not None else [])
     bottom = top + step * len(rows)
     low, high = min([0.0, *values]), max([0.0, *values])

@@ -116,6 +116,5 @@ def frame(
 
 def drawing(width: float, height: float, label: str, body: str) -> Markup:
     """Return the whole element. `label` is what a screen reader says in its place."""
-    return Markup(
-        f'<svg viewBox="0 0 {coordinate(width)} {coordinate(height)}" role="img" aria-label="{escape(label)}">{body}</svg>'
-    )
+    size = f"0 0 {coordinate(width)} {coordinate(height)}"
+    return Markup(f'<svg viewBox="{size}" role="img" aria-label="{escape(label)}">{body}</svg>')

@@ -29,7 +29,9 @@ def score(value: float) -> str:
 
 
 def percent(fraction: float) -> str:
-    """Return a fraction in [0, 1] as percent with one decimal, two below 0.1 %. 0 % and 100 % are said only when they are exact.
+    """Return a fraction in [0, 1] as percent: one decimal, two below 0.1 %.
+
+    0 % and 100 % are said only when they are exact.
 
     Raises:
         ValueError: outside [0, 1]; a value that is percent already ends up here too.
