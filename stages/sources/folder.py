@@ -177,7 +177,8 @@ def _place(unit: Unit, name: object) -> str | None:
 class FolderWriter(UnitWriter):
     """Copies image files byte for byte and writes one metadata-00042.jsonl a unit, whatever the source had.
 
-    A replaced image goes to images/, because another row may name the same file.
+    A replaced image goes to images/00042/ under its old path (with the new suffix added, where it is another), because
+    another metadata file may name the same image.
     """
 
     def __init__(self, source: FolderSource, unit: Unit, folder: Path) -> None:
@@ -202,9 +203,14 @@ class FolderWriter(UnitWriter):
         return self._write(pair, row | {self._source.file_name: name})
 
     def replace(self, pair: RawPair, *, image: bytes, suffix: str, caption: str) -> str:
-        name = f"images/{hash_uid(pair.uid)}{suffix}"
-        self._write_beside(name, image)
         row: Row = native_of(pair)
+        old = row.get(self._source.file_name)
+        if isinstance(old, str) and _place(self._unit, old) is not None:
+            name = posixpath.normpath(f"images/{self._unit.index:05d}/{self._base}/{old}")
+            name += "" if name.lower().endswith(suffix) else suffix
+        else:
+            name = f"images/{self._unit.index:05d}/{hash_uid(pair.uid)}{suffix}"
+        self._write_beside(name, image)
         return self._write(pair, row | {self._source.file_name: name, self._source.caption: caption})
 
     def _write(self, pair: RawPair, row: Row) -> str:

@@ -207,6 +207,12 @@ def test_a_unit_without_pairs_is_a_valid_file(make: Callable[[Path], SourceConfi
     assert read_all(rewritten(source, out)) == []
 
 
+def test_a_replaced_image_of_a_folder_keeps_its_name_in_sight(tmp_path: Path) -> None:
+    uids = rewrite(folder_of_classes(tmp_path), tmp_path / "out", lambda pair: pair.label == 2, lambda pair: True)
+    assert uids[0] == "metadata-00000.jsonl/c0/000.jpg"
+    assert uids[-1] == "metadata-00008.jsonl/images/00008/c2/029.jpg.png"
+
+
 def test_rejected_pairs_can_be_copied_and_stay_rejected(tmp_path: Path) -> None:
     files = [
         ("a.jpg", b"A"),
