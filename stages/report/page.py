@@ -239,6 +239,8 @@ def render(report: ScanReport) -> str:
             style=Markup(files("stages.report").joinpath("report.css").read_text(encoding="utf-8")),
             script=Markup(f"<script>{body}</script>"),
             script_hash=base64.b64encode(hashlib.sha256(body.encode()).digest()).decode(),
+            # The headline counts the flagged pairs of the named concepts; what else the budget let in is no suspect.
+            suspects=sum(row.flagged for row in concepts if row.named) or report.flagged_pairs,
             shown=shown,
             reasons=by_frequency([reason for pair in shown for reason in pair.reasons]),
             wall_concepts=by_frequency([pair.concept for pair in shown if pair.concept is not None]),
@@ -252,7 +254,7 @@ def render(report: ScanReport) -> str:
             roc_chart=charts.roc_chart(measured),
             pr_chart=charts.pr_chart(measured),
             budgets=sorted(
-                {key for panel in measured for key in (panel.figures or {"recall_at": {}})["recall_at"]}, key=float
+                {key for panel in measured if panel.figures for key in panel.figures["recall_at"]}, key=float
             ),
             rejected=sorted(report.rejected.items(), key=lambda item: (-item[1], item[0])),
             rejected_total=sum(report.rejected.values()),
