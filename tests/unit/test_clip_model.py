@@ -94,7 +94,7 @@ def test_preprocessing_equals_open_clip(tmp_path: Path, shape: tuple[int, int], 
         "preprocess_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.25], "resize_mode": mode},
     }
     clip = load_clip(ModelConfig(config=config_file(tmp_path, stored)), init_seed=0)
-    settings = PreprocessCfg(size=32, **preprocess_cfg)
+    settings = PreprocessCfg(size=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25), resize_mode=mode)
     expected = image_transform_v2(settings, is_train=False)(Image.fromarray(rgb))
     ours = clip.normalise(clip.preprocess(rgb)[None])[0]
     assert clip.preprocess(rgb).dtype == torch.uint8

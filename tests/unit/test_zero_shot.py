@@ -30,8 +30,8 @@ def test_a_class_is_the_normalised_mean_over_synonyms_and_templates() -> None:
     clip = Texts()
     found = class_embeddings(clip, ["cat, feline", "dog"], ["a photo of a {}.", "one {}"])  # type: ignore[arg-type]
     tilt = np.array([1, 0.5]) / np.sqrt(1.25)
-    cat = tilt + [1, 0] + [0, 1] + [0, 1]
-    dog = tilt * [-1, 1] + [-1, 0]
+    cat = tilt + np.array([1, 2])  # cat, then feline in both templates, which the photo does not turn
+    dog = tilt * [-1, 1] + np.array([-1, 0])
     np.testing.assert_allclose(found, [cat / np.linalg.norm(cat), dog / np.linalg.norm(dog)], atol=1e-6)
     assert sorted(clip.seen) == sorted(
         ["a photo of a cat.", "one cat", "a photo of a feline.", "one feline", "a photo of a dog.", "one dog"]
