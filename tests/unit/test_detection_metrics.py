@@ -8,8 +8,8 @@ from stages.evaluation.detection import (
     average_precision,
     detection_figures,
     fpr_at_95_tpr,
+    pr_points,
     precision_at,
-    precision_recall_points,
     recall_at,
     roc_points,
 )
@@ -84,15 +84,17 @@ def test_curves_are_thin_and_keep_ends_and_area() -> None:
     poisoned = rng.random(20_000) < 0.02
     scores = rng.normal(size=20_000) + 2.0 * poisoned
     roc = roc_points(scores, poisoned)
-    assert len(roc.x) <= 200
-    assert (roc.x[0], roc.y[0], roc.x[-1], roc.y[-1]) == (0.0, 0.0, 1.0, 1.0)
-    assert (np.diff(roc.x) >= 0).all()
-    assert np.trapezoid(roc.y, roc.x) == pytest.approx(auroc(scores, poisoned), abs=0.005)
-    recall = precision_recall_points(scores, poisoned)
-    assert len(recall.x) <= 200
-    assert (np.diff(recall.x) >= 0).all()
-    assert recall.y[-1] == pytest.approx(poisoned.mean())
-    assert np.trapezoid(recall.y, recall.x) == pytest.approx(average_precision(scores, poisoned), abs=0.02)
+    assert len(roc) <= 200
+    assert roc[0].tolist() == [0.0, 0.0]
+    assert roc[-1].tolist() == [1.0, 1.0]
+    assert (np.diff(roc, axis=0) >= 0).all()
+    assert np.trapezoid(roc[:, 1], roc[:, 0]) == pytest.approx(auroc(scores, poisoned), abs=0.005)
+    assert (roc[:, 0] < 0.01).sum() > 20, "the low end of a logarithmic axis must not be empty"
+    recall = pr_points(scores, poisoned)
+    assert len(recall) <= 200
+    assert (np.diff(recall[:, 0]) >= 0).all()
+    assert recall[-1].tolist() == [1.0, pytest.approx(poisoned.mean())]
+    assert np.trapezoid(recall[:, 1], recall[:, 0]) == pytest.approx(average_precision(scores, poisoned), abs=0.02)
 
 
 def test_figures_have_the_shape_of_the_summary() -> None:

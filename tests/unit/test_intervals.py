@@ -1,20 +1,20 @@
 import numpy as np
 import pytest
 
-from stages.evaluation.intervals import bootstrap_interval, wilson_interval
+from stages.evaluation.intervals import bootstrap_interval, wilson
 
 
 def test_wilson_matches_hand_numbers() -> None:
     # Newcombe 1998, table I (method 3, without continuity correction).
-    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert wilson_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
-    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
-    assert wilson_interval(29, 29) == pytest.approx((0.8830, 1.0), abs=5e-5)
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert wilson(29, 29) == pytest.approx((0.8830, 1.0), abs=5e-5)
 
 
 def test_wilson_covers_the_true_rate() -> None:
     rng = np.random.default_rng(0)
-    intervals = [wilson_interval(int(rng.binomial(60, 0.03)), 60) for _ in range(2000)]
+    intervals = [wilson(int(rng.binomial(60, 0.03)), 60) for _ in range(2000)]
     covered = np.mean([low <= 0.03 <= high for low, high in intervals])
     assert 0.92 < covered < 0.99
 
@@ -22,7 +22,7 @@ def test_wilson_covers_the_true_rate() -> None:
 @pytest.mark.parametrize(("successes", "trials"), [(0, 0), (3, 2), (-1, 2)])
 def test_wilson_refuses_impossible_counts(successes: int, trials: int) -> None:
     with pytest.raises(ValueError, match="successes"):
-        wilson_interval(successes, trials)
+        wilson(successes, trials)
 
 
 def test_bootstrap_of_a_mean_agrees_with_the_normal_interval() -> None:

@@ -1,0 +1,166 @@
+"""How many pairs share a caption, and how many share an image: baselines, and the reasons near-duplicate, placeholder.
+
+A dirty-label attack often repeats one caption, and dead links repeat one placeholder picture.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from stages.captions import normalise
+from stages.detectors.streaming import Columns
+from stages.samples import seeded_hash
+
+EXACT_KEYS = 1 << 18
+"""Distinct values up to which counts are exact: 4 MiB of keys and counts."""
+CELLS_A_PAIR = 8
+"""Cells of a sketch row for each expected pair: one value in 64 then shares both its cells with another."""
+LARGEST_WIDTH = 1 << 24
+"""Cells of a sketch row at most: 128 MiB for both rows."""
+ODD_FACTORS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F)
+"""Odd multipliers of the two multiply-shift hash functions."""
+PUNCTUATION = re.compile(r"[\W_]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """How often each 64-bit key occurs: exact for few distinct keys, a count-min sketch (Cormode 2005) for many.
+
+    Which of the two, and every count, depends on the keys alone, not on how they were cut into chunks. A sketch never
+    counts too low, and too high only where a key shares both of its cells with another.
+    """
+
+    width: int
+    """Cells of a row of the sketch, a power of two."""
+    keys: np.ndarray
+    """`[m] uint64`, ascending; empty once the counts are in `cells`."""
+    counts: np.ndarray
+    """`[m] int64`."""
+    cells: np.ndarray | None = None
+    """`[2, width] uint32`."""
+
+    @classmethod
+    def of(cls, keys: np.ndarray, width: int) -> "Counter":
+        """Count the keys (`[n] uint64`)."""
+        distinct, counts = np.unique(keys, return_counts=True)
+        return cls(width, distinct, counts.astype(np.int64))._bounded()
+
+    def __add__(self, other: "Counter") -> "Counter":
+        if self.cells is None and other.cells is None:
+            keys, place = np.unique(np.concatenate([self.keys, other.keys]), return_inverse=True)
+            counts = np.zeros(len(keys), np.int64)
+            np.add.at(counts, place, np.concatenate([self.counts, other.counts]))
+            return Counter(self.width, keys, counts)._bounded()
+        return _sketch(self.width, self._folded() + other._folded())
+
+    def count(self, keys: np.ndarray) -> np.ndarray:
+        """Return `[n] int64`, how often each of the keys (`[n] uint64`) occurred."""
+        if self.cells is not None:
+            rows = [row[places].astype(np.int64) for row, places in zip(self.cells, self._places(keys), strict=True)]
+            return np.minimum(rows[0], rows[1])
+        if not len(self.keys):
+            return np.zeros(len(keys), np.int64)
+        found = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return np.asarray(np.where(self.keys[found] == keys, self.counts[found], 0), dtype=np.int64)
+
+    def largest(self) -> int:
+        """Return the count of the most frequent key; of a sketch, an upper bound."""
+        if self.cells is not None:
+            return int(self.cells.max(axis=1).min())
+        return int(self.counts.max(initial=0))
+
+    def _bounded(self) -> "Counter":
+        """Give up exact counts once there are too many distinct keys."""
+        return self if len(self.keys) <= EXACT_KEYS else _sketch(self.width, self._folded())
+
+    def _folded(self) -> np.ndarray:
+        """Return the counts as sketch cells, `[2, width] uint32`."""
+        if self.cells is not None:
+            return self.cells
+        cells = np.zeros((len(ODD_FACTORS), self.width), np.uint32)
+        for row, places in zip(cells, self._places(self.keys), strict=True):
+            np.add.at(row, places, self.counts.astype(np.uint32))
+        return cells
+
+    def _places(self, keys: np.ndarray) -> list[np.ndarray]:
+        shift = np.uint64(64 - self.width.bit_length() + 1)
+        return [((keys * np.uint64(factor)) >> shift).astype(np.int64) for factor in ODD_FACTORS]
+
+
+def _sketch(width: int, cells: np.ndarray) -> Counter:
+    return Counter(width, np.empty(0, np.uint64), np.empty(0, np.int64), cells)
+
+
+@dataclass(frozen=True, slots=True)
+class DuplicateCounts:
+    """Occurrences of captions and of image hashes."""
+
+    captions: Counter
+    images: Counter
+
+
+class CaptionDuplicates:
+    """How often a caption occurs (up to case, white space and punctuation), and how often an image does.
+
+    Images are compared by their difference hash, so re-encoded and slightly cropped copies count, and so do all
+    images without any structure.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"caption", "dhash"})
+    adds: ClassVar[frozenset[str]] = frozenset({"caption_duplicates", "image_duplicates"})
+    rounds: int = 1
+
+    def __init__(self, expected_pairs: int) -> None:
+        """Choose the size of the sketch; `expected_pairs` may be rough."""
+        wanted = CELLS_A_PAIR * max(expected_pairs, 1)
+        self._width = min(LARGEST_WIDTH, 1 << max(10, (wanted - 1).bit_length()))
+
+    def start(self) -> None:
+        """Return the empty state."""
+
+    def summarise(self, state: None, table: pa.Table) -> DuplicateCounts:
+        """Count the captions and images of one chunk."""
+        return DuplicateCounts(
+            Counter.of(_caption_keys(table), self._width), Counter.of(_image_keys(table), self._width)
+        )
+
+    def merge(self, left: DuplicateCounts, right: DuplicateCounts) -> DuplicateCounts:
+        """Add two counts."""
+        return DuplicateCounts(left.captions + right.captions, left.images + right.images)
+
+    def update(self, state: None, summary: DuplicateCounts) -> DuplicateCounts:
+        """Return the counts of the whole data set."""
+        return summary
+
+    def score(self, state: DuplicateCounts, table: pa.Table) -> Columns:
+        """Return caption_duplicates and image_duplicates, `[n] float32`: log(1 + occurrences, the pair with them)."""
+        return {
+            "caption_duplicates": np.log1p(state.captions.count(_caption_keys(table))).astype(np.float32),
+            "image_duplicates": np.log1p(state.images.count(_image_keys(table))).astype(np.float32),
+        }
+
+    def findings(self, state: DuplicateCounts) -> Mapping[str, Any]:
+        """Return the greatest numbers of copies, and whether they are exact or upper bounds."""
+        return {
+            "most_copies_of_a_caption": state.captions.largest(),
+            "most_copies_of_an_image": state.images.largest(),
+            "exact": state.captions.cells is None and state.images.cells is None,
+        }
+
+
+def bare_caption(caption: str) -> str:
+    """Return the caption without case, punctuation and extra white space; one of punctuation alone stays as it is."""
+    text = normalise(caption)
+    return PUNCTUATION.sub(" ", text).strip() or text
+
+
+def _caption_keys(table: pa.Table) -> np.ndarray:
+    return seeded_hash([bare_caption(caption) for caption in table.column("caption").to_pylist()], 0, "caption")
+
+
+def _image_keys(table: pa.Table) -> np.ndarray:
+    return np.asarray(table.column("dhash").to_numpy(), dtype=np.uint64)
