@@ -41,6 +41,8 @@ class ClusterConfig:
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray warns about the constructor arguments of every actor pool; what fails comes back as an exception.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_V2_ENABLED": "1",

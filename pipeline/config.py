@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import typing
+from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,6 +70,8 @@ def as_tree(config: Any) -> Any:
         return [as_tree(v) for v in config]
     if isinstance(config, (set, frozenset)):
         return sorted(as_tree(v) for v in config)
+    if isinstance(config, Enum):
+        return config.value
     return str(config) if isinstance(config, Path) else config
 
 
@@ -96,12 +99,19 @@ def _resolve_groups(tree: Any, *, where: str) -> Any:
 
 def _resolve_value(key: str, value: Any, *, where: str) -> Any:
     group = conf_folder() / key
-    if not (isinstance(value, str) and group.is_dir()):
+    if not isinstance(value, str):
         return _resolve_groups(value, where=f"{where}{key}.")
+    if value.startswith("conf/") and not Path(value).exists():
+        # clipsan's own files (model architectures) are found from wherever the command is started.
+        return str(conf_folder() / value.removeprefix("conf/"))
+    if not group.is_dir():
+        return value
     file = Path(value) if value.endswith(".yaml") else group / f"{value}.yaml"
     if not file.is_file():
         known = ", ".join(sorted(p.stem for p in group.glob("*.yaml")))
-        raise ConfigError(f"{where}{key}={value}: no {file.name} in conf/{key}; there are {known} (or give a path to a .yaml file)")
+        raise ConfigError(
+            f"{where}{key}={value}: no {file.name} in conf/{key}; there are {known} (or give a path to a .yaml file)"
+        )
     return _resolve_groups(_read_yaml(file), where=f"{where}{key}.")
 
 
@@ -137,7 +147,11 @@ def _explain(schema: Any, error: Any) -> str:
     if kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{path}: is required"
     if kind == "union_tag_not_found":
-        return f"{path}: needs a `kind`, one of {error['ctx'].get('expected_tags', '')}" if "ctx" in error else f"{path}: needs a `kind`"
+        return (
+            f"{path}: needs a `kind`, one of {error['ctx'].get('expected_tags', '')}"
+            if "ctx" in error
+            else f"{path}: needs a `kind`"
+        )
     if kind == "value_error":
         message = message.removeprefix("Value error, ")
     given = error.get("input")

@@ -61,7 +61,9 @@ def run_pass(
             _Actor,
             fn_constructor_args=packed,
             # A pool that may shrink outlives the loss of a node whose workers fit nowhere else.
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=size, initial_size=size, max_tasks_in_flight_per_actor=2),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=1, max_size=size, initial_size=size, max_tasks_in_flight_per_actor=2
+            ),
             num_cpus=cluster.threads_per_worker,
             num_gpus=cluster.gpus_per_worker or None,
         )

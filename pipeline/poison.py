@@ -215,7 +215,12 @@ def _finish(settings: PoisonConfig, units: list[Unit], folder: RunFolder, mark: 
         "verb": "poison",
         "fingerprint": mark,
         "seconds": 0.0,
-        "counts": {"pairs_in": pairs + unreadable, "written": pairs, "rejected": unreadable, "poisoned": manifest.num_rows},
+        "counts": {
+            "pairs_in": pairs + unreadable,
+            "written": pairs,
+            "rejected": unreadable,
+            "poisoned": manifest.num_rows,
+        },
         "targets": [settings.attack.target],
         "data": str(folder.root / "data"),
         "manifest": str(path),

@@ -29,7 +29,12 @@ class Progress:
     def __enter__(self) -> "Progress":
         if self._stream.isatty():
             self._bar = tqdm(
-                total=self._total, initial=self._done, desc=f"{self._name:<10}", unit="unit", file=self._stream, dynamic_ncols=True
+                total=self._total,
+                initial=self._done,
+                desc=f"{self._name:<10}",
+                unit="unit",
+                file=self._stream,
+                dynamic_ncols=True,
             )
         return self
 
@@ -46,7 +51,9 @@ class Progress:
         self._pairs += pairs
         self._errors += errors
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{self._pairs:,} pairs, {self.pairs_per_s:,.0f}/s, {self._errors:,} rejected", refresh=False)
+            self._bar.set_postfix_str(
+                f"{self._pairs:,} pairs, {self.pairs_per_s:,.0f}/s, {self._errors:,} rejected", refresh=False
+            )
             self._bar.update()
         elif time.monotonic() - self._spoke >= LOG_EVERY_S:
             self._say()

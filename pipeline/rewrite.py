@@ -17,7 +17,16 @@ KINDS = ("clean", "quarantine")
 class RewriteWork:
     """Copies the pairs of a unit that belong to one kind, then commits their number."""
 
-    def __init__(self, source: SourceConfig, kind: str, quarantine: frozenset[str], verdicts: Path, out: Path, done: Path, mark: str) -> None:
+    def __init__(
+        self,
+        source: SourceConfig,
+        kind: str,
+        quarantine: frozenset[str],
+        verdicts: Path,
+        out: Path,
+        done: Path,
+        mark: str,
+    ) -> None:
         self._source = source
         self._kind = kind
         self._quarantine = quarantine
@@ -67,6 +76,8 @@ def rewrite(
     """
     todo = set(missing_parts(done, [u.index for u in units], mark))
     args: tuple[Any, ...] = (source, kind, quarantine, verdicts, out, done, mark)
-    for _ in run_pass(f"write {kind}", [u for u in units if u.index in todo], RewriteWork, args, cluster=cluster, total=len(units)):
+    for _ in run_pass(
+        f"write {kind}", [u for u in units if u.index in todo], RewriteWork, args, cluster=cluster, total=len(units)
+    ):
         pass
     return sum(read_part(done, u.index).column("copied")[0].as_py() for u in units)

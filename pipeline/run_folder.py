@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
-from pipeline.commit import FINGERPRINT_KEY, FingerprintError, write_text
+from pipeline.commit import FingerprintError, write_text
 from pipeline.config import ConfigError
 
 PACKAGES = ("clipsan", "ray", "torch", "open_clip_torch", "pyarrow", "mlflow", "numpy", "scikit-learn")
@@ -73,7 +73,9 @@ def open_run(out: str, *, verb: str, tree: Any, mark: str, passes: Mapping[str, 
     if folder.run_yaml.is_file():
         before = yaml.safe_load(folder.run_yaml.read_text(encoding="utf-8"))
         if before.get("verb") != verb:
-            raise ConfigError(f"out={out}: that folder holds a run of `clipsan {before.get('verb')}`; give another `out`")
+            raise ConfigError(
+                f"out={out}: that folder holds a run of `clipsan {before.get('verb')}`; give another `out`"
+            )
         if before.get("fingerprint") != mark:
             raise FingerprintError(
                 f"out={out}: that folder holds a run with other settings or other input ({_difference(before, tree)}); give another `out`"
@@ -117,17 +119,17 @@ def read_summary(root: Path) -> dict[str, Any]:
 
 def part_rows(folder: Path) -> dict[int, int]:
     """Return part index -> rows, for the committed parts of a pass, from their footers alone."""
-    return {int(path.stem.removeprefix("part-")): pq.read_metadata(path).num_rows for path in sorted(folder.glob("part-*.parquet"))}
-
-
-def part_fingerprint(path: Path) -> str:
-    """Return the fingerprint in a part's footer."""
-    return (pq.read_schema(path).metadata or {}).get(FINGERPRINT_KEY, b"").decode()
+    return {
+        int(path.stem.removeprefix("part-")): pq.read_metadata(path).num_rows
+        for path in sorted(folder.glob("part-*.parquet"))
+    }
 
 
 def _local_folder(out: str) -> Path:
     if "://" in out:
-        raise ConfigError(f"out={out}: a run folder lies on a local or shared file system (parts are committed by renaming)")
+        raise ConfigError(
+            f"out={out}: a run folder lies on a local or shared file system (parts are committed by renaming)"
+        )
     return Path(out).expanduser().resolve()
 
 

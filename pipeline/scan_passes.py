@@ -13,6 +13,7 @@ from pipeline.passes import Row, run_pass
 from stages.clip_model import ModelConfig, load_clip
 from stages.detectors.concept_spectral import ConceptSpectral
 from stages.detectors.density import DensityConfig, score_group
+from stages.detectors.ensemble import Ensemble
 from stages.detectors.streaming import StreamingDetector
 from stages.embed import FACT_FIELDS, EmbedConfig, Embedder
 from stages.samples import Unit, seeded_hash
@@ -31,7 +32,14 @@ class EmbedWork:
     """Pass 1: embeds a unit and commits its embeddings, then its rejected pairs."""
 
     def __init__(
-        self, source: SourceConfig, model: ModelConfig, settings: EmbedConfig, embeddings: Path, rejected: Path, mark: str, device: str
+        self,
+        source: SourceConfig,
+        model: ModelConfig,
+        settings: EmbedConfig,
+        embeddings: Path,
+        rejected: Path,
+        mark: str,
+        device: str,
     ) -> None:
         self._source = source
         self._embed = Embedder(load_clip(model, device), settings)
@@ -77,7 +85,7 @@ class DensityWork:
 
     def run(self, piece: tuple[int, Sequence[int]]) -> Row:
         permutation, parts = piece
-        tables = [read_part(self._embeddings, index, ["uid", "image", "text"]) for index in parts]
+        tables = [read_part(self._embeddings, index, ["uid", "caption", "image", "text"]) for index in parts]
         scores = score_group(pa.concat_tables(tables), self._settings, permutation)
         start = 0
         for index, table in zip(parts, tables, strict=True):
@@ -110,7 +118,7 @@ class ScoreWork:
 
     def run(self, piece: int) -> Row:
         table = read_part(self._embeddings, piece)
-        columns: dict[str, Any] = {"uid": table.column("uid")}
+        columns: dict[str, Any] = {"uid": table.column("uid"), "caption": table.column("caption")}
         for detector, state in zip(self._detectors, self._states, strict=True):
             columns |= {name: np.asarray(v, np.float32) for name, v in detector.score(state, table).items()}
             if isinstance(detector, ConceptSpectral):
@@ -123,7 +131,7 @@ class ScoreWork:
 class CombineWork:
     """Adds the ensemble to the scores of one part."""
 
-    def __init__(self, ensemble: StreamingDetector, state: Any, raw: Path, folder: Path, mark: str) -> None:
+    def __init__(self, ensemble: Ensemble, state: Any, raw: Path, folder: Path, mark: str) -> None:
         self._ensemble = ensemble
         self._state = state
         self._raw = raw
@@ -134,7 +142,7 @@ class CombineWork:
         table = read_part(self._raw, piece)
         for name, values in self._ensemble.score(self._state, table).items():
             table = table.append_column(name, pa.array(values, pa.float32()))
-        write_part(self._folder, piece, table, self._mark)
+        write_part(self._folder, piece, table.drop_columns("caption"), self._mark)
         return {"pairs": table.num_rows}
 
 
@@ -168,7 +176,8 @@ def mean_ranks(permutations: list[pa.Table]) -> dict[str, np.ndarray]:
         return {}
     names = permutations[0].column_names
     return {
-        name: np.mean([t.column(name).to_numpy().astype(np.float64) for t in permutations], axis=0).astype(np.float32) for name in names
+        name: np.mean([t.column(name).to_numpy().astype(np.float64) for t in permutations], axis=0).astype(np.float32)
+        for name in names
     }
 
 
@@ -193,7 +202,12 @@ def embed(
 
 
 def learn(
-    detectors: list[StreamingDetector], rows: dict[int, int], embeddings: Path, *, cluster: ClusterConfig, name: str = "learn"
+    detectors: list[StreamingDetector],
+    rows: dict[int, int],
+    embeddings: Path,
+    *,
+    cluster: ClusterConfig,
+    name: str = "learn",
 ) -> list[Any]:
     """Run the learning rounds of all detectors together, one pass over the cache a round; return their states."""
     states = [detector.start() for detector in detectors]

@@ -11,7 +11,13 @@ import yaml
 from pipeline.config import ConfigError
 from pipeline.run_folder import RunFolder
 
-PASS_FOLDERS = {"embed": "embeddings", "density": "work/density", "score": "scores", "verdict": "verdicts", "poison": "manifest"}
+PASS_FOLDERS = {
+    "embed": "embeddings",
+    "density": "work/density",
+    "score": "scores",
+    "verdict": "verdicts",
+    "poison": "manifest",
+}
 
 
 def command(run: str, _: list[str]) -> int:

@@ -60,7 +60,9 @@ def log_run(
                 client.log_artifact(run_id, str(file))
         client.set_terminated(run_id)
     except (MlflowException, OSError) as error:
-        sys.stderr.write(f"MLflow at {uri} took no log ({' '.join(str(error).split())[:200]}); the run folder {root} is complete\n")
+        sys.stderr.write(
+            f"MLflow at {uri} took no log ({' '.join(str(error).split())[:200]}); the run folder {root} is complete\n"
+        )
         return None
     return f"{uri} run {run_id}"
 

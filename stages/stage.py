@@ -6,6 +6,7 @@ from typing import Protocol, TypeVar, dataclass_transform
 
 T = TypeVar("T")
 
+
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def config(cls: type[T]) -> type[T]:
     """Make a class a configuration object: a frozen, keyword-only, slotted dataclass that forbids unknown keys.
@@ -41,7 +42,11 @@ def check_chain(available: Iterable[str], stages: Iterable[Columns]) -> frozense
         missing = sorted(stage.reads - columns)
         if missing:
             raise ChainError(
-                f"{type(stage).__name__} reads {', '.join(missing)}, but the chain has only {', '.join(sorted(columns))}"
+                f"{_name(stage)} reads {', '.join(missing)}, but the chain has only {', '.join(sorted(columns))}"
             )
         columns |= stage.adds
     return columns
+
+
+def _name(stage: Columns) -> str:
+    return stage.__name__ if isinstance(stage, type) else type(stage).__name__

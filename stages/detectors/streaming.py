@@ -1,7 +1,7 @@
 """How a detector learns from a cache that does not fit in memory: rounds of summaries that merge."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +19,16 @@ class StreamingDetector(Protocol):
     plain picklable data.
     """
 
-    reads: ClassVar[frozenset[str]]
-    """Columns of the cache that it needs; `layer.*` stands for every layer column."""
-    adds: ClassVar[frozenset[str]]
-    """Score columns that `score` returns."""
+    @property
+    def reads(self) -> frozenset[str]:
+        """Columns of the cache that it needs; `layer.*` stands for every layer column."""
+        ...
+
+    @property
+    def adds(self) -> frozenset[str]:
+        """Score columns that `score` returns."""
+        ...
+
     rounds: int
     """Number of passes over the cache before `score`; 0 for a score that needs the row alone."""
 
@@ -57,7 +63,8 @@ def vectors(table: pa.Table, column: str) -> np.ndarray:
     if isinstance(array, pa.ChunkedArray):
         array = array.chunk(0) if array.num_chunks else pa.array([], type=array.type)
     width = array.type.list_size
-    return array.flatten().to_numpy(zero_copy_only=False).reshape(-1, width).astype(np.float32)
+    rows: np.ndarray = array.flatten().to_numpy(zero_copy_only=False).reshape(-1, width).astype(np.float32)
+    return rows
 
 
 def layer_columns(table: pa.Table) -> list[str]:

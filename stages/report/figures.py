@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 from sklearn.manifold import TSNE
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 MAP_LIMIT = 2000
 """Most points of a map: t-SNE takes about 10 s for these on one core, and more dots only hide one another."""
