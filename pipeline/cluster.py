@@ -79,7 +79,7 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
 
 def _init(ray: Any, cluster: ClusterConfig) -> None:
     threads = str(cluster.threads_per_worker)
-    pinned = {name: threads for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    pinned = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
     common = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,

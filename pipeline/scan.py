@@ -120,7 +120,8 @@ def closing_line(summary: dict[str, Any]) -> str:
     counts = summary["counts"]
     named = ", ".join(summary["targets"]) or "none"
     return (
-        f"scan: {counts['pairs_in']:,} pairs, {counts['flagged']:,} flagged, {counts['rejected']:,} rejected in {summary['seconds']:.0f} s; "
+        f"scan: {counts['pairs_in']:,} pairs, {counts['flagged']:,} flagged, {counts['rejected']:,} rejected "
+        f"in {summary['seconds']:.0f} s; "
         f"target concept: {named}; look at {summary['report']}"
     )
 

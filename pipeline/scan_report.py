@@ -106,7 +106,8 @@ def next_steps(folder: RunFolder, counts: Counts, targets: tuple[str, ...]) -> t
         steps.append("Do not deploy a model trained on these pairs: train it again on the clean copy, or repair it.")
     elif counts.flagged:
         steps.append(
-            "No concept stands out as the target of a backdoor. The flagged pairs are the oddest of this data set, which every data set has."
+            "No concept stands out as the target of a backdoor. "
+            "The flagged pairs are the oddest of this data set, and every data set has some."
         )
         steps.append(f"Look through them; if they do not belong, write the data set without them: {rewrite}.")
     else:

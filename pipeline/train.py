@@ -149,6 +149,8 @@ def make_plan(settings: TrainConfig) -> Plan:
     workers = settings.cluster.worker_count()
     if settings.batch_size % workers:
         raise ConfigError(f"batch_size={settings.batch_size}: must be a multiple of cluster.workers, {workers}")
+    # Ray Train starts its workers in a folder of their own.
+    settings = dataclasses.replace(settings, model=settings.model.absolute())
     units = list_units(settings.data)
     clip = load_clip(settings.model, init_seed=settings.seed)
     free = ("out", "cluster", "tracking", "retries", "checkpoint_every_epochs")

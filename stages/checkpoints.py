@@ -58,6 +58,11 @@ class ModelConfig:
         if self.name is not None and self.config is not None:
             raise ValueError("name and config both choose the architecture; set one of them")
 
+    def absolute(self) -> "ModelConfig":
+        """Return the same model by absolute paths, for a process with another working folder."""
+        config, path = (str(Path(p).expanduser().resolve()) if p else None for p in (self.config, self.path))
+        return ModelConfig(name=self.name, config=config, path=path)
+
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:

@@ -76,7 +76,9 @@ class Cut:
     meaning: str
 
 
-def place_cut(ensemble: np.ndarray, decision: BudgetDecision | ThresholdDecision, calibrated: float, calibration: str) -> Cut:
+def place_cut(
+    ensemble: np.ndarray, decision: BudgetDecision | ThresholdDecision, calibrated: float, calibration: str
+) -> Cut:
     """Place the cut.
 
     Args:
@@ -104,7 +106,20 @@ class Judge:
     """Writes the verdict of each pair from its facts and scores."""
 
     reads: ClassVar[frozenset[str]] = frozenset(
-        {"uid", "uid_hex", "shard", "key", "caption", "pixel_std", "ensemble", "clip_mixture", "image_duplicates", "slof", "dao", "concept"}
+        {
+            "uid",
+            "uid_hex",
+            "shard",
+            "key",
+            "caption",
+            "pixel_std",
+            "ensemble",
+            "clip_mixture",
+            "image_duplicates",
+            "slof",
+            "dao",
+            "concept",
+        }
     )
     adds: ClassVar[frozenset[str]] = frozenset({"verdict", "reasons", "trigger_id", "target"})
 

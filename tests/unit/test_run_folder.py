@@ -15,7 +15,13 @@ from pipeline.tracking import TrackingConfig, log_run, metrics_of
 
 
 def start(tmp_path, mark="f" * 64, verb="scan", k=16):
-    return open_run(str(tmp_path / "run"), verb=verb, tree={"out": "run", "density": {"k": k}}, mark=mark, passes={"embed": 3, "score": 3})
+    return open_run(
+        str(tmp_path / "run"),
+        verb=verb,
+        tree={"out": "run", "density": {"k": k}},
+        mark=mark,
+        passes={"embed": 3, "score": 3},
+    )
 
 
 def test_the_same_run_may_go_on(tmp_path):
@@ -71,7 +77,12 @@ def test_a_run_is_logged_to_the_local_store(tmp_path):
 
     folder = start(tmp_path)
     where = log_run(
-        TrackingConfig(), verb="scan", root=folder.root, tree={"k": 16}, metrics={"auroc": 0.75}, files=[folder.run_yaml]
+        TrackingConfig(),
+        verb="scan",
+        root=folder.root,
+        tree={"k": 16},
+        metrics={"auroc": 0.75},
+        files=[folder.run_yaml],
     )
     uri, _, run_id = where.rpartition(" run ")
     assert uri == f"sqlite:///{tmp_path / 'mlflow.db'}"
