@@ -51,7 +51,7 @@ def solve_regression(sums: RegressionSums) -> list[np.ndarray]:
     """
     gram = sums.gram.copy()
     gram[np.diag_indices(len(gram) - 1)] += RIDGE_PAIRS
-    return [np.linalg.solve(gram, cross) for cross in sums.cross]
+    return [np.asarray(np.linalg.solve(gram, cross)) for cross in sums.cross]
 
 
 def residual_covariance(sums: RegressionSums, layer: int, effect: np.ndarray) -> np.ndarray:
@@ -62,7 +62,7 @@ def residual_covariance(sums: RegressionSums, layer: int, effect: np.ndarray) ->
     half = effect.T @ sums.cross[layer]
     square = effect.T @ sums.gram @ effect
     covariance = (sums.second[layer] - half - half.T + square) / sums.gram[-1, -1]
-    return (covariance + covariance.T) / 2
+    return np.asarray((covariance + covariance.T) / 2)
 
 
 def whitening(covariance: np.ndarray) -> np.ndarray:
@@ -139,7 +139,7 @@ def top_directions(moments: ConceptMoments, how_many: int) -> tuple[np.ndarray, 
 def bin_index(projections: np.ndarray) -> np.ndarray:
     """Return the histogram bin of each projection: symmetric about 0, fine near it, relative in the tails."""
     scaled = np.arcsinh(BIN_SHARPNESS * projections) / BIN_STEP
-    return np.clip(np.floor(scaled) + BINS // 2, 0, BINS - 1).astype(np.int64)
+    return np.asarray(np.clip(np.floor(scaled) + BINS // 2, 0, BINS - 1).astype(np.int64))
 
 
 BIN_CENTRES = np.sinh((np.arange(BINS) - BINS // 2 + 0.5) * BIN_STEP) / BIN_SHARPNESS
@@ -158,6 +158,8 @@ class Shape:
     """Mean of r^2: the variance over that of the bulk."""
     skew: float
     """Mean of r^3."""
+    tail: float
+    """Mean of max(r, 0)^4: a share s of the pairs at T robust standard deviations adds s T^4."""
 
 
 def weighted_median(values: np.ndarray, counts: np.ndarray) -> float:
@@ -186,6 +188,8 @@ def shape(histogram: np.ndarray, least: int) -> Shape:
         capped = np.minimum(ascending, limit)
         skew = float((capped**3 * counts).sum() / n)
         if best is None or skew > best.skew:
-            best = Shape(centre, sign * scale, float((capped**2 * counts).sum() / n), skew)
+            inflation = float((capped**2 * counts).sum() / n)
+            tail = float((np.maximum(capped, 0) ** 4 * counts).sum() / n)
+            best = Shape(centre, sign * scale, inflation, skew, tail)
     assert best is not None
     return best

@@ -48,8 +48,8 @@ class ConceptSpectralConfig:
     """Where the groups come from: mined from the captions, or named."""
     directions: int = 3
     """Directions of largest variance looked at in each concept and layer; the most skewed one is kept."""
-    name_above: float = 90.0
-    """A concept is named when its statistic (geometric mean over layers of the third moment) is above this."""
+    name_above: float = 1200.0
+    """A concept is named when its statistic (geometric mean over layers of the upper fourth moment) is above this."""
     flag_above: float = 6.0
     """A pair of a named concept is accused when it lies this many robust standard deviations out, mean over layers."""
     least_pairs: int = 5
@@ -87,6 +87,8 @@ class Layer:
     """`[C] float64`: variance over that of the bulk."""
     skew: np.ndarray
     """`[C] float64`: third moment of the robust scores."""
+    tail: np.ndarray
+    """`[C] float64`: upper fourth moment of the robust scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ class SpectralState:
     count: np.ndarray | None = None
     """`[C] int64`: pairs of each concept."""
     statistic: np.ndarray | None = None
-    """`[C] float64`: geometric mean over layers of the third moment; peeled after the last round."""
+    """`[C] float64`: geometric mean over layers of the upper fourth moment; peeled after the last round."""
     flagged: np.ndarray | None = None
     """`[C] int64`: pairs that lie out and that no other concept accounts for better."""
     named: np.ndarray | None = None
@@ -208,7 +210,7 @@ class ConceptSpectral:
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
             none = np.zeros(0)
-            layers.append(Layer(name, effect, white, none, none, none, none, none, none, none))
+            layers.append(Layer(name, effect, white, none, none, none, none, none, none, none, none))
         return replace(state, layers=tuple(layers), count=np.diag(sums.gram)[:-1].astype(np.int64))
 
     def _learn_directions(self, state: SpectralState, summary: list[ConceptMoments]) -> SpectralState:
@@ -226,13 +228,14 @@ class ConceptSpectral:
         layers = []
         for layer, histogram in zip(state.layers, summary[0], strict=True):
             c_count = len(histogram)
-            centre, inflation, skew = np.zeros(c_count), np.ones(c_count), np.zeros(c_count)
+            centre, inflation, skew, tail = np.zeros(c_count), np.ones(c_count), np.zeros(c_count), np.zeros(c_count)
             scale, chosen = np.full(c_count, np.inf), np.zeros(c_count, dtype=np.int64)
             for c in np.flatnonzero(judged):
                 shapes = [shape(h, self._settings.least_pairs) for h in histogram[c]]
                 chosen[c] = int(np.argmax([s.skew for s in shapes]))
                 best = shapes[chosen[c]]
-                centre[c], scale[c], inflation[c], skew[c] = best.centre, best.scale, best.inflation, best.skew
+                centre[c], scale[c], inflation[c] = best.centre, best.scale, best.inflation
+                skew[c], tail[c] = best.skew, best.tail
             rows = np.arange(c_count)
             layers.append(
                 replace(
@@ -243,21 +246,22 @@ class ConceptSpectral:
                     scale=scale,
                     inflation=inflation,
                     skew=skew,
+                    tail=tail,
                 )
             )
-        statistic = geometric_mean([layer.skew for layer in layers])
+        statistic = geometric_mean([layer.tail for layer in layers])
         named = statistic > self._settings.name_above
         return replace(state, layers=tuple(layers), statistic=statistic, named=named)
 
     def _peel(self, state: SpectralState, summary: tuple[np.ndarray, np.ndarray]) -> SpectralState:
         """Recompute the statistic without what other named concepts account for, and name for good."""
         histogram, flagged = summary
-        skews = [np.zeros(len(flagged)) for _ in state.layers]
+        tails = [np.zeros(len(flagged)) for _ in state.layers]
         for i, layer in enumerate(state.layers):
             for c in np.flatnonzero(np.isfinite(layer.scale)):
                 if histogram[i, c, 0].sum() >= 2 * self._settings.least_pairs:
-                    skews[i][c] = shape(histogram[i, c, 0], self._settings.least_pairs).skew
-        statistic = geometric_mean(skews)
+                    tails[i][c] = shape(histogram[i, c, 0], self._settings.least_pairs).tail
+        statistic = geometric_mean(tails)
         named = (statistic > self._settings.name_above) & (flagged >= self._settings.least_pairs)
         return replace(state, statistic=statistic, flagged=flagged, named=named & nonnull(state.named))
 
@@ -360,9 +364,9 @@ def member_rows(members: sp.csr_matrix) -> list[np.ndarray]:
     return np.split(by_concept.indices, by_concept.indptr[1:-1])
 
 
-def geometric_mean(skews: list[np.ndarray]) -> np.ndarray:
-    """Return the geometric mean over layers, `[C]`; 0 as soon as one layer is not skewed at all."""
-    stacked = np.maximum(np.stack(skews), 0.0)
+def geometric_mean(moments: list[np.ndarray]) -> np.ndarray:
+    """Return the geometric mean over layers, `[C]`; 0 as soon as it is 0 in one layer."""
+    stacked = np.maximum(np.stack(moments), 0.0)
     with np.errstate(divide="ignore"):
         return np.asarray(np.exp(np.log(stacked).mean(axis=0)))
 

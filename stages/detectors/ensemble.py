@@ -1,0 +1,256 @@
+"""One score from many detectors: whichever speaks is heard, and the silent ones do not drown it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import scipy.sparse as sp
+
+from stages.captions import Vocabulary
+from stages.detectors.streaming import Columns
+from stages.stage import config
+
+SPECTRAL = "concept_spectral"
+SPECTRAL_THRESHOLD = 1.0
+"""A pair at or above it is accused by the spectral scores (`ConceptSpectral.threshold`)."""
+VOTERS = frozenset({"k_distance", "slof", "dao", "lid", "isolation_forest", "lorex"})
+"""Columns about the image that have no threshold of their own and may find one here. Scores of the caption (duplicates,
+fit to the image) are left out: their highest rows share a concept by nature."""
+TOP_SHARES = (0.0005, 0.001, 0.002, 0.005, 0.01)
+"""Shares of the pairs that are looked at as the top of a column."""
+CODE_SHIFT = 12
+"""Bits of a float32 that a rank ignores; 11 of the significand are left, 0.05 %."""
+
+
+@config
+class EnsembleConfig:
+    """How the scores are combined."""
+
+    silent_weight: float = 0.5
+    """Weight of an image column that does not speak, against 1 of one that does."""
+    caption_weight: float = 0.25
+    """Weight of a column about captions, which never speaks."""
+    speak_above: float = 2.2
+    """A column speaks when its top holds one concept so often: Kullback-Leibler divergence in nats a pair."""
+    least_pairs: int = 10
+    """The top must hold at least this many pairs of that concept."""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.silent_weight < 1 and 0 <= self.caption_weight < 1):
+            raise ValueError("silent_weight and caption_weight must be at least 0 and below 1")
+        if self.speak_above <= 0 or self.least_pairs < 1:
+            raise ValueError("speak_above must be above 0 and least_pairs at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Sketch:
+    """The distribution of one column: how many values have each leading 20 bits."""
+
+    codes: np.ndarray
+    """`[m] int32`, ascending."""
+    counts: np.ndarray
+    """`[m] int64`."""
+
+    def survival(self, values: np.ndarray) -> np.ndarray:
+        """Return `[n] float64`: the share of all values above, ties counted half; 1/2 everywhere for a constant."""
+        total = self.counts.sum()
+        above = total - np.cumsum(self.counts)
+        middle = (above + self.counts / 2) / total
+        return np.asarray(middle[np.searchsorted(self.codes, sortable(values))])
+
+
+def sortable(values: np.ndarray) -> np.ndarray:
+    """Return `[n] int32` in the order of the float32 values, with CODE_SHIFT bits dropped."""
+    bits = (values.astype(np.float32) + np.float32(0)).view(np.int32)
+    return np.asarray((bits ^ ((bits >> 31) & 0x7FFFFFFF)) >> CODE_SHIFT)
+
+
+def sketch(values: np.ndarray) -> Sketch:
+    """Summarise one column of one chunk."""
+    codes, counts = np.unique(sortable(values), return_counts=True)
+    return Sketch(codes, counts.astype(np.int64))
+
+
+def merge_sketches(left: Sketch, right: Sketch) -> Sketch:
+    """Add two sketches; exact, in any order."""
+    codes, inverse = np.unique(np.concatenate([left.codes, right.codes]), return_inverse=True)
+    counts = np.zeros(len(codes), dtype=np.int64)
+    np.add.at(counts, inverse, np.concatenate([left.counts, right.counts]))
+    return Sketch(codes, counts)
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """Why a column without a threshold of its own is listened to: its top is all about one concept."""
+
+    concept: int
+    share: float
+    """The top is the pairs with at most this survival."""
+    found: int
+    """Pairs of the concept in the top."""
+    divergence: float
+    """Kullback-Leibler divergence in nats a pair of the concept's share in the top from its share in all pairs."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnsembleState:
+    """Knowledge after `round` passes over the scores."""
+
+    round: int = 0
+    sketches: Mapping[str, Sketch] | None = None
+    spectral_accuses: int = 0
+    voices: Mapping[str, Voice] | None = None
+    pairs: int = 0
+
+
+class Ensemble:
+    """Combines score columns. Two passes over the scores (with the captions beside them).
+
+    Each column becomes evidence e = log(1 / survival) / log(2 N), in [0, 1]. The combined score is the largest w e over
+    the columns, w being 1 for a column that speaks and less for the others, plus 1 for a pair that is accused; so
+    1 is the threshold. An average of ranks, in contrast, lets eight detectors at chance bury the one that is right.
+
+    A column speaks, and a pair is accused, when
+    - concept_spectral: it accuses a pair of a concept that it names;
+    - a density or whitening column: its top (0.05 to 1 % of all pairs) is filled by the pairs of one concept, far beyond
+      that concept's share, as it is when a sparse pocket of images shares a caption it should not. Accused are the pairs
+      of that concept in that top. Ordinary outliers are spread over concepts.
+    On clean data nothing speaks and no pair reaches 1; the ranking for a review budget stays.
+    """
+
+    adds: ClassVar[frozenset[str]] = frozenset({"ensemble"})
+    rounds: int = 2
+    threshold: ClassVar[float] = 1.0
+    """A pair at or above it is accused."""
+
+    def __init__(self, settings: EnsembleConfig, columns: list[str], vocabulary: Vocabulary) -> None:
+        self._settings = settings
+        self._columns = sorted(columns)
+        self._vocabulary = vocabulary
+        self.reads = frozenset({"caption", *columns})
+
+    def start(self) -> EnsembleState:
+        """Return the state before the first pass."""
+        return EnsembleState()
+
+    def summarise(self, state: EnsembleState, table: pa.Table) -> Any:
+        """Summarise one chunk: sketches first, then what the top of each voter is about.
+
+        Raises:
+            ValueError: a score is not a number.
+        """
+        if state.round == 0:
+            values = {name: self._values(table, name) for name in self._columns}
+            spectral = values.get(SPECTRAL, np.zeros(0))
+            return {name: sketch(v) for name, v in values.items()}, int((spectral >= SPECTRAL_THRESHOLD).sum())
+        members = self._vocabulary.members(table.column("caption").to_pylist())
+        tops: dict[str, np.ndarray] = {}
+        for name in self._voters():
+            survival = (state.sketches or {})[name].survival(self._values(table, name))
+            tops[name] = np.stack([count_members(members[survival <= share]) for share in TOP_SHARES])
+        return count_members(members), tops
+
+    def merge(self, left: Any, right: Any) -> Any:
+        """Add two summaries of the same pass."""
+        if isinstance(left[0], dict):
+            return {name: merge_sketches(left[0][name], right[0][name]) for name in left[0]}, left[1] + right[1]
+        return left[0] + right[0], {name: left[1][name] + right[1][name] for name in left[1]}
+
+    def update(self, state: EnsembleState, summary: Any) -> EnsembleState:
+        """Return the state after a pass."""
+        if state.round == 0:
+            pairs = int(next(iter(summary[0].values())).counts.sum()) if summary[0] else 0
+            return replace(state, round=1, sketches=summary[0], spectral_accuses=summary[1], pairs=pairs)
+        totals, tops = summary
+        heard = {name: self._hear(totals, counts) for name, counts in tops.items()}
+        return replace(state, round=2, voices={name: voice for name, voice in heard.items() if voice is not None})
+
+    def score(self, state: EnsembleState, table: pa.Table) -> Columns:
+        """Return `ensemble`: below 1 a rank, 1 and above accused."""
+        sketches, voices = state.sketches or {}, state.voices or {}
+        best = np.zeros(table.num_rows)
+        accused = np.zeros(table.num_rows, dtype=bool)
+        members = self._vocabulary.members(table.column("caption").to_pylist()) if voices else None
+        for name in self._columns:
+            values = self._values(table, name)
+            survival = sketches[name].survival(values)
+            speaks = name in voices or (name == SPECTRAL and state.spectral_accuses > 0)
+            np.maximum(best, self._weight(name, speaks) * evidence(survival, state.pairs), out=best)
+            if name == SPECTRAL:
+                accused |= values >= SPECTRAL_THRESHOLD
+            elif name in voices and members is not None:
+                of_concept = np.asarray(members[:, [voices[name].concept]].todense()).ravel() > 0
+                accused |= of_concept & (survival <= voices[name].share)
+        # A row below the threshold must stay below it whatever float32 rounds to.
+        below = np.minimum(best, 1 - 2.0**-20)
+        return {"ensemble": (below + accused).astype(np.float32)}
+
+    def findings(self, state: EnsembleState) -> Mapping[str, Any]:
+        """Return which columns spoke, and about what."""
+        voices = state.voices or {}
+        return {
+            "threshold": self.threshold,
+            "spectral_accuses": state.spectral_accuses,
+            "voices": {
+                name: {
+                    "concept": self._vocabulary.names[voice.concept],
+                    "top_pct": 100 * voice.share,
+                    "found": voice.found,
+                    "divergence": round(voice.divergence, 3),
+                }
+                for name, voice in sorted(voices.items())
+            },
+        }
+
+    def _voters(self) -> list[str]:
+        return [name for name in self._columns if name in VOTERS]
+
+    def _weight(self, name: str, speaks: bool) -> float:
+        if speaks:
+            return 1.0
+        return self._settings.silent_weight if name in VOTERS or name == SPECTRAL else self._settings.caption_weight
+
+    def _values(self, table: pa.Table, name: str) -> np.ndarray:
+        values = table.column(name).to_numpy()
+        if np.isnan(values).any():
+            raise ValueError(f"score column {name} holds values that are not a number")
+        return np.asarray(values, dtype=np.float32)
+
+    def _hear(self, totals: np.ndarray, counts: np.ndarray) -> Voice | None:
+        """Return the loudest top of a column, or None. totals `[C+1]`, counts `[tops, C+1]`, last entry all pairs."""
+        best: Voice | None = None
+        for share, count in zip(TOP_SHARES, counts, strict=True):
+            if count[-1] < self._settings.least_pairs:
+                continue
+            divergence = bernoulli_divergence(count[:-1] / count[-1], totals[:-1] / totals[-1])
+            divergence[count[:-1] < self._settings.least_pairs] = 0.0
+            if not len(divergence):
+                continue
+            c = int(divergence.argmax())
+            # Of the tops that are loud enough the widest holds the most poison.
+            if divergence[c] >= self._settings.speak_above:
+                best = Voice(c, share, int(count[c]), float(divergence[c]))
+        return best
+
+
+def count_members(members: sp.csr_matrix) -> np.ndarray:
+    """Return `[C+1] int64`: pairs of each concept, then pairs in all."""
+    by_concept = np.bincount(members.indices, minlength=members.shape[1])
+    return np.append(by_concept, members.shape[0]).astype(np.int64)
+
+
+def evidence(survival: np.ndarray, pairs: int) -> np.ndarray:
+    """Return log(1 / survival) / log(2 N), `[n]` in [0, 1]: 1 for the single highest of N pairs, 0 for the lowest."""
+    return np.asarray(np.log(1 / survival) / np.log(2 * max(pairs, 2)))
+
+
+def bernoulli_divergence(observed: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Return `[C] float64`: Kullback-Leibler divergence of two shares in nats; 0 where `observed` is the smaller one."""
+    p = np.clip(observed, 0, 1)
+    q = np.clip(expected, 1e-12, 1 - 1e-12)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inside = np.where(p > 0, p * np.log(p / q), 0.0)
+        outside = np.where(p < 1, (1 - p) * np.log((1 - p) / (1 - q)), 0.0)
+    return np.where(p > q, inside + outside, 0.0)
