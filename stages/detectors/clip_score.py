@@ -113,7 +113,8 @@ class ClipMixture:
 
     def merge(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Add two histograms."""
-        return left + right
+        total: np.ndarray = left + right
+        return total
 
     def update(self, state: None, summary: np.ndarray) -> Mixture:
         """Fit the mixture.

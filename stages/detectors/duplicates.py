@@ -61,7 +61,7 @@ class Counter:
         """Return `[n] int64`, how often each of the keys (`[n] uint64`) occurred."""
         if self.cells is not None:
             rows = [row[places].astype(np.int64) for row, places in zip(self.cells, self._places(keys), strict=True)]
-            return np.minimum(rows[0], rows[1])
+            return np.asarray(np.minimum(rows[0], rows[1]), dtype=np.int64)
         if not len(self.keys):
             return np.zeros(len(keys), np.int64)
         found = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
