@@ -265,5 +265,6 @@ def _fill(parts: list[int], rows: dict[int, int], bound: int) -> list[list[int]]
         groups[-1].append(part)
         filled += rows[part]
     if len(groups) > 1 and filled < bound / 2:
-        groups[-2] += groups.pop()
+        rest = groups.pop()
+        groups[-1] += rest
     return groups
