@@ -58,9 +58,13 @@ def _parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
         sub.add_argument("--write", default="", help="scan: clean, quarantine, or both with a comma")
     sub = verbs.add_parser("status", help="what is done and what is left of a run, from its committed files alone")
     sub.add_argument("settings", nargs=1, metavar="RUN", help="run folder")
-    options = parser.parse_args(arguments)
+    # argparse stops to collect settings at the first option between them; what is left over are settings too.
+    options, more = parser.parse_known_args(arguments)
+    unknown = [word for word in more if word.startswith("-") or options.verb == "status"]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     options.file, overrides = None, []
-    for setting in options.settings:
+    for setting in [*options.settings, *more]:
         if options.verb == "status" or ("=" not in setting and options.file is None):
             options.file = setting
         else:
