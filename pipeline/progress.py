@@ -7,6 +7,8 @@ from typing import TextIO
 from tqdm import tqdm
 
 LOG_EVERY_S = 10.0
+QUIET_UNDER_S = 2.0
+"""A pass that is over so soon needs no line in a log."""
 
 
 class Progress:
@@ -25,6 +27,7 @@ class Progress:
         self._started = self._spoke = time.monotonic()
         self._bar: tqdm | None = None
         self._fresh = 0
+        self._said = 0
 
     def __enter__(self) -> "Progress":
         if self._stream.isatty():
@@ -41,7 +44,7 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif self._fresh:
+        elif self._fresh > self._said and time.monotonic() - self._started >= QUIET_UNDER_S:
             self._say()
 
     def advance(self, *, pairs: int, errors: int = 0) -> None:
@@ -64,6 +67,7 @@ class Progress:
         return self._pairs / max(time.monotonic() - self._started, 1e-9)
 
     def _say(self) -> None:
+        self._said = self._fresh
         self._spoke = time.monotonic()
         elapsed = self._spoke - self._started
         left = (self._total - self._done) * elapsed / max(self._fresh, 1)

@@ -1,0 +1,220 @@
+"""`clipsan demo`: the whole story in one command, on data that it makes itself.
+
+Render -> poison -> train a suspect model and its clean twin -> measure the attack -> scan both -> report.
+"""
+
+import sys
+import time
+from dataclasses import field
+from pathlib import Path
+from typing import Any
+
+from pipeline import evaluate, poison, scan, train
+from pipeline.cluster import ClusterConfig, ray_session
+from pipeline.commit import fingerprint
+from pipeline.config import as_tree, load
+from pipeline.demo_data import DemoData, DemoSet, make_data
+from pipeline.run_folder import RunFolder, open_run, write_summary
+from pipeline.tracking import TrackingConfig, log_run, metrics_of
+from stages.checkpoints import ModelConfig
+from stages.poisoning import AttackConfig
+from stages.sources import ParquetSource, list_units
+from stages.stage import config
+from stages.verdicts import Decision
+
+
+@config
+class DemoTraining:
+    """How the demo's two models are trained."""
+
+    model: ModelConfig
+    """Architecture."""
+    epochs: int
+    """Passes over the pairs."""
+    batch_size: int
+    """Pairs of a global batch."""
+    lr: float
+    """Peak learning rate."""
+    seed: int = 0
+    """Of weights and order."""
+
+
+@config
+class DemoConfig:
+    """Everything that decides the demo."""
+
+    data: DemoData
+    """Rendered scenes, or CIFAR-10."""
+    attack: AttackConfig
+    """The attack that the scan shall find."""
+    training: DemoTraining
+    """The suspect model and its clean twin."""
+    templates: list[str]
+    """Sentences for zero-shot classification."""
+    decision: Decision
+    """Where the scan cuts."""
+    out: str
+    """Run folder; each verb has its own folder in it."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Workers, threads, GPUs."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow."""
+
+
+def command(file: str | None, overrides: list[str], dry_run: bool) -> int:
+    """Run the verb from the command line."""
+    settings = load(DemoConfig, file, overrides, verb="demo")
+    if dry_run:
+        sys.stdout.write(describe(settings))
+        return 0
+    sys.stdout.write(story(run_demo(settings)))
+    return 0
+
+
+def describe(settings: DemoConfig) -> str:
+    """Return the plan as text."""
+    rate = settings.attack.count_of(settings.data.pairs)
+    return (
+        f"data       {settings.data.kind}: {settings.data.pairs:,} pairs, {settings.data.test_pairs:,} held out\n"
+        f"attack     {settings.attack.trigger.kind} on {rate} pairs towards {settings.attack.target!r}\n"
+        f"training   twice {settings.training.epochs} epochs, batch {settings.training.batch_size}\n"
+        f"steps      data, poison, train suspect, train twin, evaluate, scan suspect, scan twin\n"
+        f"out        {settings.out}\n"
+    )
+
+
+def run_demo(settings: DemoConfig) -> dict[str, Any]:
+    """Tell the story, or the rest of it; every step that an earlier run finished is skipped."""
+    started = time.monotonic()
+    tree = as_tree(settings)
+    mark = fingerprint({name: tree[name] for name in ("data", "attack", "training", "templates", "decision")})
+    folder = open_run(settings.out, verb="demo", tree=tree, mark=mark, passes={})
+    root = folder.root
+    with ray_session(settings.cluster):
+        pairs = make_data(settings.data, root / "data", settings.cluster)
+        poisoned = _poison(settings, pairs, root)
+        suspect = _train(settings, poisoned, root / "suspect")
+        twin = _train(settings, pairs.train, root / "twin")
+        evaluation = _evaluate(settings, pairs, suspect, root / "evaluate")
+        twin_evaluation = _evaluate(settings, pairs, twin, root / "evaluate-twin")
+        found = _scan(settings, poisoned, suspect, root / "scan", root / "poison" / "manifest.parquet")
+        clean = _scan(settings, pairs.train, twin, root / "scan-twin", None)
+    summary = {
+        "verb": "demo",
+        "fingerprint": mark,
+        "seconds": round(time.monotonic() - started, 1),
+        "counts": found["counts"],
+        "poisoned": found["poisoned"],
+        "poisoned_flagged": found["poisoned_flagged"],
+        "target": settings.attack.target,
+        "targets": found["targets"],
+        "concepts": found["concepts"],
+        "detection": found["detection"],
+        "evaluation": evaluation,
+        "twin": {
+            "evaluation": twin_evaluation,
+            "targets": clean["targets"],
+            "flagged": clean["counts"]["flagged"],
+            "concepts": clean["concepts"],
+            "report": clean["report"],
+        },
+        "report": found["report"],
+    }
+    write_summary(folder, summary)
+    _log(settings, folder, tree, summary)
+    return summary
+
+
+def _log(settings: DemoConfig, folder: RunFolder, tree: Any, summary: dict[str, Any]) -> None:
+    files = [Path(summary["report"]), folder.run_yaml, folder.summary]
+    log_run(settings.tracking, verb="demo", root=folder.root, tree=tree, metrics=metrics_of(summary), files=files)
+
+
+def story(summary: dict[str, Any]) -> str:
+    """Return the closing screen."""
+    evaluation, twin = summary["evaluation"], summary["twin"]
+    counts = summary["counts"]
+    lines = [
+        "",
+        f"pairs        {counts['pairs_in']:,}, of which {summary['poisoned']} are poisoned towards {summary['target']!r}",
+        f"suspect      clean accuracy {evaluation['clean_accuracy_pct']:.1f} %, attack success rate {evaluation['asr_pct']:.1f} %",
+        f"clean twin   clean accuracy {twin['evaluation']['clean_accuracy_pct']:.1f} %, "
+        f"attack success rate {twin['evaluation']['asr_pct']:.1f} %",
+        "",
+        f"{'detector':<20}{'AUROC':>8}{'AP':>8}   recall in the most suspicious 0.1 / 1 / 10 %",
+    ]
+    for name, figures in summary["detection"].items():
+        recall = " / ".join(f"{100 * figures['recall_at'][b]:.0f}" for b in ("0.001", "0.01", "0.1"))
+        lines.append(f"{name:<20}{figures['auroc']:>8.3f}{figures['average_precision']:>8.3f}   {recall} %")
+    lines += ["", f"{'concept':<20}{'pairs':>8}{'statistic':>11}"]
+    for concept in summary["concepts"][:4]:
+        mark = "  <- named as the target of a backdoor" if concept["named"] else ""
+        lines.append(f"{concept['name']:<20}{concept['n']:>8}{concept['statistic']:>11.1f}{mark}")
+    lines += [
+        "",
+        f"scan         named {', '.join(summary['targets']) or 'no concept'}; flagged {counts['flagged']} pairs, "
+        f"{summary['poisoned_flagged']} of the {summary['poisoned']} poisoned ones among them",
+        f"clean twin   named {', '.join(twin['targets']) or 'no concept'}; flagged {twin['flagged']} pairs",
+        f"report       {summary['report']}",
+        f"done in {summary['seconds']:.0f} s",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _poison(settings: DemoConfig, pairs: DemoSet, root: Path) -> ParquetSource:
+    step = poison.PoisonConfig(
+        data=pairs.train,
+        attack=settings.attack,
+        out=str(root / "poison"),
+        cluster=settings.cluster,
+        tracking=settings.tracking,
+    )
+    poison.run_poison(step, list_units(step.data))
+    return ParquetSource(path=str(root / "poison" / "data" / "*.parquet"), label="label", key="key")
+
+
+def _train(settings: DemoConfig, data: ParquetSource, out: Path) -> ModelConfig:
+    how = settings.training
+    step = train.TrainConfig(
+        data=data,
+        model=how.model,
+        out=str(out),
+        epochs=how.epochs,
+        batch_size=how.batch_size,
+        lr=how.lr,
+        seed=how.seed,
+        precision="bf16",
+        cluster=settings.cluster,
+        tracking=settings.tracking,
+    )
+    return ModelConfig(path=str(train.run_train(step).checkpoint))
+
+
+def _evaluate(settings: DemoConfig, pairs: DemoSet, model: ModelConfig, out: Path) -> dict[str, Any]:
+    step = evaluate.EvaluateConfig(
+        data=pairs.test,
+        model=model,
+        classes=pairs.classes,
+        templates=settings.templates,
+        attack=evaluate.EvaluationAttack(trigger=settings.attack.trigger, target=settings.attack.target),
+        out=str(out),
+        cluster=settings.cluster,
+        tracking=settings.tracking,
+    )
+    return evaluate.run_evaluate(step)
+
+
+def _scan(
+    settings: DemoConfig, data: ParquetSource, model: ModelConfig, out: Path, manifest: Path | None
+) -> dict[str, Any]:
+    step = scan.ScanConfig(
+        data=data,
+        model=model,
+        out=str(out),
+        decision=settings.decision,
+        manifest=str(manifest) if manifest else None,
+        cluster=settings.cluster,
+        tracking=settings.tracking,
+    )
+    return scan.run_scan(scan.make_plan(step))
