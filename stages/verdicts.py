@@ -95,8 +95,10 @@ def place_cut(
     if not len(ensemble):
         return Cut(np.inf, "Nothing was scanned.")
     value = float(np.partition(ensemble, len(ensemble) - count)[len(ensemble) - count])
+    ties = int((ensemble >= value).sum()) - count
+    more = f", and {ties:,} that score the same as the last of them" if ties else ""
     meaning = (
-        f"Flagged: the {count:,} most suspicious pairs, {100 * decision.share:g} % of those scanned. "
+        f"Flagged: the {count:,} most suspicious pairs, {100 * decision.share:g} % of those scanned{more}. "
         "A review budget flags that share on clean data too."
     )
     return Cut(value, meaning)
