@@ -33,7 +33,7 @@ def load(schema: type[T], file: str | None, overrides: list[str], *, verb: str) 
 
     Args:
         schema: the configuration class of the verb.
-        file: path of a YAML file; None takes conf/VERB.yaml.
+        file: path of a YAML file, or the run.yaml of an earlier run; None takes conf/VERB.yaml.
         overrides: `key.path=value`, the value in YAML notation; applied in order.
         verb: for conf/VERB.yaml and for messages.
 
@@ -42,6 +42,10 @@ def load(schema: type[T], file: str | None, overrides: list[str], *, verb: str) 
     """
     path = Path(file) if file else conf_folder() / f"{verb}.yaml"
     tree = _read_yaml(path)
+    if {"verb", "fingerprint", "config"} <= tree.keys():  # run.yaml of a run: the same settings again
+        if tree["verb"] != verb:
+            raise ConfigError(f"{path}: holds the settings of `clipsan {tree['verb']}`, not of `clipsan {verb}`")
+        tree = tree["config"]
     tree = _resolve_groups(tree, where="")
     for override in overrides:
         _apply(tree, override)
