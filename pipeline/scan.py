@@ -142,25 +142,31 @@ def make_plan(settings: ScanConfig) -> Plan:
     layers = clip.layers(settings.embed.layers)
     suite = build_suite(settings.detectors, pairs=0, trusted=None)
     columns = check_chain(CACHE_COLUMNS, [*suite.chain, Judge])
-    embed_tree = {
-        "version": EMBED_VERSION,
-        "units": [dataclasses.astuple(u)[1:2] + dataclasses.astuple(u)[3:] for u in units],
-        "data": as_tree(dataclasses.replace(settings.data, path="")),
-        "model": clip.fingerprint,
-        "embed": as_tree(dataclasses.replace(settings.embed, decode_threads=None)),
-    }
-    embed_mark = fingerprint(embed_tree)
+    embed_mark = _embed_mark(settings.data, units, clip.fingerprint, settings.embed)
+    trusted = settings.trusted
     score_tree = {
         "version": SCORE_VERSION,
         "embed": embed_mark,
         "detectors": as_tree(settings.detectors),
-        "trusted": as_tree(settings.trusted),
+        "trusted": trusted and _embed_mark(trusted, trusted_units, clip.fingerprint, settings.embed),
     }
     score_mark = fingerprint(score_tree)
     verdict_mark = fingerprint(
         {"version": VERDICT_VERSION, "score": score_mark, "decision": as_tree(settings.decision)}
     )
     return Plan(settings, units, trusted_units, clip.fingerprint, layers, columns, embed_mark, score_mark, verdict_mark)
+
+
+def _embed_mark(source: SourceConfig, units: list[Unit], model_fingerprint: str, settings: EmbedConfig) -> str:
+    """Return the fingerprint of the embeddings of a data set; where it lies does not matter, what is there does."""
+    tree = {
+        "version": EMBED_VERSION,
+        "units": [dataclasses.astuple(u)[1:2] + dataclasses.astuple(u)[3:] for u in units],
+        "data": as_tree(dataclasses.replace(source, path="")),
+        "model": model_fingerprint,
+        "embed": as_tree(dataclasses.replace(settings, decode_threads=None)),
+    }
+    return fingerprint(tree)
 
 
 def run_scan(plan: Plan) -> dict[str, Any]:
@@ -192,7 +198,12 @@ def run_scan(plan: Plan) -> dict[str, Any]:
         save_uid_lists(folder, parts, quarantine)
         counts = count_pairs(folder, parts)
         truth = truth_mask(folder.scores, parts, manifest_uids(settings.manifest)) if settings.manifest else None
-        detection = detection_summary(folder.scores, parts, truth) if truth is not None else None
+        if truth is not None and not truth.any():
+            sys.stderr.write(
+                f"manifest={settings.manifest}: it names none of the scanned pairs, so nothing is measured\n"
+            )
+        measurable = truth is not None and truth.any() and not truth.all()
+        detection = detection_summary(folder.scores, parts, truth) if truth is not None and measurable else None
         page = build_report(
             source=settings.data,
             units=plan.units,
@@ -222,8 +233,9 @@ def run_scan(plan: Plan) -> dict[str, Any]:
         "detectors": findings.detectors,
         "report": str(folder.report),
     }
-    if detection is not None and truth is not None:
+    if detection is not None:
         summary["detection"] = detection
+    if truth is not None:
         summary["poisoned"] = int(truth.sum())
         summary["poisoned_flagged"] = int((truth & (column(folder.scores, parts, "ensemble") >= cut.value)).sum())
     write_summary(folder, summary)
@@ -288,9 +300,7 @@ def _trusted_moments(plan: Plan, folder: RunFolder) -> TrustedMoments | None:
     if settings.trusted is None:
         return None
     home = folder.work / "trusted"
-    mark = fingerprint(
-        {"model": plan.model_fingerprint, "trusted": as_tree(settings.trusted), "version": EMBED_VERSION}
-    )
+    mark = _embed_mark(settings.trusted, plan.trusted_units, plan.model_fingerprint, settings.embed)
     scan_passes.embed(
         settings.trusted,
         plan.trusted_units,
