@@ -1,14 +1,13 @@
 """How a scan divides its parts: by the data alone, every part once, no small remainder."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import scan_passes
 from pipeline.scan_passes import GROUP_ROWS, MAX_CHUNKS, MIN_CHUNK_ROWS, chunk, mean_ranks, super_groups
-
-import pyarrow as pa
 
 sizes = st.lists(st.integers(0, 3 * MIN_CHUNK_ROWS), min_size=1, max_size=60)
 
@@ -44,14 +43,14 @@ def test_the_number_of_chunks_is_bounded():
 
 
 def test_division_hangs_on_the_data_alone():
-    rows = {part: 10_000 for part in range(40)}
+    rows = dict.fromkeys(range(40), 10000)
     shuffled = {part: rows[part] for part in np.random.default_rng(0).permutation(40).tolist()}
     assert chunk(shuffled) == chunk(rows)
     assert super_groups(shuffled, 3, 1) == super_groups(rows, 3, 1)
 
 
 def test_every_seed_and_permutation_draws_its_own_groups():
-    rows = {part: 10_000 for part in range(40)}
+    rows = dict.fromkeys(range(40), 10000)
     draws = [super_groups(rows, seed, permutation) for seed in (0, 1) for permutation in (0, 1, 2)]
     assert all(a != b for i, a in enumerate(draws) for b in draws[:i])
     # Not neighbours: a group of neighbouring shards would compare the pairs of one source with each other alone.
