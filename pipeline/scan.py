@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pipeline import scan_passes
 from pipeline.cluster import ClusterConfig, ray_session
-from pipeline.commit import fingerprint, missing_parts, read_parts, write_text
+from pipeline.commit import FingerprintError, fingerprint, missing_parts, read_parts, write_text
 from pipeline.config import ConfigError, as_tree, load
 from pipeline.passes import run_pass
 from pipeline.rewrite import rewrite
@@ -286,7 +286,13 @@ def _embeddings(plan: Plan, folder: RunFolder) -> Path:
         )
         return folder.embeddings
     earlier = RunFolder(Path(settings.embeddings).expanduser().resolve())
-    missing = missing_parts(earlier.embeddings, [u.index for u in plan.units], plan.embed_mark)
+    try:
+        missing = missing_parts(earlier.embeddings, [u.index for u in plan.units], plan.embed_mark)
+    except FingerprintError:
+        raise FingerprintError(
+            f"embeddings={settings.embeddings}: they were made of other data, by another model or with other `embed` settings; "
+            "leave `embeddings` out to embed again"
+        ) from None
     if missing:
         raise ConfigError(
             f"embeddings={settings.embeddings}: {len(missing)} of {len(plan.units)} parts are missing; finish that run first"
