@@ -1,0 +1,296 @@
+"""Markdown tables of README.md, generated from the stored figures.
+
+    python -m tests.benchmarks.tables --write README.md
+
+A table stands between `<!-- table:NAME -->` and `<!-- /table:NAME -->`; what is there is replaced.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.benchmarks import results
+from tests.benchmarks.figures import WHOLE_SCAN
+from tests.benchmarks.results import Results, Row, Value
+
+MARKED = re.compile(r"<!-- table:(?P<name>[\w-]+) -->\n(?P<old>.*?)<!-- /table:(?P=name) -->", re.DOTALL)
+MARK = re.compile(r"<!-- (/?)table:([\w-]+) -->")
+
+COMMANDS = {
+    "attacks": "python -m tests.benchmarks.photos",
+    "detection": "python -m tests.benchmarks.photos",
+    "throughput": "python -m tests.benchmarks.throughput",
+    "demo": "python -m tests.benchmarks.demo",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: its head and the field that it shows."""
+
+    title: str
+    field: str
+    digits: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table: its columns, which rows in which order, and what it is called where a marker holds several."""
+
+    columns: tuple[Column, ...]
+    choose: Callable[[list[Row]], list[Row]]
+    caption: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """What stands between two markers: tables made from one file of figures."""
+
+    results: str
+    tables: tuple[Table, ...]
+
+
+def _scans(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row["detector"] == WHOLE_SCAN]
+
+
+def _poison_scans(rows: list[Row]) -> list[Row]:
+    """The scans of the set that was poisoned, with its clean twin."""
+    return [row for row in _scans(rows) if row["attack"] != "none"]
+
+
+def _format_scans(rows: list[Row]) -> list[Row]:
+    return [row for row in _scans(rows) if row["attack"] == "none"]
+
+
+def _detectors(rows: list[Row]) -> list[Row]:
+    """Every detector, the one with the highest average precision first, cell by cell."""
+    found = [row for row in rows if row["detector"] != WHOLE_SCAN]
+    cells = list(dict.fromkeys(_cell(row) for row in found))
+    return sorted(found, key=lambda row: (cells.index(_cell(row)), -_number(row["average_precision"])))
+
+
+def _admitted(rows: list[Row]) -> list[Row]:
+    """Detectors on the highest and on the lowest rate of each attack whose ASR admits it."""
+    found = [row for row in _detectors(rows) if row["admitted"]]
+    rates: dict[Value, list[float]] = {}
+    for row in found:
+        rates.setdefault(row["attack"], []).append(_number(row["rate_pct"]))
+    return [r for r in found if _number(r["rate_pct"]) in (max(rates[r["attack"]]), min(rates[r["attack"]]))]
+
+
+def _cell(row: Row) -> tuple[Value, ...]:
+    return tuple(row.get(field) for field in ("data", "attack", "rate_pct", "model", "seed"))  # type: ignore[return-value]
+
+
+def _number(value: Value) -> float:
+    return float(value) if isinstance(value, int | float) else float("-inf")
+
+
+ATTACK = (Column("attack", "attack"), Column("poison %", "rate_pct", 2))
+DETECTOR = (
+    Column("detector", "detector"),
+    Column("AUROC", "auroc"),
+    Column("average precision", "average_precision"),
+    Column("recall % at 0.1 %", "recall_at_0_1_pct", 1),
+    Column("recall % at 1 %", "recall_at_1_pct", 1),
+    Column("recall % at 10 %", "recall_at_10_pct", 1),
+)
+MODEL_UNDER_ATTACK = (
+    Column("clean accuracy %", "clean_accuracy_pct", 1),
+    Column("ASR %", "asr_pct", 1),
+    Column("accuracy under trigger %", "accuracy_under_trigger_pct", 1),
+)
+GROUPS = (
+    Column("concepts named", "targets"),
+    Column("statistic of the target", "target_statistic", 1),
+    Column("of the next concept", "next_statistic", 1),
+    Column("which is", "next_concept"),
+    Column("named above", "statistic_threshold", 1),
+)
+FLAGGED = (
+    Column("pairs", "pairs"),
+    Column("poisoned", "poisoned"),
+    Column("flagged", "flagged"),
+    Column("of these poisoned", "flagged_poisoned"),
+)
+
+SECTIONS = {
+    "attacks": Section(
+        "attacks",
+        (
+            Table(
+                (
+                    *ATTACK,
+                    Column("trigger shown", "trigger"),
+                    Column("poisoned pairs", "poisoned"),
+                    *MODEL_UNDER_ATTACK,
+                    Column("ASR at least 90", "admitted"),
+                ),
+                lambda rows: rows,
+            ),
+        ),
+    ),
+    "detection": Section(
+        "detection",
+        (
+            Table((*ATTACK, *FLAGGED, *GROUPS), _poison_scans, "What each scan decided:"),
+            Table(
+                (*ATTACK, *DETECTOR),
+                _admitted,
+                "Every detector, at the highest and at the lowest poison rate at which the attack works:",
+            ),
+        ),
+    ),
+    "formats": Section(
+        "detection",
+        (
+            Table(
+                (
+                    Column("data", "data"),
+                    Column("format", "format"),
+                    Column("pairs", "pairs"),
+                    Column("rejected", "rejected"),
+                    Column("flagged", "flagged"),
+                    Column("concepts named", "targets"),
+                    Column("seconds", "seconds", 0),
+                ),
+                _format_scans,
+            ),
+        ),
+    ),
+    "throughput": Section(
+        "throughput",
+        (
+            Table(
+                (
+                    Column("method", "method"),
+                    Column("pairs", "pairs"),
+                    Column("runs", "runs"),
+                    Column("pairs/s, median", "pairs_per_s", 0),
+                    Column("lowest", "pairs_per_s_min", 0),
+                    Column("highest", "pairs_per_s_max", 0),
+                    Column("with start-up", "pairs_per_s_with_startup", 0),
+                    Column("CPU ms a pair", "cpu_ms_per_pair", 2),
+                    Column("ratio to the best plain loop", "ratio_to_plain_loop", 3),
+                    Column("with start-up", "ratio_to_plain_loop_with_startup", 3),
+                ),
+                lambda rows: sorted(rows, key=lambda row: (row["model"], -_number(row["pairs_per_s"]))),
+            ),
+        ),
+    ),
+    "demo": Section(
+        "demo",
+        (
+            Table((Column("attack", "attack"), *MODEL_UNDER_ATTACK, Column("seconds", "seconds", 0)), _scans),
+            Table((Column("attack", "attack"), *FLAGGED, *GROUPS), _scans, "What each scan decided:"),
+            Table((Column("attack", "attack"), *DETECTOR), _detectors, "Every detector:"),
+        ),
+    ),
+}
+
+
+def render(name: str, found: Results | None) -> str:
+    """Return what stands between two markers, or a line that says how to get the figures.
+
+    Raises:
+        KeyError: there is no section of that name.
+    """
+    section = SECTIONS[name]
+    chosen = [(table, table.choose(found.rows)) for table in section.tables] if found else []
+    parts = [markdown(table, rows) for table, rows in chosen if rows]
+    if found is None or not parts:
+        return f"No figures yet: `{COMMANDS[section.results]}` measures them.\n"
+    return "\n".join([*parts, _origin(found, [row for _, rows in chosen for row in rows])]) + "\n"
+
+
+def markdown(table: Table, rows: list[Row]) -> str:
+    """Return one table."""
+    lines = [
+        *([table.caption, ""] if table.caption else []),
+        "| " + " | ".join(column.title for column in table.columns) + " |",
+        "|" + "|".join("---:" if _is_numeric(column, rows) else "---" for column in table.columns) + "|",
+        *("| " + " | ".join(cell(row, column) for column in table.columns) + " |" for row in rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def cell(row: Row, column: Column) -> str:
+    """Return the text of one cell; a figure with an interval carries it."""
+    value = row.get(column.field)
+    interval = row.get(f"{column.field}_ci95")
+    text = shown(value, column.digits)
+    if value is not None and isinstance(interval, list):
+        text += f" ({shown(interval[0], column.digits)} to {shown(interval[1], column.digits)})"
+    return text
+
+
+def shown(value: Value, digits: int) -> str:
+    """Return a value as the tables print it."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.{digits}f}"
+    return str(value).replace("|", "\\|") or "none"
+
+
+def fill(text: str, folder: Path = results.FOLDER) -> str:
+    """Return a Markdown text with every marked table made anew.
+
+    Raises:
+        ValueError: a marker names no table, or has no counterpart.
+    """
+    names = [match["name"] for match in MARKED.finditer(text)]
+    if len(MARK.findall(text)) != 2 * len(names):
+        raise ValueError(
+            "every <!-- table:NAME --> needs its <!-- /table:NAME --> on a later line, and no other between"
+        )
+    unknown = sorted(set(names) - SECTIONS.keys())
+    if unknown:
+        raise ValueError(f"no table {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
+
+    def made(match: re.Match[str]) -> str:
+        name = match["name"]
+        table = render(name, results.load(SECTIONS[name].results, folder))
+        return f"<!-- table:{name} -->\n{table}<!-- /table:{name} -->"
+
+    return MARKED.sub(made, text)
+
+
+def main() -> int:
+    """Write the tables into a file, or show them all."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.tables", description=__doc__.splitlines()[0])
+    parser.add_argument("--write", metavar="README.md", type=Path, help="Markdown file with table markers")
+    path = parser.parse_args().write
+    if path is None:
+        for name, section in SECTIONS.items():
+            sys.stdout.write(f"## {name}\n{render(name, results.load(section.results))}\n")
+        return 0
+    path.write_text(fill(path.read_text(encoding="utf-8")), encoding="utf-8")
+    return 0
+
+
+def _is_numeric(column: Column, rows: list[Row]) -> bool:
+    return any(_number(row.get(column.field)) > float("-inf") for row in rows)
+
+
+def _origin(found: Results, rows: list[Row]) -> str:
+    machine = found.machine
+    models = ", ".join(sorted({str(row["model"]) for row in rows if row.get("model")}))
+    seeds = f"seed {', '.join(map(str, found.seeds))}; " if found.seeds else ""
+    return (
+        f"Measured by `{found.command}` on {found.date}: {models}; {seeds}"
+        f"{machine.cores} cores ({machine.cpu}), {machine.memory_gib:.0f} GiB; "
+        f"torch {found.versions['torch']}, ray {found.versions['ray']}."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

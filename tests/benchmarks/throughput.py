@@ -1,0 +1,291 @@
+"""Throughput of the embed pass of `clipsan scan` on Ray Data, against plain PyTorch loops that compute the same.
+
+    python -m tests.benchmarks.throughput                    30,000 photos, three runs of every method, in turn
+    python -m tests.benchmarks.throughput --limit 500 --runs 1 --no-store
+
+Every method gets the same photos, model, decoder and two cores, and every run is a process of its own. Two rates are taken:
+from the moment when the first worker has its model to the last pair, and over the whole process, imports and Ray's start
+included. The ratio is to the fastest plain loop, whichever that is.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.cluster import ClusterConfig, ray_session
+from pipeline.config import conf_folder, load
+from pipeline.passes import Row as PassRow
+from pipeline.passes import run_pass
+from pipeline.scan_passes import EmbedWork
+from stages.clip_model import ModelConfig, load_clip, save_clip
+from stages.embed import EmbedConfig
+from stages.samples import Unit
+from stages.sources import ParquetSource, list_units
+from stages.stage import config
+from tests.benchmarks import plain_loop
+from tests.benchmarks.photos import ROOT, assets
+from tests.benchmarks.plain_loop import Piece, Task, Timing
+from tests.benchmarks.results import Row, record
+
+COMMAND = "python -m tests.benchmarks.throughput"
+WORKERS = 2
+SEED = 0
+DATA = "tiny-imagenet"
+RAY = "clipsan scan (Ray Data, 2 workers)"
+PLAIN = {
+    "plain loop, 1 process of 2 threads": lambda task: plain_loop.one_process(task, 2),
+    "DataLoader, 2 workers, 1 thread": lambda task: plain_loop.data_loader(task, 2, 1),
+    "DataLoader, 2 workers, 2 threads": lambda task: plain_loop.data_loader(task, 2, 2),
+    "plain loop, 2 processes of 1 thread": lambda task: plain_loop.processes(task, 2),
+}
+METHODS = (RAY, *PLAIN)
+PARTS = 12
+"""Units that a smaller set is cut into, so that the workers share it as they share the whole."""
+TOLERANCE = 2e-3
+"""Most that two methods may differ in a coordinate of a float16 unit vector: batches are cut elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of one method."""
+
+    pairs: int
+    seconds: float
+    """From the first worker with a model to the last pair."""
+    process_s: float
+    """The whole process, imports and Ray's start included."""
+    cpu_s: float
+    """Processor time of the workers in `seconds`."""
+
+
+@config
+class DataSection:
+    """What the benchmark reads of a verb's configuration: the section `data`."""
+
+    data: ParquetSource
+
+
+def source(folder: Path, limit: int | None) -> ParquetSource:
+    """Return the labelled photos as `clipsan scan data=labelled-parquet` would read them."""
+    file = tempfile.NamedTemporaryFile("w", suffix=".yaml")  # noqa: SIM115 - closed below
+    with file:
+        path = folder / "tiny-imagenet-train-*.parquet"
+        found = load(DataSection, file.name, ["data=labelled-parquet", f"data.path={path}"], verb="scan").data
+    return found if limit is None else replace(found, unit_rows=max(1, -(-limit // PARTS)))
+
+
+def first_units(found: ParquetSource, limit: int | None) -> list[Unit]:
+    """Return the units of the first `limit` rows, rounded up to whole units."""
+    units: list[Unit] = []
+    rows = 0
+    for unit in list_units(found):
+        if limit is not None and rows >= limit:
+            break
+        stop = unit.stop if unit.stop >= 0 else pq.read_metadata(unit.path).num_rows
+        units.append(unit)
+        rows += stop - unit.start
+    return units
+
+
+def pieces_of(units: Sequence[Unit]) -> list[Piece]:
+    """Return the same rows by file: a plain loop reads a file through, once."""
+    stops: dict[tuple[str, str], int] = {}
+    for unit in units:
+        stop = unit.stop if unit.stop >= 0 else pq.read_metadata(unit.path).num_rows
+        stops[unit.path, unit.shard] = max(stop, stops.get((unit.path, unit.shard), 0))
+    return [Piece(path, shard, 0, stop) for (path, shard), stop in stops.items()]
+
+
+class TimedEmbedWork(EmbedWork):
+    """The scan's own embed pass, with a note of the time."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)  # type: ignore[arg-type]
+        self._ready, self._cpu = time.time(), time.process_time()
+
+    def run(self, piece: Unit) -> PassRow:
+        done = super().run(piece)
+        spent = time.process_time() - self._cpu
+        return {**done, "worker": os.getpid(), "ready": self._ready, "done": time.time(), "cpu_s": spent}
+
+
+def embed_on_ray(found: ParquetSource, units: list[Unit], model: ModelConfig, out: Path) -> list[Timing]:
+    """Run the embed pass as `clipsan scan` does."""
+    cluster = ClusterConfig(workers=WORKERS)
+    args = (found, model, EmbedConfig(), out / "embeddings", out / "rejected", "throughput", "cpu")
+    last: dict[int, PassRow] = {}
+    pairs: dict[int, int] = {}
+    with ray_session(cluster):
+        for row in run_pass("embed", units, TimedEmbedWork, args, cluster=cluster, heavy=True):
+            pairs[row["worker"]] = pairs.get(row["worker"], 0) + row["pairs"]
+            if row["worker"] not in last or row["done"] > last[row["worker"]]["done"]:
+                last[row["worker"]] = row
+    return [Timing(row["ready"], row["done"], row["cpu_s"], pairs[worker]) for worker, row in last.items()]
+
+
+def run_once(method: str, limit: int | None, checkpoint: Path, out: Path) -> None:
+    """Run one method in this process and leave its timings in OUT/timings.json."""
+    folder = _assets()
+    found = source(folder, limit)
+    units = first_units(found, limit)
+    model = ModelConfig(path=str(checkpoint))
+    if method == RAY:
+        timings = embed_on_ray(found, units, model, out)
+    else:
+        if found.captions_from_labels is None:
+            raise ValueError("conf/data/labelled-parquet.yaml makes no captions")
+        timings = PLAIN[method](Task(pieces_of(units), model, found.captions_from_labels, out))
+    (out / "timings.json").write_text(json.dumps([asdict(t) for t in timings]), encoding="utf-8")
+
+
+def measure(method: str, limit: int | None, checkpoint: Path, out: Path) -> Run:
+    """Run one method in a fresh process.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    out.mkdir(parents=True)
+    arguments = ["--one", method, "--checkpoint", str(checkpoint), "--out", str(out)]
+    arguments += ["--limit", str(limit)] if limit is not None else []
+    # Threads of OpenMP that wait for each other cost the plain loops half their speed; clipsan pins those of its workers too.
+    threads = "2" if method.endswith("2 threads") else "1"
+    pinned = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
+    command = [sys.executable, "-m", "tests.benchmarks.throughput", *arguments]
+    started = time.time()
+    subprocess.run(command, cwd=ROOT, env=os.environ | pinned, check=True)
+    whole = time.time() - started
+    timings = [Timing(**t) for t in json.loads((out / "timings.json").read_text(encoding="utf-8"))]
+    return Run(
+        pairs=sum(t.pairs for t in timings),
+        seconds=max(t.done for t in timings) - min(t.ready for t in timings),
+        process_s=whole,
+        cpu_s=sum(t.cpu_s for t in timings),
+    )
+
+
+def check_same(ray_out: Path, plain_out: Path) -> None:
+    """Compare what two methods wrote.
+
+    Raises:
+        ValueError: they did not embed the same pairs to the same vectors.
+    """
+    names = ["uid", "caption", "image_sha256", "dhash"]
+    vectors = ["image", "text"]
+    ray, plain = (
+        pa.concat_tables(
+            [pq.ParquetFile(path).read(names + vectors) for path in sorted(folder.glob("*.parquet"))],
+            promote_options="permissive",
+        ).sort_by("uid")
+        for folder in (ray_out / "embeddings", plain_out)
+    )
+    for name in names:
+        if ray.column(name).to_pylist() != plain.column(name).to_pylist():
+            raise ValueError(f"the methods differ in {name}: they did not do the same work")
+    for name in vectors:
+        left, right = (
+            np.asarray(t.column(name).combine_chunks().flatten().to_numpy(zero_copy_only=False), np.float32)
+            for t in (ray, plain)
+        )
+        if np.abs(left - right).max() > TOLERANCE:
+            raise ValueError(f"the methods differ in {name} by {np.abs(left - right).max():.4f}")
+
+
+def rows_of(runs: dict[str, list[Run]], model: str) -> list[Row]:
+    """Return the rows of throughput.json: medians over the runs, ratios to the fastest plain loop."""
+    steady = {method: median(r.pairs / r.seconds for r in found) for method, found in runs.items()}
+    whole = {method: median(r.pairs / r.process_s for r in found) for method, found in runs.items()}
+    cpu = {method: median(1000 * r.cpu_s / r.pairs for r in found) for method, found in runs.items()}
+    plain = [method for method in runs if method != RAY]
+    best, best_whole = max(steady[m] for m in plain), max(whole[m] for m in plain)
+    return [
+        {
+            "method": method,
+            "data": DATA,
+            "model": model,
+            "seed": SEED,
+            "pairs": found[0].pairs,
+            "runs": len(found),
+            "pairs_per_s": round(steady[method], 1),
+            "pairs_per_s_min": round(min(r.pairs / r.seconds for r in found), 1),
+            "pairs_per_s_max": round(max(r.pairs / r.seconds for r in found), 1),
+            "pairs_per_s_with_startup": round(whole[method], 1),
+            "startup_s": round(median(r.process_s - r.seconds for r in found), 1),
+            "cpu_ms_per_pair": round(cpu[method], 3),
+            "ratio_to_plain_loop": round(steady[method] / best, 3),
+            "ratio_to_plain_loop_with_startup": round(whole[method] / best_whole, 3),
+        }
+        for method, found in runs.items()
+    ]
+
+
+def compare(config_file: Path, limit: int | None, count: int) -> list[Row]:
+    """Run every method `count` times, in turn, so that a slow spell of the machine meets them all."""
+    runs: dict[str, list[Run]] = {method: [] for method in METHODS}
+    with tempfile.TemporaryDirectory(prefix="clipsan-throughput-") as folder:
+        home = Path(folder)
+        clip = load_clip(ModelConfig(config=str(config_file)), init_seed=SEED)
+        save_clip(clip.model, clip.model_cfg, clip.preprocess_cfg, home / "model")
+        for number in range(count):
+            order = METHODS[number % len(METHODS) :] + METHODS[: number % len(METHODS)]
+            for method in order:
+                run = measure(method, limit, home / "model", home / f"{number}-{METHODS.index(method)}")
+                runs[method].append(run)
+                sys.stdout.write(
+                    f"run {number + 1}  {method:<36}{run.pairs / run.seconds:8.1f} pairs/s"
+                    f"{run.pairs / run.process_s:8.1f} with start-up{1000 * run.cpu_s / run.pairs:8.2f} CPU ms a pair\n"
+                )
+                sys.stdout.flush()
+            for index in range(1, len(METHODS)):
+                check_same(home / f"{number}-0", home / f"{number}-{index}")
+    return rows_of(runs, config_file.stem)
+
+
+def main() -> int:
+    """Measure, print and store; `--one` is one run of one method, in a process of its own."""
+    parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", type=Path, default=conf_folder() / "model" / "resnet10t-64.json", help="JSON file")
+    parser.add_argument("--limit", type=int, help="only the first photos")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--no-store", action="store_true", help="print the figures and keep the stored ones")
+    parser.add_argument("--one", choices=METHODS, help=argparse.SUPPRESS)
+    parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        run_once(options.one, options.limit, options.checkpoint, options.out)
+        return 0
+    if assets() is None:
+        sys.stdout.write("skipped: the photos are not on this machine; CLIPSAN_ASSETS names their folder\n")
+        return 0
+    rows = compare(options.model, options.limit, options.runs)
+    for row in rows:
+        sys.stdout.write(
+            f"{row['method']:<36}{row['pairs_per_s']:>9} pairs/s, {row['ratio_to_plain_loop']} of the best plain loop; "
+            f"with start-up {row['pairs_per_s_with_startup']}, {row['ratio_to_plain_loop_with_startup']}\n"
+        )
+    if not options.no_store:
+        record("throughput", rows, command=COMMAND)
+    return 0
+
+
+def _assets() -> Path:
+    folder = assets()
+    if folder is None:
+        raise ValueError("the photos are not on this machine; CLIPSAN_ASSETS names their folder")
+    return folder
+
+
+if __name__ == "__main__":
+    sys.exit(main())
