@@ -68,7 +68,8 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
 
     started = not ray.is_initialized()
     if started:
-        _init(ray, cluster)
+        with _silent_stderr():
+            _init(ray, cluster)
     _settle_data_context()
     try:
         yield
@@ -96,6 +97,19 @@ def _init(ray: Any, cluster: ClusterConfig) -> None:
         object_store_memory=cluster.object_store_mb * 2**20,
         **common,
     )
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Keep what Ray's C++ side prints at start out of the terminal; what goes wrong comes as an exception."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _settle_data_context() -> None:

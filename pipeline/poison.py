@@ -2,7 +2,7 @@
 
 import sys
 import time
-from dataclasses import field
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,8 @@ def run_poison(settings: PoisonConfig, units: list[Unit]) -> dict[str, Any]:
     """
     started = time.monotonic()
     tree = as_tree(settings)
-    content = {name: tree[name] for name in ("data", "attack", "image")}
+    # Shards and sizes name the input; the same set by another path is the same set.
+    content = {"data": as_tree(replace(settings.data, path="")), "attack": tree["attack"], "image": tree["image"]}
     inputs = [[u.shard, u.start, u.stop, u.size_bytes] for u in units]
     mark = fingerprint({"version": VERSION, "units": inputs, **content})
     folder = open_run(settings.out, verb="poison", tree=tree, mark=mark, passes={"poison": len(units)})
