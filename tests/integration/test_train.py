@@ -1,0 +1,164 @@
+"""Training on a real local Ray: same as one plain loop, every pair accounted for, a killed worker costs nothing."""
+
+import dataclasses
+import json
+import os
+import signal
+import tarfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from pipeline.cluster import ClusterConfig
+from pipeline.config import ConfigError
+from pipeline.tracking import TrackingConfig
+from pipeline.train import TrainConfig, TrainResult, run_train
+from stages.clip_model import ModelConfig, load_clip
+from stages.contrastive import AugmentConfig, ContrastiveTask, OneCycle, adamw, augment, clip_loss, train_step
+from stages.decode import decode
+from stages.samples import seeded_hash
+from stages.sources import WebDataset, list_units, read_unit
+from tests.conftest import add_member, picture, write_shards
+
+pytestmark = pytest.mark.ray
+
+EPOCHS = 12
+BATCH = 8
+AUGMENT = AugmentConfig(min_area=0.7, flip=True)
+
+
+def with_bad_pairs(folder: Path) -> Path:
+    write_shards(folder, shards=3, pairs=33)
+    with tarfile.open(folder / "00003.tar", "w") as tar:
+        add_member(tar, "a.jpg", b"this is no image")
+        add_member(tar, "a.txt", b"a caption")
+        add_member(tar, "b.png", picture(1)[:200])
+        add_member(tar, "b.txt", b"half a picture")
+        add_member(tar, "c.png", picture(2))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> WebDataset:
+    return WebDataset(path=str(with_bad_pairs(tmp_path_factory.mktemp("pairs")) / "*.tar"))
+
+
+@pytest.fixture(scope="module")
+def settings(data: WebDataset, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    return TrainConfig(
+        data=data,
+        model=ModelConfig(path=str(tiny_checkpoint)),
+        out=str(tmp_path_factory.mktemp("train") / "run"),
+        epochs=EPOCHS,
+        batch_size=BATCH,
+        lr=1e-3,
+        augment=AUGMENT,
+        seed=4,
+        cluster=ClusterConfig(workers=2),
+        tracking=TrackingConfig(enabled=False),
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(settings: TrainConfig, ray_cluster: None) -> TrainResult:
+    return run_train(settings)
+
+
+def plain_loop(settings: TrainConfig, epochs: int) -> list[float]:
+    """Mean loss of the first epochs, in this process, without Ray and without the code that feeds the workers."""
+    clip = load_clip(settings.model)
+    task = ContrastiveTask(clip.model.train(), clip.preprocess_cfg["mean"], clip.preprocess_cfg["std"])
+    optimizer = adamw(task, settings.lr, settings.weight_decay)
+    pairs = [pair for unit in list_units(settings.data)[:3] for pair in read_unit(settings.data, unit)]
+    order = seeded_hash([pair.uid for pair in pairs], settings.seed, "training order").view(np.int64)
+    pairs = [pairs[i] for i in np.argsort(order)]
+    images = torch.stack([clip.preprocess(decode(pair.image, 10**6).rgb) for pair in pairs])
+    tokens = clip.tokenize([pair.caption for pair in pairs])
+    steps, losses = len(pairs) // BATCH, []
+    for epoch in range(epochs):
+        draw, total = np.random.default_rng([settings.seed, epoch]).permutation(len(pairs)), 0.0
+        for number in range(steps):
+            rows, step = draw[number * BATCH : (number + 1) * BATCH], epoch * steps + number
+            pixels = augment(images[rows], slice(0, BATCH), BATCH, AUGMENT, (settings.seed, step))
+            rate = OneCycle().rate(step, EPOCHS * steps, settings.lr)
+            total += train_step(task, clip_loss(0, 1), optimizer, pixels, tokens[rows], lr=rate, bf16=False).item()
+        losses.append(total / steps)
+    return losses
+
+
+def test_every_pair_is_accounted_for(trained: TrainResult, settings: TrainConfig) -> None:
+    assert trained.counts == {"pairs_in": 102, "used": 99, "rejected": 3}
+    assert trained.summary["rejected_reasons"] == {
+        "caption_missing": 1,
+        "image_truncated": 1,
+        "image_unreadable": 1,
+    }
+    assert json.loads((Path(settings.out) / "summary.json").read_text())["counts"] == trained.counts
+
+
+def test_two_workers_train_as_one_plain_loop(trained: TrainResult, settings: TrainConfig) -> None:
+    expected = plain_loop(settings, 3)
+    assert [record["loss"] for record in trained.history[:3]] == pytest.approx(expected, rel=2e-3)
+    assert trained.history[-1]["loss"] < trained.history[0]["loss"]
+
+
+def test_the_model_is_there_for_the_scan(trained: TrainResult, settings: TrainConfig) -> None:
+    before = load_clip(settings.model)
+    after = load_clip(ModelConfig(path=str(trained.checkpoint)))
+    assert after.fingerprint != before.fingerprint
+    assert after.preprocess_cfg == before.preprocess_cfg
+
+
+def test_a_finished_run_is_not_done_again_and_other_settings_are_refused(
+    trained: TrainResult, settings: TrainConfig
+) -> None:
+    told = (Path(settings.out) / "work" / "progress.json").stat().st_mtime_ns
+    assert run_train(settings).history == trained.history
+    assert (Path(settings.out) / "work" / "progress.json").stat().st_mtime_ns == told  # no worker was started
+    with pytest.raises(ConfigError, match="lr"):
+        run_train(dataclasses.replace(settings, lr=5e-4))
+
+
+def kill_a_worker_after(progress: Path, epochs: int, killed: list[int]) -> None:
+    for _ in range(1200):
+        time.sleep(0.05)
+        if progress.is_file() and json.loads(progress.read_text())["checkpointed"] >= epochs:
+            for process in psutil.Process().children(recursive=True):
+                if process.name().startswith("ray::RayTrain"):
+                    killed.append(process.pid)
+                    os.kill(process.pid, signal.SIGKILL)
+                    return
+
+
+def test_a_killed_worker_costs_nothing(trained: TrainResult, settings: TrainConfig, tmp_path: Path) -> None:
+    again = dataclasses.replace(settings, out=str(tmp_path / "killed"))
+    killed: list[int] = []
+    watcher = threading.Thread(
+        target=kill_a_worker_after, args=(tmp_path / "killed" / "work" / "progress.json", 2, killed)
+    )
+    watcher.start()
+    result = run_train(again)
+    watcher.join()
+    assert killed
+    assert [record["loss"] for record in result.history] == [record["loss"] for record in trained.history]
+    first, second = (load_clip(ModelConfig(path=str(r.checkpoint))).fingerprint for r in (trained, result))
+    assert first == second
+
+
+def test_a_set_that_does_not_fit_is_streamed(settings: TrainConfig, ray_cluster: None, tmp_path: Path) -> None:
+    streamed = dataclasses.replace(settings, out=str(tmp_path / "streamed"), memory_mb=0, epochs=3)
+    result = run_train(streamed)
+    assert [record["epoch"] for record in result.history] == [1, 2, 3]
+    assert result.history[-1]["loss"] < result.history[0]["loss"]
+
+
+def test_impossible_batches_are_refused(settings: TrainConfig, ray_cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="must be a multiple"):
+        run_train(dataclasses.replace(settings, batch_size=7, out=str(tmp_path / "odd")))
+    with pytest.raises(ConfigError, match="only 99 usable pairs"):
+        run_train(dataclasses.replace(settings, batch_size=100, out=str(tmp_path / "large")))
