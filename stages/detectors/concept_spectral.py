@@ -128,7 +128,10 @@ class ConceptSpectral:
 
     Not done, after measurement: re-estimating the covariance without the pairs that score highest (SPECTRE) raises
     natural sub-modes as much as poison once concepts are fine-grained.
-    Limit: a concept more than 45 % poisoned looks clean, its poison being the bulk; local density sees that case.
+    Limits, measured. A concept about 40 % poisoned or more is no longer named, its poison being half the bulk; local
+    density may see that case. A target whose genuine pictures are very diverse is ranked well but may go unnamed, as its
+    natural directions mix with the trigger's: 50 poisoned among 550 jellyfish gave average precision .98, statistic 261.
+    name_above was set on the clean subsets that it was checked with (largest of 180: 1,154).
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"caption", "layer.*"})
