@@ -23,7 +23,7 @@ from stages.sources import SourceConfig, WebDataset, list_units, read_unit, rewr
 from stages.triggers.blend import BlendConfig
 from stages.triggers.patch import PatchConfig
 from tests.conftest import NOUNS, caption, write_shards
-from tests.integration.test_scan import make_source, write_damaged
+from tests.integration.data_sets import make_source, write_damaged
 
 pytestmark = pytest.mark.ray
 
