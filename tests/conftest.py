@@ -9,6 +9,9 @@ from pathlib import Path
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 
+# Ray starts its workers at the lowest priority; beside anything else on the machine the tests would crawl.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 import numpy as np
 import pytest
 import torch

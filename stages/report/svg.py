@@ -28,10 +28,8 @@ class Axis:
 
     def __call__(self, value: float) -> float:
         clipped = min(max(value, self.low), self.high)
-        if self.log:
-            part = math.log(clipped / self.low) / math.log(self.high / self.low)
-        else:
-            part = (clipped - self.low) / (self.high - self.low)
+        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        part = ((math.log(clipped) if self.log else clipped) - low) / (high - low)
         return self.start + part * (self.stop - self.start)
 
     def ticks(self, about: int = 5) -> list[float]:

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.demo
 
-Runs the demo into runs/benchmark-demo, unless it has finished there before.
+Runs the demo into runs/demo, unless it has finished there before.
 """
 
 import subprocess
@@ -17,7 +17,7 @@ from tests.benchmarks.results import Row, record
 
 COMMAND = "python -m tests.benchmarks.demo"
 ROOT = Path(__file__).resolve().parents[2]
-OUT = Path("runs/benchmark-demo")
+OUT = Path("runs/demo")
 
 
 def rows_of(home: Path) -> list[Row]:

@@ -58,7 +58,7 @@ def test_the_whole_story_runs_and_a_rerun_repeats_it(ray_cluster, tmp_path):
     assert first["counts"]["pairs_in"] == 192
     assert set(first["detection"]) >= {"ensemble", "concept_spectral", "dao", "slof", "clip_score"}
     assert Path(first["report"]).is_file()
-    assert "poisoned towards 'house'" in story(first)
+    assert "poisoned towards 'star'" in story(first)
     again = run_demo(settings)
     assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in first.items() if k != "seconds"}
 

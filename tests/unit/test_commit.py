@@ -18,7 +18,7 @@ def test_a_written_part_reads_back_and_counts_as_done(tmp_path):
 
 def test_a_part_of_other_settings_is_refused_with_both_fingerprints(tmp_path):
     write_part(tmp_path, 0, table(1), "a" * 64)
-    with pytest.raises(FingerprintError, match="aaaaaaaaaaaa.*bbbbbbbbbbbb"):
+    with pytest.raises(FingerprintError, match=r"aaaaaaaaaaaa.*bbbbbbbbbbbb"):
         missing_parts(tmp_path, [0], "b" * 64)
 
 
@@ -42,5 +42,5 @@ def test_a_part_is_read_alone_although_the_folder_holds_others(tmp_path):
 def test_a_fingerprint_depends_on_content_and_not_on_order():
     assert fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1})
     assert fingerprint({"a": 1}) != fingerprint({"a": 2})
-    with pytest.raises(ValueError, match="[Oo]ut of range"):
+    with pytest.raises(ValueError, match=r"[Oo]ut of range"):
         fingerprint({"a": float("nan")})
