@@ -15,8 +15,8 @@ from pipeline.scan_output import Counts, column, score_names
 from stages.detectors import Findings
 from stages.detectors.streaming import vectors
 from stages.evaluation.detection import pr_points, roc_points
+from stages.report.content import ConceptRow, DetectorPanel, FlaggedPair, MapPoints, RejectedExample, ScanReport, Truth
 from stages.report.figures import MAP_LIMIT, embedding_map
-from stages.report.page import ConceptRow, DetectorPanel, FlaggedPair, MapPoints, RejectedExample, ScanReport, Truth
 from stages.samples import Unit, seeded_hash
 from stages.sources import SourceConfig
 from stages.verdicts import Cut, Reason

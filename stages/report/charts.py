@@ -1,18 +1,13 @@
 """The report's charts as inline SVG: small, sharp at any size, light and dark with the page, the same on every run."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 from markupsafe import Markup
 
+from stages.report.content import ConceptRow, DetectorPanel, MapPoints
 from stages.report.svg import Axis, coordinate, dots, drawing, frame, line, polyline, text
 from stages.report.text import count, detector_label, score
-
-if TYPE_CHECKING:
-    from stages.report.page import ConceptRow, DetectorPanel, MapPoints
 
 CONCEPT_BARS = 16
 LOWEST_RATE = 1e-4

@@ -1,4 +1,4 @@
-"""What one scan has to show, and the page that shows it: one HTML file, nothing loaded from anywhere.
+"""The page that shows a scan: one HTML file, nothing loaded from anywhere.
 
 Captions, keys and concept names come from strangers. They reach the page only as escaped text, the page's policy
 allows no script but its own (by hash) and no request at all, and characters that could reorder or break the text
@@ -9,17 +9,15 @@ import base64
 import hashlib
 import re
 from collections import Counter
-from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
-from typing import TypedDict
 
 import jinja2
-import numpy as np
 import yaml
 from markupsafe import Markup
 
 from stages.report import charts
+from stages.report.content import ScanReport
 from stages.report.text import count, detector_label, duration, percent, reason_label, rich, score
 
 PICTURE_LIMIT = 200
@@ -27,149 +25,6 @@ PICTURE_LIMIT = 200
 CONCEPT_LIMIT = 50
 CAPTION_LIMIT = 400
 """Characters of a caption that are shown; the rest is in verdicts/."""
-
-
-class Figures(TypedDict):
-    """Detection against a manifest, as in summary.json. Fractions in [0, 1]."""
-
-    auroc: float
-    average_precision: float
-    recall_at: dict[str, float]
-    """Recall by review budget; the keys are the budgets, as "0.001"."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FlaggedPair:
-    """One pair of the picture wall."""
-
-    uid: str
-    caption: str
-    picture: bytes
-    """A JPEG or PNG file, as `thumbnail` makes it."""
-    score: float
-    rank: int
-    """1 is the most suspicious pair of the data set."""
-    reasons: tuple[str, ...]
-    concept: str | None = None
-    scores: dict[str, float] = field(default_factory=dict)
-    """Score by detector."""
-    truth: bool | None = None
-    """Whether the manifest says that it is poisoned; None without a manifest."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ConceptRow:
-    """One concept and its group statistic."""
-
-    name: str
-    pairs: int
-    statistic: float
-    flagged: int
-    named: bool
-    """Whether the scan names it as a backdoor's target."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DetectorPanel:
-    """The scores of one detector."""
-
-    name: str
-    edges: np.ndarray
-    """[B + 1] float, ascending."""
-    counts: np.ndarray
-    """[B] int: all pairs."""
-    flagged: np.ndarray
-    """[B] int."""
-    poisoned: np.ndarray | None = None
-    """[B] int, when a manifest is given."""
-    cut: float | None = None
-    """The score from which pairs were flagged, for the detector that decided."""
-    figures: Figures | None = None
-    roc: np.ndarray | None = None
-    """[K, 2] float: false positive rate, true positive rate; both in [0, 1], ascending."""
-    pr: np.ndarray | None = None
-    """[K, 2] float: recall, precision; both in [0, 1], recall ascending."""
-
-    def __post_init__(self) -> None:
-        columns = [self.counts, self.flagged, *([] if self.poisoned is None else [self.poisoned])]
-        if any(len(column) + 1 != len(self.edges) for column in columns):
-            raise ValueError(f"the histogram of {self.name} needs one edge more than counts")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MapPoints:
-    """A sample of the pairs, laid out in the plane."""
-
-    xy: np.ndarray
-    """[M, 2] float."""
-    flagged: np.ndarray
-    """[M] bool."""
-    accused: np.ndarray
-    """[M] bool: the caption names a concept that the scan names as a target."""
-    poisoned: np.ndarray | None = None
-    """[M] bool, when a manifest is given."""
-    note: str = "Each dot is one image; images that the model finds alike lie close together."
-
-    def __post_init__(self) -> None:
-        marks = [self.flagged, self.accused, *([] if self.poisoned is None else [self.poisoned])]
-        if any(len(mark) != len(self.xy) for mark in marks):
-            raise ValueError("every point of the map needs its marks")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RejectedExample:
-    """One pair that could not be scanned."""
-
-    uid: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Truth:
-    """What the manifest says about the decision as a whole."""
-
-    poisoned: int
-    """Poisoned pairs among those scanned."""
-    found: int
-    """Those of them that were flagged."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScanReport:
-    """Everything that the page shows."""
-
-    title: str
-    pairs_in: int
-    verdicts: int
-    flagged_pairs: int
-    """All of them; `flagged` may hold fewer, the most suspicious ones."""
-    rejected: dict[str, int]
-    """Count by reason."""
-    decision: str
-    """How the cut was made and what it means. `like this` becomes code, here and in `next_steps`."""
-    targets: tuple[str, ...] = ()
-    """Named concepts."""
-    next_steps: tuple[str, ...] = ()
-    concepts: tuple[ConceptRow, ...] = ()
-    concept_threshold: float | None = None
-    flagged: tuple[FlaggedPair, ...] = ()
-    detectors: tuple[DetectorPanel, ...] = ()
-    """The one that decided comes first."""
-    map: MapPoints | None = None
-    rejected_examples: tuple[RejectedExample, ...] = ()
-    truth: Truth | None = None
-    settings: dict[str, object] = field(default_factory=dict)
-    """The resolved configuration, as in run.yaml: plain values only."""
-    versions: dict[str, str] = field(default_factory=dict)
-    fingerprint: str = ""
-    seconds: float = 0.0
-
-    def __post_init__(self) -> None:
-        rejected = sum(self.rejected.values())
-        if self.pairs_in != self.verdicts + rejected:
-            raise ValueError(f"{self.pairs_in} pairs in, but {self.verdicts} verdicts and {rejected} rejected")
-        if len(self.flagged) > self.flagged_pairs:
-            raise ValueError(f"{len(self.flagged)} pictures of flagged pairs, but only {self.flagged_pairs} flagged")
 
 
 # Control characters (but tab and newline) and lone surrogates: the first are invisible, the second cannot be written.

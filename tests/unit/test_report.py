@@ -11,18 +11,9 @@ import pytest
 from PIL import Image
 
 from stages.report.charts import concept_bars, histogram, scatter
+from stages.report.content import ConceptRow, DetectorPanel, FlaggedPair, MapPoints, RejectedExample, ScanReport, Truth
 from stages.report.figures import MAP_LIMIT, embedding_map, thumbnail
-from stages.report.page import (
-    PICTURE_LIMIT,
-    ConceptRow,
-    DetectorPanel,
-    FlaggedPair,
-    MapPoints,
-    RejectedExample,
-    ScanReport,
-    Truth,
-    render,
-)
+from stages.report.page import PICTURE_LIMIT, render
 from stages.report.svg import Axis, coordinate, polyline
 from stages.report.text import THIN, duration, percent, rich
 
