@@ -36,6 +36,10 @@ from stages.detectors.concept_moments import (
 from stages.detectors.streaming import Columns, layer_columns, vectors
 from stages.stage import config
 
+LEAST_EXCESS = 2.0
+"""Largest variance of a concept over the noise edge (Marchenko-Pastur), geometric mean over layers, below which it is not
+named: a word that says nothing of the picture ("a lone ...") gathers a few odd backgrounds, far out but barely above noise
+(1.4 in the demo's clean twin; targets of backdoors had 3.7 to 7.4). Set after that one false alarm."""
 NO_CONCEPT = "(no concept)"
 """The group of pairs whose caption holds none of the concepts."""
 
@@ -253,7 +257,8 @@ class ConceptSpectral:
                 )
             )
         statistic = geometric_mean([layer.tail for layer in layers])
-        named = statistic > self._settings.name_above
+        wide = geometric_mean([layer.excess for layer in layers]) >= LEAST_EXCESS
+        named = (statistic > self._settings.name_above) & wide
         return replace(state, layers=tuple(layers), statistic=statistic, named=named)
 
     def _peel(self, state: SpectralState, summary: tuple[np.ndarray, np.ndarray]) -> SpectralState:

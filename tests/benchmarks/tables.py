@@ -185,7 +185,7 @@ SECTIONS = {
     "demo": Section(
         "demo",
         (
-            Table((Column("attack", "attack"), *MODEL_UNDER_ATTACK, Column("seconds", "seconds", 0)), _scans),
+            Table((Column("attack", "attack"), *MODEL_UNDER_ATTACK), _scans),
             Table((Column("attack", "attack"), *FLAGGED, *GROUPS), _scans, "What each scan decided:"),
             Table((Column("attack", "attack"), *DETECTOR), _detectors, "Every detector:"),
         ),
