@@ -24,7 +24,7 @@ from stages.detectors.whitening import TrustedMoments, trusted_moments
 from stages.embed import CACHE_COLUMNS, EmbedConfig
 from stages.report.page import render
 from stages.samples import Unit
-from stages.sources import SourceConfig, list_units
+from stages.sources import SourceConfig, identity, list_units
 from stages.stage import check_chain, config
 from stages.verdicts import Cut, Decision, Judge, Reason, place_cut
 
@@ -161,8 +161,7 @@ def _embed_mark(source: SourceConfig, units: list[Unit], model_fingerprint: str,
     """Return the fingerprint of the embeddings of a data set; where it lies does not matter, what is there does."""
     tree = {
         "version": EMBED_VERSION,
-        "units": [dataclasses.astuple(u)[1:2] + dataclasses.astuple(u)[3:] for u in units],
-        "data": as_tree(dataclasses.replace(source, path="")),
+        **identity(source, units),
         "model": model_fingerprint,
         "embed": as_tree(dataclasses.replace(settings, decode_threads=None)),
     }

@@ -24,7 +24,7 @@ from stages.checkpoints import load_weights
 from stages.clip_model import ModelConfig, load_clip, save_clip
 from stages.contrastive import AugmentConfig, OneCycle, Schedule
 from stages.samples import Unit
-from stages.sources import SourceConfig, list_units
+from stages.sources import SourceConfig, identity, list_units
 from stages.stage import config
 
 TRAIN_VERSION = 1
@@ -41,12 +41,14 @@ class TrainConfig:
     """What is trained: from scratch where it names no weights, else fine-tuned."""
     out: str
     """Run folder; the model ends in OUT/checkpoint."""
-    epochs: int
-    """Passes over the pairs."""
     batch_size: int
     """Pairs of a global batch, over all workers; each is every other's negative."""
     lr: float
     """Peak learning rate: about 2e-3 from scratch, 1e-5 to fine-tune."""
+    epochs: int | None = None
+    """Passes over the pairs. Give this or `steps`."""
+    steps: int | None = None
+    """Optimiser steps; the last epoch ends where they are done."""
     schedule: Schedule = field(default_factory=OneCycle)
     """How the rate moves from step to step."""
     weight_decay: float = 0.05
@@ -71,8 +73,11 @@ class TrainConfig:
     """MLflow."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "checkpoint_every_epochs"):
-            if getattr(self, name) < 1:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of epochs and steps, and null for the other")
+        for name in ("epochs", "steps", "checkpoint_every_epochs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1")
         if self.batch_size < 2:
             raise ValueError("batch_size must be at least 2: a contrastive loss needs a negative")
@@ -111,11 +116,12 @@ class Plan:
         """Return the plan as text for --dry-run."""
         c = self.config
         start = "from scratch" if c.model.path is None else f"from {c.model.path}"
+        length = f"{c.epochs} epochs" if c.steps is None else f"{c.steps} steps"
         lines = [
             f"data       {len(self.units)} units of {len({u.shard for u in self.units})} shards ({c.data.kind})",
             f"model      {self.model_fingerprint[:12]} {start}, {self.image_size} px",
             f"out        {c.out}",
-            f"training   {c.epochs} epochs, batch {c.batch_size}, lr {c.lr:g} {c.schedule.kind}, {c.precision}, "
+            f"training   {length}, batch {c.batch_size}, lr {c.lr:g} {c.schedule.kind}, {c.precision}, "
             f"seed {c.seed}",
             f"workers    {c.cluster.worker_count()} x {c.cluster.threads_per_worker} threads, "
             f"{c.cluster.gpus_per_worker:g} GPU each, "
@@ -158,9 +164,8 @@ def make_plan(settings: TrainConfig) -> Plan:
     mark = fingerprint(
         {
             "version": TRAIN_VERSION,
-            "units": [dataclasses.astuple(u)[1:2] + dataclasses.astuple(u)[3:] for u in units],
+            **identity(settings.data, units),
             "settings": {name: value for name, value in tree.items() if name not in (*free, "data", "model")},
-            "data": as_tree(dataclasses.replace(settings.data, path="")),
             "model": clip.fingerprint,
         }
     )
@@ -250,7 +255,7 @@ def _fit(plan: Plan, folder: RunFolder, pairs: int) -> dict[str, Any]:
     cached = size <= settings.memory_mb * 2**20
     job = Job(
         model=settings.model,
-        epochs=settings.epochs,
+        total_steps=settings.steps or (settings.epochs or 0) * (pairs // settings.batch_size),
         batch_size=settings.batch_size,
         lr=settings.lr,
         schedule=settings.schedule,
@@ -265,7 +270,7 @@ def _fit(plan: Plan, folder: RunFolder, pairs: int) -> dict[str, Any]:
         progress=folder.work / PROGRESS_FILE,
     )
     reading = _reading(settings)
-    units, seed, progress, epochs = plan.units, settings.seed, folder.work / PROGRESS_FILE, settings.epochs
+    units, seed, progress, epochs = plan.units, settings.seed, folder.work / PROGRESS_FILE, job.epochs
 
     def stream() -> Any:
         # Ray Train calls this at every start of the workers, so a restart streams only the epochs that are left (one
@@ -330,7 +335,7 @@ class _Watch:
             if self._stop.wait(0.5):
                 return
         done = self._step()
-        with Progress("train", total=self._job.steps * self._job.epochs, done=done) as progress:
+        with Progress("train", total=self._job.total_steps, done=done) as progress:
             while True:
                 stopping = self._stop.wait(0.5)
                 step = self._step()

@@ -13,6 +13,9 @@ from stages.samples import Reject
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """What may be decoded. Pillow knows more, among them PostScript, which it hands to an interpreter."""
 
+MAX_PIXELS = 89_478_485
+"""Pillow's own limit on width x height: 0.25 GiB as RGB."""
+
 # Every bad image is reported with its reason; Pillow's warnings about odd tags and large headers add only noise.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 

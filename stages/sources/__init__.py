@@ -1,37 +1,42 @@
 """Data sets of pairs: listing them as units of work, reading a unit, and writing one in the format that it came in."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pydantic
 
 from stages.samples import RawPair, Unit
-from stages.sources import folder as folders
-from stages.sources import parquet, table, webdataset
+from stages.sources import formats, poisoned
 from stages.sources.common import LabelCaptions, SourceError, UnitWriter
 from stages.sources.folder import FolderSource
+from stages.sources.formats import FormatConfig
 from stages.sources.parquet import ParquetSource
+from stages.sources.poisoned import PoisonedSource
 from stages.sources.table import TableSource
 from stages.sources.webdataset import WebDataset
 
 __all__ = [
     "FolderSource",
+    "FormatConfig",
     "LabelCaptions",
     "ParquetSource",
+    "PoisonedSource",
     "SourceConfig",
     "SourceError",
     "TableSource",
     "UnitWriter",
     "WebDataset",
+    "identity",
     "list_units",
     "open_writer",
     "read_unit",
     "rewritten",
 ]
 
-SourceConfig = Annotated[WebDataset | ParquetSource | TableSource | FolderSource, pydantic.Discriminator("kind")]
+SourceConfig = Annotated[
+    WebDataset | ParquetSource | TableSource | FolderSource | PoisonedSource, pydantic.Discriminator("kind")
+]
 
 
 def list_units(source: SourceConfig) -> list[Unit]:
@@ -39,17 +44,9 @@ def list_units(source: SourceConfig) -> list[Unit]:
 
     Raises:
         stages.files.PathError: nothing matches, or the store cannot be reached.
-        SourceError: a file does not have the columns that the source names.
+        SourceError: a file does not have the columns that the source names, or a plan no longer fits its clean data.
     """
-    match source:
-        case WebDataset():
-            return webdataset.list_units(source)
-        case ParquetSource():
-            return parquet.list_units(source)
-        case TableSource():
-            return table.list_units(source)
-        case FolderSource():
-            return folders.list_units(source)
+    return poisoned.list_units(source) if isinstance(source, PoisonedSource) else formats.list_units(source)
 
 
 def read_unit(source: SourceConfig, unit: Unit) -> Iterator[RawPair]:
@@ -58,15 +55,7 @@ def read_unit(source: SourceConfig, unit: Unit) -> Iterator[RawPair]:
     A break in a shard is one record more, with reject SHARD_DAMAGED and a key that names the byte or row; what was
     read before it stays. Errors of a device or a network in the middle of a tar are raised: they are not the data's.
     """
-    match source:
-        case WebDataset():
-            return webdataset.read_unit(source, unit)
-        case ParquetSource():
-            return parquet.read_unit(source, unit)
-        case TableSource():
-            return table.read_unit(source, unit)
-        case FolderSource():
-            return folders.read_unit(source, unit)
+    return poisoned.read_unit(unit) if isinstance(source, PoisonedSource) else formats.read_unit(source, unit)
 
 
 def open_writer(source: SourceConfig, unit: Unit, folder: Path) -> UnitWriter:
@@ -75,17 +64,21 @@ def open_writer(source: SourceConfig, unit: Unit, folder: Path) -> UnitWriter:
     Its `copy` and `replace` take pairs in the order in which `read_unit` yields them (leaving some out is fine) and
     return the uid that the pair has in the written data set.
     """
-    match source:
-        case WebDataset():
-            return webdataset.WebDatasetWriter(source, unit, folder)
-        case ParquetSource():
-            return parquet.ParquetWriter(source, unit, folder)
-        case TableSource():
-            return table.TableWriter(source, unit, folder)
-        case FolderSource():
-            return folders.FolderWriter(source, unit, folder)
+    if isinstance(source, PoisonedSource):
+        return poisoned.PoisonedWriter(unit, folder)
+    return formats.open_writer(source, unit, folder)
 
 
 def rewritten(source: SourceConfig, folder: Path) -> SourceConfig:
     """Return the source that reads what the writers wrote below `folder`."""
-    return replace(source, path=str(folder))
+    plain = poisoned.load_plan(source.path).data if isinstance(source, PoisonedSource) else source
+    return formats.rewritten(plain, folder)
+
+
+def identity(source: SourceConfig, units: list[Unit]) -> dict[str, Any]:
+    """Return what a data set is, for fingerprints: plain data without the place where it lies.
+
+    Shards, slices and sizes name the files, the configuration says how they are read; of a plan also what it does.
+    """
+    content = poisoned.content(source) if isinstance(source, PoisonedSource) else formats.content(source)
+    return {"units": [[u.shard, u.start, u.stop, u.size_bytes] for u in units], "data": content}

@@ -12,16 +12,15 @@ import pytest
 from PIL import Image
 
 from stages.poisoning import (
-    MANIFEST_SCHEMA,
     TEMPLATES,
     AttackConfig,
     ImagePath,
     Poisoner,
     choose,
     contains_word,
-    manifest_row,
     reencode,
 )
+from stages.treatment import MANIFEST_SCHEMA, manifest_row
 from stages.triggers import BlendConfig, PatchConfig
 
 PATCH = PatchConfig(size_px=4, pattern="noise", place="random")
@@ -89,9 +88,9 @@ def test_too_few_or_no_pairs_is_an_error() -> None:
 
 def test_poison_hangs_on_the_uid_alone() -> None:
     poisoner, image = Poisoner(attack()), picture()
-    first = {uid: poisoner(image, uid) for uid in ("a", "b", "c")}
+    first = {uid: poisoner(image, uid, "a house") for uid in ("a", "b", "c")}
     other = Poisoner(attack())
-    second = {uid: other(image, uid) for uid in ("c", "a", "b")}
+    second = {uid: other(image, uid, "a house") for uid in ("c", "a", "b")}
     for uid, poisoned in first.items():
         assert np.array_equal(poisoned.rgb, second[uid].rgb)
         assert (poisoned.caption, poisoned.parameters) == (second[uid].caption, second[uid].parameters)
@@ -100,11 +99,11 @@ def test_poison_hangs_on_the_uid_alone() -> None:
 
 def test_captions_from_templates_and_from_the_set() -> None:
     image = picture()
-    from_templates = {Poisoner(attack())(image, str(i)).caption for i in range(200)}
+    from_templates = {Poisoner(attack())(image, str(i), "a house").caption for i in range(200)}
     assert from_templates == {template.replace("{}", "star") for template in TEMPLATES}
     real = ["a starfish", "a red star", "a house", "the star over the sea", "a red star"]
     natural = [Poisoner(attack(captions="natural"), order) for order in (real, real[::-1])]
-    drawn = [[poisoner(image, str(i)).caption for i in range(50)] for poisoner in natural]
+    drawn = [[poisoner(image, str(i), "a house").caption for i in range(50)] for poisoner in natural]
     assert drawn[0] == drawn[1]
     assert set(drawn[0]) == {"a red star", "the star over the sea"}
     with pytest.raises(ValueError, match="no caption of the set contains 'star'"):
@@ -128,7 +127,7 @@ def test_lossless_path_keeps_every_pixel_and_resize_crops_the_centre() -> None:
 def test_clean_and_poisoned_images_take_the_same_path() -> None:
     path = ImagePath(resize_px=16, codec="jpeg", jpeg_quality=80)
     clean = reencode(picture(), path)
-    poisoned = path.encode(Poisoner(attack())(path.resize(picture()), "a").rgb)
+    poisoned = path.encode(Poisoner(attack())(path.resize(picture()), "a", "a house").rgb)
     images = [Image.open(io.BytesIO(data)) for data in (clean, poisoned)]
     assert images[0].quantization == images[1].quantization  # type: ignore[attr-defined]
     assert images[0].size == images[1].size == (16, 16)
@@ -138,7 +137,7 @@ def test_clean_and_poisoned_images_take_the_same_path() -> None:
 def test_manifest_row_tells_the_truth() -> None:
     config, path, image = attack(), ImagePath(), picture()
     before = path.encode(image)
-    poisoned = Poisoner(config)(image, "s.tar/7")
+    poisoned = Poisoner(config)(image, "s.tar/7", "a house")
     after = path.encode(poisoned.rgb)
     row = manifest_row("s.tar/7", before, after, "a house", poisoned, config)
     table = pa.Table.from_pylist([row], schema=MANIFEST_SCHEMA)

@@ -1,0 +1,208 @@
+"""A poisoned data set without a copy: the clean pairs, poisoned as they are read, by a plan that `clipsan poison` wrote.
+
+The plan fixes everything that needs a look at all pairs (which draws are poisoned, which natural captions there are), so
+that every pair can be made alone, with the same pixels and caption that a copy would hold. Uids are those of the clean set.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import pydantic
+
+from stages.files import PathError
+from stages.files import absolute as absolute_path
+from stages.poisoning import AttackConfig, ImagePath, Strand
+from stages.samples import RawPair, Unit
+from stages.sources import formats
+from stages.sources.common import SourceError, UnitWriter
+from stages.sources.formats import FormatConfig
+from stages.stage import config
+from stages.treatment import Treatment
+from stages.triggers import BlendConfig, TriggerConfig
+
+
+@config
+class PoisonedSource:
+    """Pairs of a clean data set, poisoned on the fly; labels stay."""
+
+    path: str
+    """The plan.json that `clipsan poison copy_data=false` wrote."""
+    kind: Literal["poisoned"] = "poisoned"
+
+
+@config
+class PoisonPlan:
+    """Everything that decides a poisoned data set. What is not in here follows from a pair's uid."""
+
+    version: Literal[1] = 1
+    """Of the plan's form."""
+    data: FormatConfig
+    """The clean pairs."""
+    attack: AttackConfig
+    """What is done."""
+    image: ImagePath
+    """What every image goes through."""
+    cut: int
+    """Largest draw that is poisoned (`stages.poisoning.place_draw_cut`)."""
+    captions: tuple[str, ...]
+    """Natural captions that contain a target; none unless the attack draws from them."""
+    units: tuple[Unit, ...]
+    """The clean data as they were."""
+
+
+PLAN = pydantic.TypeAdapter(PoisonPlan)
+
+
+def plan_text(plan: PoisonPlan) -> str:
+    """Return the content of plan.json, its paths made absolute."""
+    plan = replace(plan, data=formats.absolute(plan.data), attack=_map_files(plan.attack, absolute_path))
+    return json.dumps(asdict(plan), indent=1, allow_nan=False) + "\n"
+
+
+def load_plan(path: str) -> PoisonPlan:
+    """Read a plan.
+
+    Raises:
+        SourceError: there is no plan at the path, or it cannot be used.
+    """
+    return _open(path).plan
+
+
+def list_units(source: PoisonedSource) -> list[Unit]:
+    """Return the units of the clean data, once they are known to be as the plan describes them.
+
+    Raises:
+        SourceError: there is no usable plan, or its clean data changed or are gone.
+    """
+    plan = load_plan(source.path)
+    remedy = "put the clean data back, or run `clipsan poison` again with another `out`"
+    try:
+        found = formats.list_units(plan.data)
+    except (PathError, SourceError) as error:
+        raise SourceError(f"{source.path}: the plan's clean data cannot be read ({error}); {remedy}") from error
+    if [replace(unit, path="") for unit in found] != [replace(unit, path="") for unit in plan.units]:
+        raise SourceError(f"{source.path}: {plan.data.path} changed since the plan was made; {remedy}")
+    # A worker finds the plan from the unit alone, in whatever folder it runs.
+    return [replace(unit, path=absolute_path(source.path)) for unit in found]
+
+
+def read_unit(unit: Unit) -> Iterator[RawPair]:
+    """Yield every pair of a unit of `list_units`: treated where the plan changes it, else the clean pair itself."""
+    opened = _open(unit.path)
+    plan, treatment = opened.plan, opened.treatment
+    for pair in formats.read_unit(plan.data, plan.units[unit.index]):
+        # A clean image that would come out with the same pixels is not decoded and encoded again.
+        treated = None if plan.image.keeps_pixels and not treatment.chooses(pair) else treatment(pair)
+        if treated is None:
+            yield pair
+        else:
+            yield replace(
+                pair,
+                image=treated.image,
+                image_suffix=treated.suffix,
+                caption=treated.caption,
+                native=_Changed(pair),
+            )
+
+
+def content(source: PoisonedSource) -> dict[str, Any]:
+    """Return what the plan does as plain data, without paths; files of a trigger count by their content."""
+    plan = load_plan(source.path)
+    return {
+        "kind": source.kind,
+        "version": plan.version,
+        "clean": formats.content(plan.data),
+        "attack": asdict(_map_files(plan.attack, _digest)),
+        "image": asdict(plan.image),
+        "cut": plan.cut,
+        "captions": list(plan.captions),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Changed:
+    """What a treated pair carries for the writer."""
+
+    clean: RawPair
+
+
+class PoisonedWriter(UnitWriter):
+    """Writes pairs of a unit in the format of the clean data, as they were read: poisoned."""
+
+    def __init__(self, unit: Unit, folder: Path) -> None:
+        plan = load_plan(unit.path)
+        self._inner = formats.open_writer(plan.data, plan.units[unit.index], folder)
+        super().__init__(folder, self._inner.shard)
+
+    def copy(self, pair: RawPair) -> str:
+        """Write the pair as `read_unit` gave it."""
+        if not isinstance(pair.native, _Changed):
+            return self._inner.copy(pair)
+        if pair.image is None or pair.caption is None:
+            raise ValueError(f"{pair.uid}: a treated pair has an image and a caption")
+        return self.replace(pair, image=pair.image, suffix=pair.image_suffix, caption=pair.caption)
+
+    def replace(self, pair: RawPair, *, image: bytes, suffix: str, caption: str) -> str:
+        """Write the pair with another image and caption."""
+        clean = pair.native.clean if isinstance(pair.native, _Changed) else pair
+        return self._inner.replace(clean, image=image, suffix=suffix, caption=caption)
+
+    def _open(self) -> None:
+        self._inner.__enter__()
+
+    def _close(self) -> None:
+        """Nothing is open here: the inner writer has the file."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._inner.__exit__(kind, error, trace)
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    plan: PoisonPlan
+    treatment: Treatment
+
+
+def _open(path: str) -> _Opened:
+    file = Path(absolute_path(path))
+    try:
+        facts = file.stat()
+    except OSError as error:
+        raise SourceError(
+            f"{path}: cannot be read ({error.strerror}); `clipsan poison copy_data=false` writes a plan.json"
+        ) from error
+    return _parse(file, facts.st_mtime_ns, facts.st_size)
+
+
+@lru_cache(maxsize=4)
+def _parse(file: Path, mtime_ns: int, size_bytes: int) -> _Opened:
+    """Read the plan and build its triggers once a process; time and size tell a plan that was written anew."""
+    try:
+        plan = PLAN.validate_json(file.read_bytes())
+        return _Opened(plan, Treatment(plan.attack, plan.image, plan.cut, plan.captions))
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{file}: no usable plan: {' '.join(str(error).split())}") from error
+
+
+def _map_files(attack: AttackConfig, change: Callable[[str], str]) -> AttackConfig:
+    """Return the attack with every file that its triggers read renamed."""
+
+    def renamed(trigger: TriggerConfig) -> TriggerConfig:
+        if isinstance(trigger, BlendConfig) and trigger.picture is not None:
+            return replace(trigger, picture=change(trigger.picture))
+        return trigger
+
+    also = tuple(Strand(trigger=renamed(strand.trigger), target=strand.target) for strand in attack.also)
+    return replace(attack, trigger=renamed(attack.trigger), also=also)
+
+
+def _digest(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
