@@ -197,7 +197,7 @@ def _evaluate(settings: DemoConfig, pairs: DemoSet, model: ModelConfig, out: Pat
         model=model,
         classes=pairs.classes,
         templates=settings.templates,
-        attack=evaluate.EvaluationAttack(trigger=settings.attack.trigger, target=settings.attack.target),
+        attack=evaluate.EvaluationAttack.of(settings.attack),
         out=str(out),
         cluster=settings.cluster,
         tracking=settings.tracking,

@@ -1,97 +1,39 @@
 """`clipsan evaluate`: zero-shot accuracy of a model, and under an attack its ASR and accuracy under trigger."""
 
-import dataclasses
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import torch
+import pyarrow.parquet as pq
 import yaml
 
-from pipeline.cluster import ClusterConfig, ray_session
-from pipeline.commit import fingerprint, missing_parts, read_parts, write_part
+from pipeline.cluster import ray_session
+from pipeline.commit import fingerprint, missing_parts, read_parts, write_text
 from pipeline.config import ConfigError, as_tree, load
-from pipeline.passes import Row, run_pass
-from pipeline.run_folder import open_run, part_rows, write_summary
-from pipeline.tracking import TrackingConfig, log_run, metrics_of
+from pipeline.evaluate_settings import EvaluateConfig, EvaluationAttack
+from pipeline.evaluate_work import EvaluateWork, predictions
+from pipeline.passes import run_pass
+from pipeline.run_folder import RunFolder, open_run, part_rows, write_summary
+from pipeline.tracking import log_run, metrics_of
 from pipeline.train_data import reject_reasons
-from stages.clip_model import Clip, ModelConfig, load_clip
-from stages.decode import BadImage, decode
-from stages.embed import REJECTED_SCHEMA
-from stages.evaluation.attack_success import Predictions, attack_figures, clean_figures
-from stages.evaluation.zero_shot import check_templates, class_embeddings, find_class, label_ranks, predict
-from stages.poisoning import ImagePath
-from stages.samples import RawPair, Reject, Unit, seeded_hash
-from stages.sources import SourceConfig, list_units, read_unit
-from stages.stage import config
-from stages.triggers import TriggerConfig, build_trigger
+from stages.clip_model import Clip, load_clip
+from stages.evaluation.attack_success import Aim, attack_figures, clean_figures
+from stages.evaluation.figures import Figure, as_json, as_summary, as_table, check_units
+from stages.evaluation.zero_shot import class_embeddings
+from stages.samples import Unit
+from stages.sources import identity, list_units
+from stages.triggers import build_trigger
 
-EVALUATE_VERSION = 1
+__all__ = ["EvaluateConfig", "EvaluationAttack", "Plan", "command", "make_plan", "run_evaluate", "run_plan"]
+
+EVALUATE_VERSION = 2
 """Raised when the code comes to predict something else from the same settings, so that old parts are refused."""
-
-CAPTION_REJECTS = (Reject.CAPTION_MISSING, Reject.CAPTION_EMPTY, Reject.CAPTION_NOT_UTF8)
-"""No reason to leave an image out: its label is what counts here."""
-
-PREDICTIONS_SCHEMA = pa.schema(
-    [
-        ("uid", pa.string()),
-        ("label", pa.int32()),
-        ("clean", pa.int32()),
-        ("clean_rank", pa.int32()),
-        ("triggered", pa.int32()),
-    ]
-)
-
-
-@config
-class EvaluationAttack:
-    """The attack that the model is tried against."""
-
-    trigger: TriggerConfig
-    """What is put on every image."""
-    target: str
-    """The class that the trigger shall mean: one of its names."""
-    keep_target_images: bool = False
-    """Count images of the target class towards the ASR too, as some papers do."""
-
-
-@config
-class EvaluateConfig:
-    """Everything that decides an evaluation."""
-
-    data: SourceConfig
-    """Images with class labels."""
-    model: ModelConfig
-    """The model."""
-    classes: list[str] | str
-    """Class names by index, synonyms separated by commas; or a YAML file with such a list (or a mapping from index)."""
-    templates: list[str]
-    """Sentences with {} where the class name goes."""
-    out: str
-    """Run folder."""
-    attack: EvaluationAttack | None = None
-    """Null: clean accuracy alone."""
-    image: ImagePath = field(default_factory=ImagePath)
-    """Resize and codec of clean and triggered images alike; give what the poisoned set was written with."""
-    batch_size: int = 64
-    """Images of a forward pass; a batch never spans two units."""
-    max_pixels: int = 89_478_485
-    """An image whose header claims more is rejected undecoded."""
-    seed: int = 0
-    """Of what the trigger draws for each image."""
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    """Workers, threads, GPUs."""
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """MLflow."""
-
-    def __post_init__(self) -> None:
-        check_templates(self.templates)
-        if self.batch_size < 1:
-            raise ValueError("batch_size must be at least 1")
+FIGURES_TABLE = "figures.parquet"
+FIGURES_RECORDS = "figures.json"
+"""The tidy table of all figures, twice; a row is a stages.evaluation.figures.Figure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +44,13 @@ class Plan:
     units: list[Unit]
     names: list[str]
     clip: Clip
-    target: int | None
+    aim: Aim | None
     mark: str
 
     def describe(self) -> str:
         """Return the plan as text for --dry-run."""
         c = self.config
-        attack = "none" if c.attack is None else f"{c.attack.trigger.kind} -> {c.attack.target} (class {self.target})"
+        attack = "none" if c.attack is None else f"{', '.join(c.attack.names)} ({c.attack.convention})"
         lines = [
             f"data       {len(self.units)} units of {len({u.shard for u in self.units})} shards ({c.data.kind})",
             f"model      {self.clip.fingerprint[:12]}",
@@ -156,13 +98,14 @@ def make_plan(settings: EvaluateConfig) -> Plan:
     """Check everything that can be checked before a worker starts.
 
     Raises:
-        ConfigError, ValueError, OSError: no data, an unreadable model, an unknown target, an unusable trigger.
+        ConfigError, ValueError, OSError: no data, an unreadable model, an unknown target or victim, an unusable trigger.
     """
     names = read_classes(settings.classes)
-    target = None
+    aim = None
     if settings.attack is not None:
-        target = find_class(names, settings.attack.target)
-        build_trigger(settings.attack.trigger)
+        aim = settings.attack.aim(names)
+        for strand in settings.attack.strands:
+            build_trigger(strand.trigger)
     units = list_units(settings.data)
     clip = load_clip(settings.model)
     tree = as_tree(settings)
@@ -171,14 +114,13 @@ def make_plan(settings: EvaluateConfig) -> Plan:
     mark = fingerprint(
         {
             "version": EVALUATE_VERSION,
-            "units": [dataclasses.astuple(u)[1:2] + dataclasses.astuple(u)[3:] for u in units],
-            "data": as_tree(dataclasses.replace(settings.data, path="")),
+            **identity(settings.data, units),
             "model": clip.fingerprint,
             "classes": names,
             "settings": tree,
         }
     )
-    return Plan(settings, units, names, clip, target, mark)
+    return Plan(settings, units, names, clip, aim, mark)
 
 
 def run_evaluate(settings: EvaluateConfig) -> dict[str, Any]:
@@ -193,20 +135,11 @@ def run_plan(plan: Plan) -> dict[str, Any]:
     settings = plan.config
     tree = as_tree(settings)
     folder = open_run(settings.out, verb="evaluate", tree=tree, mark=plan.mark, passes={"predictions": len(plan.units)})
-    parts = folder.root / "predictions"
     indices = [unit.index for unit in plan.units]
-    missing = set(missing_parts(parts, indices, plan.mark))
-    pieces = [unit for unit in plan.units if unit.index in missing]
-    classes = class_embeddings(plan.clip, plan.names, settings.templates)
     with ray_session(settings.cluster):
-        args = (settings, classes, parts, folder.rejected, plan.mark)
-        for _ in run_pass(
-            "evaluate", pieces, EvaluateWork, args, cluster=settings.cluster, total=len(plan.units), heavy=True
-        ):
-            pass
-    table = pa.concat_tables(read_parts(parts, indices))
-    if not table.num_rows:
-        raise ConfigError(f"no image of {settings.data.path} has a label and can be read: see {folder.rejected}")
+        table = _predictions(plan, folder, indices)
+    figures = _figures(plan, table)
+    _write_figures(folder, figures)
     rejected = sum(part_rows(folder.rejected).values())
     summary: dict[str, Any] = {
         "verb": "evaluate",
@@ -214,9 +147,10 @@ def run_plan(plan: Plan) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started, 1),
         "counts": {"pairs_in": table.num_rows + rejected, "evaluated": table.num_rows, "rejected": rejected},
         "rejected_reasons": reject_reasons(list(read_parts(folder.rejected, indices, ["reason"]))),
-        "evaluation": _figures(plan, table),
+        "evaluation": _summary(plan, figures),
         "path": str(folder.summary),
     }
+    check_units(summary)
     write_summary(folder, summary)
     log_run(
         settings.tracking,
@@ -224,96 +158,53 @@ def run_plan(plan: Plan) -> dict[str, Any]:
         root=folder.root,
         tree=tree,
         metrics=metrics_of(summary["evaluation"]),
-        files=[folder.run_yaml, folder.summary],
+        files=[folder.run_yaml, folder.summary, folder.root / FIGURES_TABLE, folder.root / FIGURES_RECORDS],
     )
     return summary
 
 
-def _figures(plan: Plan, table: pa.Table) -> dict[str, Any]:
-    columns = {name: table.column(name).to_numpy() for name in ("label", "clean", "clean_rank", "triggered")}
-    triggered = None if plan.target is None else columns["triggered"].astype(np.int64)
-    found = Predictions(columns["label"], columns["clean"], columns["clean_rank"], triggered)
-    figures = clean_figures(found)
-    if plan.target is not None and plan.config.attack is not None:
-        figures |= attack_figures(found, plan.target, keep_target_images=plan.config.attack.keep_target_images)
-        figures["target"] = plan.config.attack.target
-    return figures
+def _predictions(plan: Plan, folder: RunFolder, indices: list[int]) -> pa.Table:
+    """Predict what is not predicted yet and return all predictions."""
+    settings = plan.config
+    parts = folder.root / "predictions"
+    missing = set(missing_parts(parts, indices, plan.mark))
+    pieces = [unit for unit in plan.units if unit.index in missing]
+    classes, keyed = class_embeddings(plan.clip, plan.names, settings.templates), None
+    if settings.attack is not None and settings.attack.text_key is not None:
+        templates = [f"{settings.attack.text_key} {template}" for template in settings.templates]
+        keyed = class_embeddings(plan.clip, plan.names, templates)
+    args = (settings, settings.model, classes, keyed, parts, folder.rejected, plan.mark)
+    for _ in run_pass(
+        "evaluate", pieces, EvaluateWork, args, cluster=settings.cluster, total=len(plan.units), heavy=True
+    ):
+        pass
+    table = pa.concat_tables(read_parts(parts, indices))
+    if not table.num_rows:
+        raise ConfigError(f"no image of {settings.data.path} has a label and can be read: see {folder.rejected}")
+    return table
 
 
-class EvaluateWork:
-    """Predicts the class of every labelled image of a unit, clean and triggered, and commits the predictions."""
+def _figures(plan: Plan, table: pa.Table) -> list[Figure]:
+    found = predictions(table)
+    return clean_figures(found) + ([] if plan.aim is None else attack_figures(found, plan.aim))
 
-    def __init__(self, settings: EvaluateConfig, classes: np.ndarray, parts: Path, rejected: Path, mark: str) -> None:
-        device = "cuda" if settings.cluster.gpus_per_worker > 0 else "cpu"
-        self._clip = load_clip(settings.model, device)
-        self._settings = settings
-        self._classes = classes
-        self._trigger = None if settings.attack is None else build_trigger(settings.attack.trigger)
-        self._parts = parts
-        self._rejected = rejected
-        self._mark = mark
 
-    def run(self, piece: Unit) -> Row:
-        rows: list[dict[str, Any]] = []
-        bad: list[dict[str, Any]] = []
-        batch: list[tuple[RawPair, torch.Tensor, torch.Tensor | None]] = []
-        for pair in read_unit(self._settings.data, piece):
-            try:
-                batch.append((pair, *self._images(pair)))
-            except BadImage as error:
-                names = {name: getattr(pair, name) for name in ("uid", "uid_hex", "shard", "key")}
-                bad.append({**names, "reason": error.reason.value, "detail": str(error)})
-            if len(batch) == self._settings.batch_size:
-                rows += self._predict(batch)
-                batch = []
-        if batch:
-            rows += self._predict(batch)
-        write_part(self._rejected, piece.index, pa.Table.from_pylist(bad, schema=REJECTED_SCHEMA), self._mark)
-        # last, because it is the commit
-        write_part(self._parts, piece.index, pa.Table.from_pylist(rows, schema=PREDICTIONS_SCHEMA), self._mark)
-        return {"pairs": len(rows) + len(bad), "errors": len(bad)}
+def _summary(plan: Plan, figures: list[Figure]) -> dict[str, Any]:
+    """Return the figures as nested names (DESIGN's `evaluation`): those of the whole attack, then those of each strand."""
+    summary = as_summary([figure for figure in figures if not figure.strand])
+    attack = plan.config.attack
+    if attack is None:
+        return summary
+    summary |= {"target": attack.target, "convention": attack.convention}
+    if attack.also:
+        own = {name: as_summary([figure for figure in figures if figure.strand == name]) for name in attack.names}
+        summary["strands"] = [{"strand": name, **found} for name, found in own.items()]
+    return summary
 
-    def _images(self, pair: RawPair) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return the clean and the triggered input `[3, S, S] uint8` of a pair.
 
-        Raises:
-            BadImage: the image or the label cannot be used.
-        """
-        if pair.reject is not None and pair.reject not in CAPTION_REJECTS:
-            raise BadImage(pair.reject, "")
-        if pair.image is None:
-            raise BadImage(Reject.IMAGE_MISSING, "")
-        if pair.label is None or not 0 <= pair.label < len(self._classes):
-            raise ConfigError(
-                f"{pair.uid}: label {pair.label}, but evaluation needs one of the classes 0..{len(self._classes) - 1}; "
-                "name the label column or member in data, and every class in classes"
-            )
-        path = self._settings.image
-        rgb = path.resize(decode(pair.image, self._settings.max_pixels).rgb)
-        clean = self._clip.preprocess(self._stored(rgb))
-        if self._trigger is None:
-            return clean, None
-        draw = int(seeded_hash([pair.uid], self._settings.seed, "evaluate.trigger")[0])
-        triggered, _ = self._trigger(rgb, np.random.default_rng(draw))
-        return clean, self._clip.preprocess(self._stored(triggered))
-
-    def _stored(self, rgb: np.ndarray) -> np.ndarray:
-        """The pixels as they come back from a file of the configured codec."""
-        path = self._settings.image
-        return rgb if path.codec == "png" else decode(path.encode(rgb), rgb.shape[0] * rgb.shape[1]).rgb
-
-    def _predict(self, batch: list[tuple[RawPair, torch.Tensor, torch.Tensor | None]]) -> list[dict[str, Any]]:
-        labels = np.array([pair.label for pair, _, _ in batch], np.int64)
-        clean, _ = self._clip.encode_images(torch.stack([image for _, image, _ in batch]))
-        guesses = predict(clean, self._classes)
-        ranks = label_ranks(clean, self._classes, labels)
-        triggered: list[int | None] = [None] * len(batch)
-        marked = [image for _, _, image in batch if image is not None]
-        if marked:
-            features, _ = self._clip.encode_images(torch.stack(marked))
-            triggered = [int(index) for index in predict(features, self._classes)]
-        columns = zip(batch, labels, guesses, ranks, triggered, strict=True)
-        return [
-            {"uid": pair.uid, "label": label, "clean": guess, "clean_rank": rank, "triggered": flipped}
-            for (pair, _, _), label, guess, rank, flipped in columns
-        ]
+def _write_figures(folder: RunFolder, figures: list[Figure]) -> None:
+    path = folder.root / FIGURES_TABLE
+    temporary = path.with_suffix(".tmp")
+    pq.write_table(as_table(figures), temporary)
+    temporary.replace(path)
+    write_text(folder.root / FIGURES_RECORDS, as_json(figures))

@@ -41,14 +41,14 @@ class TrainConfig:
     """What is trained: from scratch where it names no weights, else fine-tuned."""
     out: str
     """Run folder; the model ends in OUT/checkpoint."""
-    batch_size: int
-    """Pairs of a global batch, over all workers; each is every other's negative."""
-    lr: float
-    """Peak learning rate: about 2e-3 from scratch, 1e-5 to fine-tune."""
     epochs: int | None = None
     """Passes over the pairs. Give this or `steps`."""
     steps: int | None = None
     """Optimiser steps; the last epoch ends where they are done."""
+    batch_size: int
+    """Pairs of a global batch, over all workers; each is every other's negative."""
+    lr: float
+    """Peak learning rate: about 2e-3 from scratch, 1e-5 to fine-tune."""
     schedule: Schedule = field(default_factory=OneCycle)
     """How the rate moves from step to step."""
     weight_decay: float = 0.05
@@ -121,8 +121,7 @@ class Plan:
             f"data       {len(self.units)} units of {len({u.shard for u in self.units})} shards ({c.data.kind})",
             f"model      {self.model_fingerprint[:12]} {start}, {self.image_size} px",
             f"out        {c.out}",
-            f"training   {length}, batch {c.batch_size}, lr {c.lr:g} {c.schedule.kind}, {c.precision}, "
-            f"seed {c.seed}",
+            f"training   {length}, batch {c.batch_size}, lr {c.lr:g} {c.schedule.kind}, {c.precision}, seed {c.seed}",
             f"workers    {c.cluster.worker_count()} x {c.cluster.threads_per_worker} threads, "
             f"{c.cluster.gpus_per_worker:g} GPU each, "
             + (f"Ray at {c.cluster.address}" if c.cluster.address else "a private Ray on this machine"),

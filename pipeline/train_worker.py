@@ -26,7 +26,8 @@ class Job:
     """What a worker needs to know; see TrainConfig for what the settings mean."""
 
     model: ModelConfig
-    epochs: int
+    total_steps: int
+    """Of the whole training; the last epoch may be cut short."""
     batch_size: int
     lr: float
     schedule: Schedule
@@ -48,6 +49,15 @@ class Job:
         """Steps of an epoch; the pairs that fill no whole batch sit one epoch out, others in each."""
         return self.pairs // self.batch_size
 
+    @property
+    def epochs(self) -> int:
+        """Epochs that are begun."""
+        return -(-self.total_steps // self.steps)
+
+    def steps_of(self, epoch: int) -> int:
+        """Steps that are made in an epoch (from 0)."""
+        return min(self.steps, self.total_steps - epoch * self.steps)
+
 
 def train_worker(settings: dict[str, Job]) -> None:
     """Train on this worker's share of every batch; the entry point of Ray Train."""
@@ -64,7 +74,7 @@ def train_worker(settings: dict[str, Job]) -> None:
     optimizer = adamw(task, job.lr, job.weight_decay)
     first, history = _restore(clip.model, optimizer, ray.train.get_checkpoint())
     # the first worker's file may be behind or ahead of what was committed when the last run was killed
-    _tell(job, share, step=first * job.steps, checkpointed=first)
+    _tell(job, share, step=min(first * job.steps, job.total_steps), checkpointed=first)
     shard = ray.train.get_dataset_shard("pairs")
     if first >= job.epochs:
         return
@@ -84,7 +94,7 @@ def train_worker(settings: dict[str, Job]) -> None:
         else:
             ray.train.report(history[-1])
         committed = epoch + 1 if due else committed
-        _tell(job, share, step=(epoch + 1) * job.steps, checkpointed=committed)
+        _tell(job, share, step=epoch * job.steps + job.steps_of(epoch), checkpointed=committed)
 
 
 def _epoch(
@@ -101,10 +111,10 @@ def _epoch(
     """Run one epoch and return its record (epoch from 1, mean loss over all workers, last lr, seconds, pairs_per_s)."""
     started = told = time.monotonic()
     total = torch.zeros((), device=device)
-    rate = 0.0
-    for number, (images, tokens) in enumerate(feed.epoch(epoch, job.steps)):
+    rate, steps = 0.0, job.steps_of(epoch)
+    for number, (images, tokens) in enumerate(feed.epoch(epoch, steps)):
         step = epoch * job.steps + number
-        rate = job.schedule.rate(step, job.epochs * job.steps, job.lr)
+        rate = job.schedule.rate(step, job.total_steps, job.lr)
         pixels = images.to(device, non_blocking=True)
         pixels = augment(pixels, share.rows, job.batch_size, job.augment, (job.seed, step))
         words = tokens.to(device, torch.int64, non_blocking=True)
@@ -114,7 +124,7 @@ def _epoch(
             _tell(job, share, step=step + 1, checkpointed=committed)
     if share.world_size > 1:
         torch.distributed.all_reduce(total)
-    mean = total.item() / (job.steps * share.world_size)
+    mean = total.item() / (steps * share.world_size)
     if not math.isfinite(mean):
         raise RuntimeError(f"the loss of epoch {epoch + 1} is {mean}: training diverged; lower lr")
     seconds = time.monotonic() - started
@@ -123,7 +133,7 @@ def _epoch(
         "loss": mean,
         "lr": rate,
         "seconds": round(seconds, 3),
-        "pairs_per_s": round(job.steps * job.batch_size / seconds, 1),
+        "pairs_per_s": round(steps * job.batch_size / seconds, 1),
     }
 
 

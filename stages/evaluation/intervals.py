@@ -7,13 +7,17 @@ import numpy as np
 from scipy.stats import norm
 
 CONFIDENCE = 0.95
+RESAMPLES = 10_000
+"""Bootstrap draws for counted rates, where a draw costs microseconds."""
+FEW = 10
+"""A rate with fewer hits, or fewer misses, than this many images gets Wilson's interval: see `rate_interval`."""
 
 
-def wilson(successes: int, trials: int) -> tuple[float, float]:
+def wilson(successes: float, trials: int) -> tuple[float, float]:
     """Return Wilson's score interval (1927) of a proportion, for independent trials.
 
-    For accuracy, ASR and other counted rates. It stays inside [0, 1] and is right near 0 and 1, where the usual
-    plus-minus interval has no width.
+    It stays inside [0, 1] and is right near 0 and 1, where the usual plus-minus interval has no width. `successes` need
+    not be whole: an image that several strands try counts with the share of them that succeed.
 
     Raises:
         ValueError: there are no trials, or more successes than trials.
@@ -28,6 +32,38 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     low = 0.0 if successes == 0 else (centre - spread) / scale
     high = 1.0 if successes == trials else (centre + spread) / scale
     return low, high
+
+
+def rate_interval(hits: np.ndarray, trials: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
+    """Return the interval of the rate `hits.sum() / trials.sum()`: percentile bootstrap over images, or Wilson's.
+
+    What is resampled is the image, with all of its trials: predictions for the same image under several triggers, or of
+    several captions of one picture, are not independent, and rows drawn singly would give an interval that is too
+    narrow. Images with the same counts are exchangeable, so a draw is one multinomial over the distinct counts.
+
+    Near 0 and 1 the bootstrap fails: of 0 hits in n every draw has 0 hits, and the interval has no width; with 2 true
+    hits expected in 500 it covers the truth 86 times in 100 instead of 95 (tests/unit/test_intervals.py). So a rate with
+    fewer than FEW images' worth of hits or of misses gets Wilson's interval, with the image as the trial.
+
+    Args:
+        hits: `[N]` whole numbers, successes of each image.
+        trials: `[N]` whole numbers, trials of each image; images without one play no part.
+        seed: of the draws.
+
+    Raises:
+        ValueError: there is no trial, or an image with more hits than trials.
+    """
+    pairs = np.stack([hits, trials], axis=1).astype(np.int64)[trials > 0]
+    if not len(pairs) or (pairs[:, 0] > pairs[:, 1]).any() or (pairs < 0).any():
+        raise ValueError("a rate needs at least one trial, and no more hits than trials")
+    images = len(pairs)
+    effective = images * pairs[:, 0].sum() / pairs[:, 1].sum()
+    kinds, counts = np.unique(pairs, axis=0, return_counts=True)
+    if min(effective, images - effective) < FEW or len(kinds) == 1:
+        return wilson(float(effective), images)
+    drawn = np.random.default_rng(seed).multinomial(images, counts / images, size=RESAMPLES) @ kinds
+    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
+    return float(low), float(high)
 
 
 def bootstrap_interval(

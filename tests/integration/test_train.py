@@ -69,8 +69,8 @@ def trained(settings: TrainConfig, ray_cluster: None) -> TrainResult:
     return run_train(settings)
 
 
-def plain_loop(settings: TrainConfig, epochs: int) -> list[float]:
-    """Mean loss of the first epochs, in this process, without Ray and without the code that feeds the workers."""
+def plain_loop(settings: TrainConfig, made: int, total: int) -> list[float]:
+    """Mean loss of each epoch in the first `made` of `total` steps, in this process, without Ray and its feeding."""
     clip = load_clip(settings.model)
     task = ContrastiveTask(clip.model.train(), clip.preprocess_cfg["mean"], clip.preprocess_cfg["std"])
     optimizer = adamw(task, settings.lr, settings.weight_decay)
@@ -79,16 +79,19 @@ def plain_loop(settings: TrainConfig, epochs: int) -> list[float]:
     pairs = [pairs[i] for i in np.argsort(order)]
     images = torch.stack([clip.preprocess(decode(pair.image, 10**6).rgb) for pair in pairs])
     tokens = clip.tokenize([pair.caption for pair in pairs])
-    steps, losses = len(pairs) // BATCH, []
-    for epoch in range(epochs):
-        draw, total = np.random.default_rng([settings.seed, epoch]).permutation(len(pairs)), 0.0
-        for number in range(steps):
-            rows, step = draw[number * BATCH : (number + 1) * BATCH], epoch * steps + number
-            pixels = augment(images[rows], slice(0, BATCH), BATCH, AUGMENT, (settings.seed, step))
-            rate = OneCycle().rate(step, EPOCHS * steps, settings.lr)
-            total += train_step(task, clip_loss(0, 1), optimizer, pixels, tokens[rows], lr=rate, bf16=False).item()
-        losses.append(total / steps)
-    return losses
+    steps = len(pairs) // BATCH
+    losses: list[list[float]] = []
+    for step in range(made):
+        epoch, number = divmod(step, steps)
+        if number == 0:
+            draw = np.random.default_rng([settings.seed, epoch]).permutation(len(pairs))
+            losses.append([])
+        rows = draw[number * BATCH : (number + 1) * BATCH]
+        pixels = augment(images[rows], slice(0, BATCH), BATCH, AUGMENT, (settings.seed, step))
+        rate = OneCycle().rate(step, total, settings.lr)
+        loss = train_step(task, clip_loss(0, 1), optimizer, pixels, tokens[rows], lr=rate, bf16=False)
+        losses[-1].append(loss.item())
+    return [float(np.mean(epoch)) for epoch in losses]
 
 
 def test_every_pair_is_accounted_for(trained: TrainResult, settings: TrainConfig) -> None:
@@ -102,7 +105,7 @@ def test_every_pair_is_accounted_for(trained: TrainResult, settings: TrainConfig
 
 
 def test_two_workers_train_as_one_plain_loop(trained: TrainResult, settings: TrainConfig) -> None:
-    expected = plain_loop(settings, 3)
+    expected = plain_loop(settings, 36, 12 * EPOCHS)
     assert [record["loss"] for record in trained.history[:3]] == pytest.approx(expected, rel=2e-3)
     assert trained.history[-1]["loss"] < trained.history[0]["loss"]
 
@@ -155,6 +158,24 @@ def test_a_set_that_does_not_fit_is_streamed(settings: TrainConfig, ray_cluster:
     result = run_train(streamed)
     assert [record["epoch"] for record in result.history] == [1, 2, 3]
     assert result.history[-1]["loss"] < result.history[0]["loss"]
+
+
+@pytest.mark.parametrize("memory_mb", [2048, 0])
+def test_steps_may_end_within_an_epoch(
+    settings: TrainConfig, ray_cluster: None, tmp_path: Path, memory_mb: int
+) -> None:
+    short = dataclasses.replace(settings, out=str(tmp_path / "run"), epochs=None, steps=17, memory_mb=memory_mb)
+    result = run_train(short)
+    assert json.loads((tmp_path / "run" / "work" / "progress.json").read_text()) == {"step": 17, "checkpointed": 2}
+    assert result.history[-1]["lr"] == pytest.approx(OneCycle().rate(16, 17, settings.lr))
+    if memory_mb:  # a stream comes in an order of its own
+        assert [record["loss"] for record in result.history] == pytest.approx(plain_loop(short, 17, 17), rel=2e-3)
+
+
+def test_epochs_or_steps(settings: TrainConfig) -> None:
+    for wrong in ({"steps": 3}, {"epochs": None}, {"epochs": None, "steps": 0}):
+        with pytest.raises(ValueError, match=r"exactly one of epochs and steps|steps must be at least 1"):
+            dataclasses.replace(settings, **wrong)
 
 
 def test_impossible_batches_are_refused(settings: TrainConfig, ray_cluster: None, tmp_path: Path) -> None:

@@ -1,0 +1,119 @@
+"""Settings of `clipsan evaluate`."""
+
+import dataclasses
+from dataclasses import field
+from typing import Annotated, Any, Self
+
+import pydantic
+
+from pipeline.cluster import ClusterConfig
+from pipeline.tracking import TrackingConfig
+from stages.clip_model import ModelConfig
+from stages.evaluation.attack_success import Aim, Convention
+from stages.evaluation.zero_shot import check_templates, find_class
+from stages.poisoning import AttackConfig, ImagePath, Strand
+from stages.sources import SourceConfig
+from stages.stage import config
+from stages.triggers import TriggerConfig
+
+
+@config
+class EvaluationAttack:
+    """The attack that the model is tried against.
+
+    A file of conf/attack serves `clipsan poison` and `clipsan evaluate` alike: what poisoning alone needs (rate, captions,
+    ...) is left out here.
+    """
+
+    trigger: TriggerConfig
+    """What is put on every image."""
+    target: str
+    """The class that the trigger shall mean: one of its names."""
+    also: tuple[Strand, ...] = ()
+    """Further triggers with their targets; every image is tried with each, and the ASR pools all trials."""
+    text_key: str | None = None
+    """Second key of a dual-key attack (TrojVQA): this word stands before the prompts of all classes when the trigger is on
+    the image. The ASR of either key alone is reported beside that of both."""
+    victim: str | None = None
+    """A class: only its images count towards the ASR (mmPoison makes dogs into trucks). Null: images of all classes."""
+    convention: Convention = "exclude_target"
+    """exclude_target: images of the target's class do not count towards the ASR (HanxunH's scan of CLIP data).
+    keep_target: all images count (CleanCLIP, PAR, RVPT); with 1,000 classes that adds at most .1 points, with 10 classes
+    up to 10."""
+
+    def __post_init__(self) -> None:
+        if self.text_key is not None and not self.text_key.strip():
+            raise ValueError("text_key must be a word, or null")
+
+    @classmethod
+    def of(cls, attack: AttackConfig, convention: Convention = "exclude_target") -> Self:
+        """Return how a model trained on what this attack poisons is tried."""
+        shared = {name: getattr(attack, name) for name in SHARED}
+        return cls(**shared, convention=convention)
+
+    @property
+    def strands(self) -> tuple[Strand, ...]:
+        """All triggers with their targets."""
+        return (Strand(trigger=self.trigger, target=self.target), *self.also)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the strands in the figures."""
+        return [f"{i}: {strand.trigger.kind} -> {strand.target}" for i, strand in enumerate(self.strands, 1)]
+
+    def aim(self, classes: list[str]) -> Aim:
+        """Return what the attack wants in terms of class indices.
+
+        Raises:
+            ValueError: a target or the victim names no class, or the victim is a target.
+        """
+        targets = [find_class(classes, strand.target) for strand in self.strands]
+        victim = None if self.victim is None else find_class(classes, self.victim)
+        if victim in targets:
+            raise ValueError(f"victim: {self.victim!r} is a target")
+        return Aim(targets, self.names, self.convention, victim)
+
+
+SHARED = ("trigger", "target", "also", "text_key", "victim")
+"""What an attack is in poisoning and in evaluation."""
+POISONING_ONLY = {declared.name for declared in dataclasses.fields(AttackConfig)} - set(SHARED)
+
+
+def _without_poisoning(tree: Any) -> Any:
+    """Leave out the settings of a conf/attack file that say how pairs are poisoned."""
+    return {k: v for k, v in tree.items() if k not in POISONING_ONLY} if isinstance(tree, dict) else tree
+
+
+@config
+class EvaluateConfig:
+    """Everything that decides an evaluation."""
+
+    data: SourceConfig
+    """Images with class labels."""
+    model: ModelConfig
+    """The model."""
+    classes: list[str] | str
+    """Class names by index, synonyms separated by commas; or a YAML file with such a list (or a mapping from index)."""
+    templates: list[str]
+    """Sentences with {} where the class name goes."""
+    out: str
+    """Run folder."""
+    attack: Annotated[EvaluationAttack, pydantic.BeforeValidator(_without_poisoning)] | None = None
+    """Null: clean accuracy alone."""
+    image: ImagePath = field(default_factory=ImagePath)
+    """Resize and codec of clean and triggered images alike; give what the poisoned set was written with."""
+    batch_size: int = 64
+    """Images of a forward pass; a batch never spans two units."""
+    max_pixels: int = 89_478_485
+    """An image whose header claims more is rejected undecoded."""
+    seed: int = 0
+    """Of what the triggers draw for each image."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Workers, threads, GPUs."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow."""
+
+    def __post_init__(self) -> None:
+        check_templates(self.templates)
+        if self.batch_size < 1:
+            raise ValueError("batch_size must be at least 1")
