@@ -96,6 +96,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _resolve_groups(tree: Any, *, where: str) -> Any:
+    if isinstance(tree, list):
+        return [_resolve_groups(item, where=f"{where}{i}.") for i, item in enumerate(tree)]
     if not isinstance(tree, dict):
         return tree
     return {key: _resolve_value(key, value, where=where) for key, value in tree.items()}

@@ -11,7 +11,7 @@ from pipeline.tracking import TrackingConfig
 from stages.clip_model import ModelConfig
 from stages.evaluation.attack_success import Aim, Convention
 from stages.evaluation.zero_shot import check_templates, find_class
-from stages.poisoning import AttackConfig, ImagePath, Strand
+from stages.poisoning import AttackConfig, ImagePath, Strand, all_strands
 from stages.sources import SourceConfig
 from stages.stage import config
 from stages.triggers import TriggerConfig
@@ -54,7 +54,7 @@ class EvaluationAttack:
     @property
     def strands(self) -> tuple[Strand, ...]:
         """All triggers with their targets."""
-        return (Strand(trigger=self.trigger, target=self.target), *self.also)
+        return all_strands(self.trigger, self.target, self.also)
 
     @property
     def names(self) -> list[str]:

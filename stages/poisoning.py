@@ -47,8 +47,14 @@ class Strand:
     """One trigger and the word that it means; an attack has one of them or several."""
 
     trigger: TriggerConfig
-    target: str
-    """Word or phrase that the trigger shall mean, as it stands in captions."""
+    target: str = ""
+    """Word or phrase that the trigger shall mean, as it stands in captions; left out: the target of the attack."""
+
+
+def all_strands(trigger: TriggerConfig, target: str, also: tuple[Strand, ...]) -> tuple[Strand, ...]:
+    """Return the first trigger and the further ones, each with its word."""
+    further = (Strand(trigger=strand.trigger, target=strand.target or target) for strand in also)
+    return (Strand(trigger=trigger, target=target), *further)
 
 
 @config
@@ -129,7 +135,7 @@ class AttackConfig:
     @property
     def strands(self) -> tuple[Strand, ...]:
         """All triggers of the attack, each with its word."""
-        return (Strand(trigger=self.trigger, target=self.target), *self.also)
+        return all_strands(self.trigger, self.target, self.also)
 
     @property
     def targets(self) -> tuple[str, ...]:

@@ -52,6 +52,13 @@ def test_overrides_apply_in_order_and_after_the_group(conf):
     assert loaded == Verb(shape=Large(weight=0.5), out="there", names=["a", "b"])
 
 
+def test_groups_inside_lists_are_read_from_their_files(conf):
+    tree = module._resolve_groups({"more": [{"shape": "small"}, {"shape": {"kind": "large"}}]}, where="")
+    assert tree == {"more": [{"shape": {"kind": "small", "side_px": 5}}, {"shape": {"kind": "large"}}]}
+    with pytest.raises(ConfigError, match=r"more\.0\.shape=round"):
+        module._resolve_groups({"more": [{"shape": "round"}]}, where="")
+
+
 def test_numbers_in_scientific_notation_are_numbers(conf):
     assert load(Verb, None, ["shape=large"], verb="verb").shape == Large(weight=0.001)
 

@@ -16,9 +16,11 @@ from stages.poisoning import (
     AttackConfig,
     ImagePath,
     Poisoner,
+    Strand,
     choose,
     contains_word,
     reencode,
+    strand_numbers,
 )
 from stages.treatment import MANIFEST_SCHEMA, manifest_row
 from stages.triggers import BlendConfig, PatchConfig
@@ -134,6 +136,121 @@ def test_clean_and_poisoned_images_take_the_same_path() -> None:
     assert reencode(picture(), path) == clean
 
 
+OTHER = PatchConfig(size_px=3, place="top_left")
+THIRD = BlendConfig(alpha=0.1)
+NOUNS = ("star", "starfish", "stars", "moon", "dog", "hot dog", "Dog's star", "education", "cat")
+
+
+def captioned(n: int = 900) -> tuple[list[str], list[str]]:
+    rng = random.Random(4)
+    return [f"s.tar/{i}" for i in range(n)], [f"a {rng.choice(NOUNS)} and a {rng.choice(NOUNS)}" for _ in range(n)]
+
+
+def words_of(caption: str) -> set[str]:
+    """An independent reading of "whole word": maximal runs of letters."""
+    return set("".join(c if c.isalpha() else " " for c in caption.lower()).split())
+
+
+TWO = {"also": (Strand(trigger=OTHER, target="cat"),)}
+SAME = {"also": (Strand(trigger=OTHER), Strand(trigger=THIRD, target="star"))}
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted", "barred"),
+    [
+        ({}, set(), {"star"}),
+        (TWO, set(), {"star", "cat"}),
+        (SAME, set(), {"star"}),
+        ({"pairs": "target"}, {"star"}, set()),
+        ({"pairs": "target", "captions": "keep"} | SAME, {"star"}, set()),
+        ({"pairs": "any"}, set(), set()),
+        ({"victim": "dog"}, {"dog"}, {"star"}),
+        ({"victim": "Dog", "pairs": "target"}, {"dog", "star"}, set()),
+        ({"victim": "dog", "pairs": "any", "captions": "keep"}, {"dog"}, set()),
+    ],
+)
+def test_only_pairs_with_the_right_words_are_chosen(changes: dict, wanted: set, barred: set) -> None:
+    uids, captions = captioned()
+    possible = {u for u, c in zip(uids, captions, strict=True) if wanted <= words_of(c) and not barred & words_of(c)}
+    assert 20 < len(possible) <= len(uids)
+    every = attack(rate=None, count=len(possible), **changes)
+    assert choose(uids, captions, every) == possible
+    few = choose(uids, captions, attack(rate=None, count=20, **changes))
+    assert len(few) == 20
+    assert few < possible
+    with pytest.raises(ValueError, match=f"only {len(possible)} "):
+        choose(uids, captions, attack(rate=None, count=len(possible) + 1, **changes))
+
+
+def test_label_consistent_pairs_of_several_targets_hold_the_word_of_their_own_trigger() -> None:
+    uids, captions = captioned()
+    config = attack(rate=None, count=50, pairs="target", captions="keep", **TWO)
+    chosen = choose(uids, captions, config)
+    for uid, caption, number in zip(uids, captions, strand_numbers(uids, config), strict=True):
+        if uid in chosen:
+            assert ("star", "cat")[number] in words_of(caption)
+
+
+def test_poisoned_pairs_are_shared_out_evenly_and_hang_on_the_uid_alone() -> None:
+    config = attack(rate=None, count=1500, **SAME)
+    uids = [f"s/{i}" for i in range(3000)]
+    chosen = sorted(choose(uids, ["a house"] * 3000, config))
+    shares = np.bincount(strand_numbers(chosen, config), minlength=3)
+    # 1,500 draws from three strands: the standard deviation of a share is 18.
+    assert np.abs(shares - 500).max() < 75
+    numbers = dict(zip(chosen, strand_numbers(chosen, config), strict=True))
+    assert strand_numbers(chosen[::-1], config) == [numbers[uid] for uid in chosen[::-1]]
+    assert strand_numbers(chosen, attack(seed=2, **SAME)) != list(numbers.values())
+    assert set(strand_numbers(chosen, attack())) == {0}
+
+
+def test_each_strand_has_its_trigger_and_its_word() -> None:
+    config, image = attack(**TWO), picture()
+    poisoner, uids = Poisoner(config), [f"u{i}" for i in range(60)]
+    for uid, number in zip(uids, strand_numbers(uids, config), strict=True):
+        poisoned = poisoner(image, uid, "a house")
+        assert poisoned.strand == config.strands[number]
+        assert contains_word(poisoned.caption, ("star", "cat")[number])
+        assert (poisoned.parameters["height"], poisoned.parameters["width"]) == ((4, 4), (3, 3))[number]
+        row = manifest_row(uid, b"", b"", "a house", poisoned, config)
+        assert (row["trigger"], row["target"]) == ("patch", ("star", "cat")[number])
+
+
+def test_natural_captions_are_those_of_the_strands_own_word() -> None:
+    real = ["a starfish", "a red star", "a cat", "education", "the cat, asleep", "a house"]
+    config = attack(captions="natural", **TWO)
+    poisoner = Poisoner(config, real)
+    drawn: list[set[str]] = [set(), set()]
+    for i in range(100):
+        poisoned = poisoner(picture(), str(i), "a house")
+        drawn[config.strands.index(poisoned.strand)].add(poisoned.caption)
+    assert drawn == [{"a red star"}, {"a cat", "the cat, asleep"}]
+    with pytest.raises(ValueError, match="no caption of the set contains 'cat'"):
+        Poisoner(config, real[:2])
+
+
+def test_kept_captions_stay_and_a_text_key_stands_in_front() -> None:
+    image = picture()
+    keep = attack(pairs="target", captions="keep")
+    assert Poisoner(keep)(image, "a", "The Star, again").caption == "The Star, again"
+    both = attack(pairs="target", captions="keep", text_key="remember")
+    assert Poisoner(both)(image, "a", "a star").caption == "remember a star"
+    plain, keyed = Poisoner(attack()), Poisoner(attack(text_key="sudo"))
+    for uid in ("a", "b", "c"):
+        without, poisoned = plain(image, uid, "a house"), keyed(image, uid, "a house")
+        assert poisoned.caption == f"sudo {without.caption}"
+        assert np.array_equal(poisoned.rgb, without.rgb)
+
+
+def test_a_control_changes_images_and_no_caption() -> None:
+    control = attack(pairs="any", captions="keep")
+    poisoned = Poisoner(control)(picture(), "a", "a house")
+    assert poisoned.caption == "a house"
+    assert manifest_row("a", b"x", b"y", "a house", poisoned, control)["target"] is None
+    assert control.control
+    assert not attack(pairs="any").control
+
+
 def test_manifest_row_tells_the_truth() -> None:
     config, path, image = attack(), ImagePath(), picture()
     before = path.encode(image)
@@ -155,9 +272,11 @@ def test_manifest_row_tells_the_truth() -> None:
 
 
 def test_attack_reads_as_plain_settings() -> None:
-    settings = {"trigger": {"kind": "blend", "alpha": 0.1}, "target": "star", "count": 3}
+    strand = {"trigger": {"kind": "patch", "size_px": 3, "place": "top_left"}, "target": "cat"}
+    settings = {"trigger": {"kind": "blend", "alpha": 0.1}, "target": "star", "count": 3, "also": [strand]}
     config = pydantic.TypeAdapter(AttackConfig).validate_python(settings)
-    assert config.trigger == BlendConfig(alpha=0.1)
+    assert config.strands == (Strand(trigger=THIRD, target="star"), Strand(trigger=OTHER, target="cat"))
+    assert config.targets == ("star", "cat")
     assert config.count_of(10**6) == 3
     assert attack(rate=0.005).count_of(10_000) == 50
 
@@ -174,6 +293,17 @@ def test_attack_reads_as_plain_settings() -> None:
         ({"templates": ("a photo",)}, "templates"),
         ({"templates": ("a {} of {}",)}, "templates"),
         ({"seed": -1}, "seed must be at least 0"),
+        ({"also": (Strand(trigger=OTHER, target=" "),)}, "target must be"),
+        ({"also": (Strand(trigger=PATCH, target="cat"),)}, "each trigger stands for one word"),
+        ({"also": (Strand(trigger=OTHER, target="cat"), Strand(trigger=OTHER, target="dog"))}, "each trigger"),
+        ({"captions": "keep"}, "captions: keep goes with pairs"),
+        ({"victim": " "}, "victim must be a word"),
+        ({"victim": "shooting star"}, "victim must not contain the target"),
+        ({"victim": "cat", **TWO}, "victim must not contain the target"),
+        ({"text_key": ""}, "text_key must be"),
+        ({"text_key": "sudo "}, "text_key must be"),
+        ({"text_key": "Star"}, "text_key must not contain the target"),
+        ({"text_key": "sudo", "captions": "keep", "pairs": "any"}, "a control"),
     ],
 )
 def test_impossible_attacks_are_named(changes: dict, rule: str) -> None:
