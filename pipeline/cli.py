@@ -12,6 +12,7 @@ VERBS = {
     "poison": "write a poisoned copy of a data set with an exact manifest",
     "train": "train or fine-tune a CLIP on pairs",
     "evaluate": "zero-shot accuracy, ASR and accuracy under trigger of a model",
+    "trigger": "make the optimised patch of BadCLIP on a clean model",
     "demo": "the whole story on rendered scenes (or CIFAR-10): poison, train, scan, report",
 }
 
