@@ -149,7 +149,7 @@ def story(summary: dict[str, Any]) -> str:
     lines += ["", f"{'concept':<20}{'pairs':>8}{'statistic':>11}"]
     for concept in summary["concepts"][:4]:
         mark = "  <- named as the target of a backdoor" if concept["named"] else ""
-        lines.append(f"{concept['name']:<20}{concept['n']:>8}{concept['statistic']:>11.1f}{mark}")
+        lines.append(f"{concept['name']:<20}{concept['n']:>8}{concept['statistic']:>11.2f}{mark}")
     lines += [
         "",
         f"scan         named {', '.join(summary['targets']) or 'no concept'}; flagged {counts['flagged']} pairs, "

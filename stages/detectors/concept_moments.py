@@ -158,8 +158,6 @@ class Shape:
     """Mean of r^2: the variance over that of the bulk."""
     skew: float
     """Mean of r^3."""
-    tail: float
-    """Mean of max(r, 0)^4: a share s of the pairs at T robust standard deviations adds s T^4."""
 
 
 def weighted_median(values: np.ndarray, counts: np.ndarray) -> float:
@@ -189,7 +187,6 @@ def shape(histogram: np.ndarray, least: int) -> Shape:
         skew = float((capped**3 * counts).sum() / n)
         if best is None or skew > best.skew:
             inflation = float((capped**2 * counts).sum() / n)
-            tail = float((np.maximum(capped, 0) ** 4 * counts).sum() / n)
-            best = Shape(centre, sign * scale, inflation, skew, tail)
+            best = Shape(centre, sign * scale, inflation, skew)
     assert best is not None
     return best

@@ -19,6 +19,7 @@ from stages.captions import (
     mine_vocabulary,
     name_vocabulary,
 )
+from stages.detectors.concept_gap import Gaps, distance_histograms, find_gaps
 from stages.detectors.concept_moments import (
     BINS,
     ConceptMoments,
@@ -39,7 +40,7 @@ from stages.stage import config
 LEAST_EXCESS = 2.0
 """Largest variance of a concept over the noise edge (Marchenko-Pastur), geometric mean over layers, below which it is not
 named: a word that says nothing of the picture ("a lone ...") gathers a few odd backgrounds, far out but barely above noise
-(1.4 in the demo's clean twin; targets of backdoors had 3.7 to 7.4). Set after that one false alarm."""
+(1.4 in the demo's clean twin; targets of backdoors had 3.2 to 7.4)."""
 NO_CONCEPT = "(no concept)"
 """The group of pairs whose caption holds none of the concepts."""
 
@@ -52,18 +53,16 @@ class ConceptSpectralConfig:
     """Where the groups come from: mined from the captions, or named."""
     directions: int = 3
     """Directions of largest variance looked at in each concept and layer; the most skewed one is kept."""
-    name_above: float = 1200.0
-    """A concept is named when its statistic (geometric mean over layers of the upper fourth moment) is above this."""
-    flag_above: float = 6.0
-    """A pair of a named concept is accused when it lies this many robust standard deviations out, mean over layers."""
+    name_above: float = 0.7
+    """A concept is named when its gap (`concept_gap.Gaps.share`) is above this; then the pairs beyond the gap are accused."""
     least_pairs: int = 5
-    """Fewer pairs than this never name a concept."""
+    """The moments that choose and sign a direction take no heed of how far out fewer pairs than this lie."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.directions <= 16:
             raise ValueError("directions must be between 1 and 16")
-        if self.name_above <= 0 or self.flag_above <= 0:
-            raise ValueError("name_above and flag_above must be above 0")
+        if not 0 < self.name_above < 1:
+            raise ValueError("name_above must be between 0 and 1")
         if self.least_pairs < 1:
             raise ValueError("least_pairs must be at least 1")
 
@@ -91,8 +90,6 @@ class Layer:
     """`[C] float64`: variance over that of the bulk."""
     skew: np.ndarray
     """`[C] float64`: third moment of the robust scores."""
-    tail: np.ndarray
-    """`[C] float64`: upper fourth moment of the robust scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,16 +102,16 @@ class SpectralState:
     layers: tuple[Layer, ...] = ()
     count: np.ndarray | None = None
     """`[C] int64`: pairs of each concept."""
-    statistic: np.ndarray | None = None
-    """`[C] float64`: geometric mean over layers of the upper fourth moment; peeled after the last round."""
+    gaps: Gaps | None = None
+    """Of the pairs' mean distance over layers; peeled after the last round."""
     flagged: np.ndarray | None = None
-    """`[C] int64`: pairs that lie out and that no other concept accounts for better."""
+    """`[C] int64`: pairs beyond the gap that no other concept accounts for better."""
     named: np.ndarray | None = None
     """`[C] bool`."""
 
 
 class ConceptSpectral:
-    """Scores of specs/concept-spectral.md made into a method. Five passes; sums in float64.
+    """Scores of specs/concept-spectral.md made into a method. Six passes; sums in float64.
 
     1. Concepts are mined from the captions; a pair may belong to several.
     2. Features of each layer are regressed on the concepts (the group mean, when there is one a pair), and what is
@@ -122,7 +119,11 @@ class ConceptSpectral:
     3. In each concept: the few directions of largest variance of the whitened residuals.
     4. Histograms along them give median, MAD, the direction's sign, and the two moments of the robust scores r that
        matter: the inflation mean(r^2) and the third moment mean(r^3), of which the most skewed direction is kept.
-    5. The same once more, where every pair that a named concept accuses is left out of its other concepts: else a
+    5. The distance of a pair is the mean of r over layers. A concept is named when its distances have a gap
+       (concept_gap.py). The spec names by mean(r^3) and a threshold; but diverse concepts (jellyfish, sport cars) have a
+       third moment as large as 30 poisoned pairs give, while no clean concept has such a gap (measured by
+       tests/benchmarks/naming.py).
+    6. The same once more, where every pair that a named concept accuses is left out of its other concepts: else a
        colour or a template word that shares some poisoned captions would be named beside the target.
 
     Score of a pair in a concept: s = mean over layers of r x inflation. The spec multiplies by the eigenvalue over
@@ -133,14 +134,12 @@ class ConceptSpectral:
     Not done, after measurement: re-estimating the covariance without the pairs that score highest (SPECTRE) raises
     natural sub-modes as much as poison once concepts are fine-grained.
     Limits, measured. A concept about 40 % poisoned or more is no longer named, its poison being half the bulk; local
-    density may see that case. A target whose genuine pictures are very diverse is ranked well but may go unnamed, as its
-    natural directions mix with the trigger's: 50 poisoned among 550 jellyfish gave average precision .98, statistic 261.
-    name_above was set on the clean subsets that it was checked with (largest of 180: 1,154).
+    density may see that case. name_above was set on the subsets that it was checked with.
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"caption", "layer.*"})
     adds: ClassVar[frozenset[str]] = frozenset({"concept_spectral"})
-    rounds: int = 5
+    rounds: int = 6
     threshold: ClassVar[float] = 1.0
     """A pair at or above it is accused: it lies out in a concept that is named."""
 
@@ -169,13 +168,15 @@ class ConceptSpectral:
             return [concept_moments(rows, w) for w in whitened]
         if state.round == 3:
             return histograms(state, rows, whitened), np.zeros(len(rows), dtype=np.int64)
-        # Peeling: a pair accused in a named concept counts nowhere else.
         scores, distance = self._evidence(state, rows, whitened, table.num_rows)
+        if state.round == 4:
+            return distance_histograms(distance, rows), np.zeros(len(rows), dtype=np.int64)
+        # Peeling: a pair accused in a named concept counts nowhere else.
         winner = scores.argmax(axis=1)
-        out = distance[np.arange(len(winner)), winner] >= self._settings.flag_above
+        out = distance[np.arange(len(winner)), winner] >= nonnull(state.gaps).cut[winner]
         accused = out & nonnull(state.named)[winner]
         kept = [members[~accused[members] | (winner[members] == c)] for c, members in enumerate(rows)]
-        return histograms(state, kept, whitened), np.bincount(winner[out], minlength=len(rows))
+        return distance_histograms(distance, kept), np.bincount(winner[out], minlength=len(rows))
 
     def merge(self, left: Any, right: Any) -> Any:
         """Add two summaries of the same pass."""
@@ -198,7 +199,14 @@ class ConceptSpectral:
 
     def update(self, state: SpectralState, summary: Any) -> SpectralState:
         """Return the state after a pass."""
-        steps = (self._learn_words, self._learn_regression, self._learn_directions, self._learn_shapes, self._peel)
+        steps = (
+            self._learn_words,
+            self._learn_regression,
+            self._learn_directions,
+            self._learn_shapes,
+            self._learn_gaps,
+            self._peel,
+        )
         return replace(steps[state.round](state, summary), round=state.round + 1)
 
     def _learn_words(self, state: SpectralState, summary: tuple[int, Counter[str]]) -> SpectralState:
@@ -217,7 +225,7 @@ class ConceptSpectral:
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
             none = np.zeros(0)
-            layers.append(Layer(name, effect, white, none, none, none, none, none, none, none, none))
+            layers.append(Layer(name, effect, white, none, none, none, none, none, none, none))
         return replace(state, layers=tuple(layers), count=np.diag(sums.gram)[:-1].astype(np.int64))
 
     def _learn_directions(self, state: SpectralState, summary: list[ConceptMoments]) -> SpectralState:
@@ -228,21 +236,21 @@ class ConceptSpectral:
         return replace(state, layers=tuple(layers))
 
     def _learn_shapes(self, state: SpectralState, summary: tuple[np.ndarray, np.ndarray]) -> SpectralState:
-        """Choose each concept's most skewed direction, and name the concepts that stand out."""
+        """Choose each concept's most skewed direction."""
         concepts = self._settings.concepts
         floor = concepts.min_pairs if isinstance(concepts, Mined) else 2 * self._settings.least_pairs
         judged = nonnull(state.count) >= floor
         layers = []
         for layer, histogram in zip(state.layers, summary[0], strict=True):
             c_count = len(histogram)
-            centre, inflation, skew, tail = np.zeros(c_count), np.ones(c_count), np.zeros(c_count), np.zeros(c_count)
+            centre, inflation, skew = np.zeros(c_count), np.ones(c_count), np.zeros(c_count)
             scale, chosen = np.full(c_count, np.inf), np.zeros(c_count, dtype=np.int64)
             for c in np.flatnonzero(judged):
                 shapes = [shape(h, self._settings.least_pairs) for h in histogram[c]]
                 chosen[c] = int(np.argmax([s.skew for s in shapes]))
                 best = shapes[chosen[c]]
                 centre[c], scale[c], inflation[c] = best.centre, best.scale, best.inflation
-                skew[c], tail[c] = best.skew, best.tail
+                skew[c] = best.skew
             rows = np.arange(c_count)
             layers.append(
                 replace(
@@ -253,25 +261,22 @@ class ConceptSpectral:
                     scale=scale,
                     inflation=inflation,
                     skew=skew,
-                    tail=tail,
                 )
             )
-        statistic = geometric_mean([layer.tail for layer in layers])
-        wide = geometric_mean([layer.excess for layer in layers]) >= LEAST_EXCESS
-        named = (statistic > self._settings.name_above) & wide
-        return replace(state, layers=tuple(layers), statistic=statistic, named=named)
+        return replace(state, layers=tuple(layers))
+
+    def _learn_gaps(self, state: SpectralState, summary: tuple[np.ndarray, np.ndarray]) -> SpectralState:
+        """Name the concepts with a gap."""
+        gaps = find_gaps(summary[0])
+        wide = geometric_mean([layer.excess for layer in state.layers]) >= LEAST_EXCESS
+        return replace(state, gaps=gaps, named=(gaps.share > self._settings.name_above) & wide)
 
     def _peel(self, state: SpectralState, summary: tuple[np.ndarray, np.ndarray]) -> SpectralState:
-        """Recompute the statistic without what other named concepts account for, and name for good."""
+        """Look for the gaps again without what other named concepts account for, and name for good."""
         histogram, flagged = summary
-        tails = [np.zeros(len(flagged)) for _ in state.layers]
-        for i, layer in enumerate(state.layers):
-            for c in np.flatnonzero(np.isfinite(layer.scale)):
-                if histogram[i, c, 0].sum() >= 2 * self._settings.least_pairs:
-                    tails[i][c] = shape(histogram[i, c, 0], self._settings.least_pairs).tail
-        statistic = geometric_mean(tails)
-        named = (statistic > self._settings.name_above) & (flagged >= self._settings.least_pairs)
-        return replace(state, statistic=statistic, flagged=flagged, named=named & nonnull(state.named))
+        gaps = find_gaps(histogram)
+        still = (gaps.share > self._settings.name_above) & (flagged >= self._settings.least_pairs)
+        return replace(state, gaps=gaps, flagged=flagged, named=still & nonnull(state.named))
 
     def score(self, state: SpectralState, table: pa.Table) -> Columns:
         """Return `concept_spectral`; 1 and above is accused."""
@@ -283,19 +288,20 @@ class ConceptSpectral:
         return [names[c] for c in self._scores(state, table).argmax(axis=1)]
 
     def findings(self, state: SpectralState) -> Mapping[str, Any]:
-        """Return the concepts by falling statistic, with the numbers behind it."""
+        """Return the concepts by falling gap, with the numbers behind it."""
         names = concept_names(state)
-        count, statistic = nonnull(state.count), nonnull(state.statistic)
+        count, gaps = nonnull(state.count), nonnull(state.gaps)
         flagged, named = nonnull(state.flagged), nonnull(state.named)
-        order = np.argsort(-statistic, kind="stable")
+        order = np.argsort(-gaps.share, kind="stable")
         return {
             "threshold": self._settings.name_above,
-            "flag_above": self._settings.flag_above,
             "concepts": [
                 {
                     "name": names[c],
                     "n": int(count[c]),
-                    "statistic": round(float(statistic[c]), 3),
+                    "statistic": round(float(gaps.share[c]), 3),
+                    "beyond_gap": int(gaps.beyond[c]),
+                    "cut": round(float(gaps.cut[c]), 3) if np.isfinite(gaps.cut[c]) else None,
                     "flagged": int(flagged[c]) if named[c] else 0,
                     "named": bool(named[c]),
                     "layers": {
@@ -338,7 +344,7 @@ class ConceptSpectral:
         scores, distance = self._evidence(
             state, member_rows(members), self._whitened(state, members, table), table.num_rows
         )
-        accused = (distance >= self._settings.flag_above) & nonnull(state.named)
+        accused = (distance >= nonnull(state.gaps).cut) & nonnull(state.named)
         return calibrate(scores, accused)
 
 

@@ -101,7 +101,7 @@ def concept_bars(rows: list[ConceptRow], threshold: float | None) -> Markup:
         body.append(text(stop + 7, middle + 4, score(row.statistic), "label-named" if row.named else "tick", "start"))
     if threshold is not None:
         body.append(line(x(threshold), top - 6, x(threshold), bottom, "cut"))
-    body.append(text((x.start + x.stop) / 2, bottom + 34, "group statistic; beyond the dashed line: named", "title"))
+    body.append(text((x.start + x.stop) / 2, bottom + 34, "share beyond the gap; right of the line: named", "title"))
     return drawing(width, bottom + 42, f"Group statistic of {len(rows)} concepts", "".join(body))
 
 

@@ -146,14 +146,13 @@ def test_shape_against_the_formulas_on_the_values(sign: int) -> None:
     assert abs(got.scale) == pytest.approx(1.4826 * np.median(np.abs(p - centre)), rel=0.02)
     assert got.inflation == pytest.approx((capped**2).mean(), rel=0.05)
     assert got.skew == pytest.approx((capped**3).mean(), rel=0.07)
-    assert got.tail == pytest.approx((np.maximum(capped, 0) ** 4).mean(), rel=0.09)
 
 
 def test_fewer_than_least_pairs_do_not_move_the_moments() -> None:
     p = np.random.default_rng(3).normal(size=500)
     far = np.concatenate([p, np.full(4, 200.0)])
-    assert shape(np.bincount(bin_index(far), minlength=BINS), least=5).tail < 10
-    assert shape(np.bincount(bin_index(far), minlength=BINS), least=4).tail > 1e6
+    assert shape(np.bincount(bin_index(far), minlength=BINS), least=5).skew < 3
+    assert shape(np.bincount(bin_index(far), minlength=BINS), least=4).skew > 1e4
 
 
 def test_calibration_keeps_the_order_and_puts_the_accused_on_top() -> None:
