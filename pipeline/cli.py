@@ -13,6 +13,7 @@ VERBS = {
     "train": "train or fine-tune a CLIP on pairs",
     "evaluate": "zero-shot accuracy, ASR and accuracy under trigger of a model",
     "trigger": "make the optimised patch of BadCLIP on a clean model",
+    "bench": "attacks x detectors in one table: poison, train, measure and scan every cell of a matrix",
     "demo": "the whole story on rendered scenes (or CIFAR-10): poison, train, scan, report",
 }
 

@@ -52,6 +52,16 @@ def load(schema: type[T], file: str | None, overrides: list[str], *, verb: str) 
     return validate(schema, tree, verb=verb)
 
 
+def load_group(group: str, name: str, *, where: str) -> dict[str, Any]:
+    """Return the settings in conf/GROUP/NAME.yaml as a plain tree, its own groups resolved; `where` is for messages.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    tree: dict[str, Any] = _resolve_value(group, name, where=f"{where}.")
+    return tree
+
+
 def validate(schema: type[T], tree: Any, *, verb: str) -> T:
     """Turn a plain tree into the configuration object.
 
