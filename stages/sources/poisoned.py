@@ -24,7 +24,7 @@ from stages.sources.common import SourceError, UnitWriter
 from stages.sources.formats import FormatConfig
 from stages.stage import config
 from stages.treatment import Treatment
-from stages.triggers import BlendConfig, TriggerConfig
+from stages.triggers import BlendConfig, PatchConfig, ReplaceConfig, TriggerConfig
 
 
 @config
@@ -196,7 +196,7 @@ def _map_files(attack: AttackConfig, change: Callable[[str], str]) -> AttackConf
     """Return the attack with every file that its triggers read renamed."""
 
     def renamed(trigger: TriggerConfig) -> TriggerConfig:
-        if isinstance(trigger, BlendConfig) and trigger.picture is not None:
+        if isinstance(trigger, PatchConfig | BlendConfig | ReplaceConfig) and trigger.picture is not None:
             return replace(trigger, picture=change(trigger.picture))
         return trigger
 
