@@ -2,13 +2,14 @@
 
 import dataclasses
 from dataclasses import field
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 
 from pipeline.cluster import ClusterConfig
 from pipeline.tracking import TrackingConfig
 from stages.clip_model import ModelConfig
+from stages.contrastive import AugmentConfig, CosineWarmup, Schedule
 from stages.evaluation.attack_success import Aim, Convention
 from stages.evaluation.zero_shot import check_templates, find_class
 from stages.poisoning import AttackConfig, ImagePath, Strand, all_strands
@@ -85,6 +86,84 @@ def _without_poisoning(tree: Any) -> Any:
 
 
 @config
+class RetrievalConfig:
+    """Retrieval between images and captions."""
+
+    data: SourceConfig
+    """Captioned images. For several captions an image the source's `caption` names the field or column with the list."""
+    k: int = 5
+    """The retrieval ASR looks for the target word in this many of the nearest captions (PAR: 5)."""
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError("k must be at least 1")
+
+
+@config
+class ProbeConfig:
+    """Linear probe: a logistic regression on the frozen image features, tested on `data` of the evaluation."""
+
+    data: SourceConfig
+    """Labelled images to train the probe on, never those of the test set."""
+    c: tuple[float, ...] = (1.0, 10.0, 100.0)
+    """Inverse regularisation strengths; of several the best on a held-out part of the probe's training images is taken."""
+    held_out: float = 0.2
+    """Share of the probe's training images that chooses C."""
+    shots: int | None = None
+    """Images of each class at most, drawn by the seed (16 in RVPT's table); null: all."""
+
+    def __post_init__(self) -> None:
+        if not self.c or min(self.c) <= 0:
+            raise ValueError("c needs at least one number, all above 0")
+        if not 0 < self.held_out < 1:
+            raise ValueError("held_out must lie between 0 and 1")
+        if self.shots is not None and self.shots < 2:
+            raise ValueError("shots must be at least 2, or null")
+
+
+@config
+class ResistivityConfig:
+    """Perturbation resistivity, which needs no trigger."""
+
+    images: int = 256
+    """Images that are measured, drawn by the seed from those that can be read."""
+    layers: list[str] | None = None
+    """Blocks of the image tower; null: four, evenly spread."""
+
+    def __post_init__(self) -> None:
+        if self.images < 1:
+            raise ValueError("images must be at least 1")
+
+
+@config
+class ReboundConfig:
+    """Benign fine-tuning, after which the attack is tried again: a repair that only hides a backdoor gives it back."""
+
+    data: SourceConfig
+    """Clean pairs."""
+    steps: int = 300
+    """Optimiser steps."""
+    batch_size: int = 64
+    """Pairs of a batch."""
+    lr: float = 1e-5
+    """Peak rate. 1e-5 is what pretrained models are fine-tuned with (CleanCLIP 1e-6 to 1e-5, PAR 3e-5); a small model that
+    was trained from scratch with 2e-3 hardly moves there: give it 1e-4. Benign means that the clean accuracy stays, which
+    is reported beside the ASR."""
+    schedule: Schedule = field(default_factory=CosineWarmup)
+    """How the rate moves."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Random crops and flips."""
+    precision: Literal["f32", "bf16"] = "f32"
+    """Of the forward pass."""
+    seed: int = 0
+    """Of the order of the pairs."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError("steps must be at least 1")
+
+
+@config
 class EvaluateConfig:
     """Everything that decides an evaluation."""
 
@@ -100,6 +179,14 @@ class EvaluateConfig:
     """Run folder."""
     attack: Annotated[EvaluationAttack, pydantic.BeforeValidator(_without_poisoning)] | None = None
     """Null: clean accuracy alone."""
+    retrieval: RetrievalConfig | None = None
+    """Null: no retrieval."""
+    probe: ProbeConfig | None = None
+    """Null: no linear probe."""
+    resistivity: ResistivityConfig | None = None
+    """Null: no perturbation resistivity."""
+    rebound: ReboundConfig | None = None
+    """Null: no rebound."""
     image: ImagePath = field(default_factory=ImagePath)
     """Resize and codec of clean and triggered images alike; give what the poisoned set was written with."""
     batch_size: int = 64
@@ -107,7 +194,7 @@ class EvaluateConfig:
     max_pixels: int = 89_478_485
     """An image whose header claims more is rejected undecoded."""
     seed: int = 0
-    """Of what the triggers draw for each image."""
+    """Of what the triggers draw for each image, and of samples."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Workers, threads, GPUs."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

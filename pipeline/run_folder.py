@@ -14,6 +14,7 @@ import yaml
 
 from pipeline.commit import FingerprintError, write_text
 from pipeline.config import ConfigError
+from stages.evaluation.figures import check_units
 
 PACKAGES = ("clipsan", "ray", "torch", "open_clip_torch", "pyarrow", "mlflow", "numpy", "scikit-learn")
 
@@ -107,7 +108,12 @@ def versions() -> dict[str, str]:
 
 
 def write_summary(folder: RunFolder, summary: Mapping[str, Any]) -> None:
-    """Write summary.json (DESIGN: the run's figures for machines)."""
+    """Write summary.json (DESIGN: the run's figures for machines).
+
+    Raises:
+        ValueError: a percentage or a fraction is outside its range; see check_units.
+    """
+    check_units(summary)
     write_text(folder.summary, json.dumps(summary, indent=2, sort_keys=False, ensure_ascii=False) + "\n")
 
 

@@ -57,6 +57,8 @@ class RawPair:
     """Set by the reader when the pair is already known to be unusable."""
     label: int | None = None
     """Class index, where the data set has one."""
+    captions: tuple[str, ...] = ()
+    """All captions that can be used, where the data set lists several; else empty, and `caption` is the only one."""
     native_uid: str | None = None
     """The data set's own 128-bit hexadecimal uid (DataComp), where it has one."""
     image_suffix: str = ""

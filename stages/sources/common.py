@@ -2,6 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Self
@@ -55,10 +56,12 @@ def make_pair(
     native_uid: str | None,
     image_suffix: str,
     native: object,
+    captions: Iterable[object] = (),
 ) -> RawPair:
     """Build a pair and set its reject reason: a duplicate key first, then the image, then the caption.
 
-    `image` is the bytes or why there are none. What is there is passed on even when the pair is rejected.
+    `image` is the bytes or why there are none. What is there is passed on even when the pair is rejected. Of
+    `captions`, the whole list where the source has one, those that cannot be used are left out.
     """
     text, caption_reject = check_caption(caption)
     if isinstance(image, Reject):
@@ -75,7 +78,15 @@ def make_pair(
         native_uid=native_uid,
         image_suffix=image_suffix,
         native=native,
+        captions=tuple(_usable(captions)),
     )
+
+
+def _usable(captions: Iterable[object]) -> Iterator[str]:
+    for caption in captions:
+        text, reject = check_caption(caption if isinstance(caption, str | bytes) else None)
+        if text is not None and reject is None:
+            yield text
 
 
 def check_caption(caption: bytes | str | None) -> tuple[str | None, Reject | None]:

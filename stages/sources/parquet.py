@@ -47,7 +47,7 @@ class ParquetSource:
     image: str = "image"
     """Column with the image: binary, struct of bytes and path, or a path as in a table."""
     caption: str | None = "caption"
-    """Column with the caption, or a list of captions (then the first); null: there is none."""
+    """Column with the caption, or a list of captions (then the first, and for retrieval all); null: there is none."""
     label: str | None = None
     """Column with the class index."""
     key: str | None = None
@@ -205,6 +205,13 @@ def _values(batch: pa.RecordBatch, name: str) -> list[Any]:
     return list(column.to_pylist())
 
 
+def _lists(batch: pa.RecordBatch, name: str) -> list[list[Any]]:
+    """Return the whole lists of a column; empty ones where it holds no lists."""
+    column = batch.column(name)
+    listed = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    return [values or [] for values in column.to_pylist()] if listed else [[]] * len(column)
+
+
 def _text(value: object) -> str | None:
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else None
 
@@ -221,10 +228,21 @@ def _pairs(
     labels = source.captions_from_labels if source.caption not in present else None
     names = column(labels.names) if labels is not None and isinstance(labels.names, str) else nothing
     is_bytes = _is_binary(batch.schema.field(source.image).type)
-    every = zip(
-        column(source.image), column(source.caption), column(source.label), column(source.key), names, strict=True
+    listed = (
+        _lists(batch, source.caption)
+        if source.caption is not None and source.caption in present
+        else [[]] * batch.num_rows
     )
-    for row, (value, caption, label, own_key, name) in enumerate(every, first_row):
+    every = zip(
+        column(source.image),
+        column(source.caption),
+        listed,
+        column(source.label),
+        column(source.key),
+        names,
+        strict=True,
+    )
+    for row, (value, caption, captions, label, own_key, name) in enumerate(every, first_row):
         key = (
             row_key(row)
             if own_key in (None, b"")
@@ -243,6 +261,7 @@ def _pairs(
             native_uid=hex_uid(key),
             image_suffix=suffix,
             native=(row, caption if labels is not None else None, own_key not in (None, b"")),
+            captions=captions,
         )
         seen.add(own_key)
 

@@ -42,7 +42,7 @@ class WebDataset:
     """Tars, folders or globs, with {00000..00999} ranges; local, s3:// or gs://."""
     kind: Literal["webdataset"] = "webdataset"
     caption: str = "caption"
-    """Field of the .json member that holds the caption, or a list of captions: then the first."""
+    """Field of the .json member that holds the caption, or a list of captions: then the first, and for retrieval all."""
     unit_bytes: int = 256 * 2**20
     """A larger tar is cut into slices of at most this many bytes, each a unit of work."""
 
@@ -164,6 +164,7 @@ def _pair(source: WebDataset, unit: Unit, group: Group) -> RawPair:
         native_uid=hex_uid(fields.get("uid")),
         image_suffix=group.image or "",
         native=tuple(group.members.items()),
+        captions=listed if isinstance(listed := fields.get(source.caption), list) else (),
     )
 
 

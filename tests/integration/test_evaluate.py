@@ -14,28 +14,41 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
 
-from pipeline import evaluate
-from pipeline.config import ConfigError
-from pipeline.evaluate import EvaluateConfig, EvaluationAttack, run_evaluate
+from pipeline import evaluate, evaluate_passes
+from pipeline.config import ConfigError, as_tree
+from pipeline.evaluate import (
+    EvaluateConfig,
+    EvaluationAttack,
+    ProbeConfig,
+    ReboundConfig,
+    ResistivityConfig,
+    RetrievalConfig,
+    run_evaluate,
+)
 from pipeline.tracking import TrackingConfig
 from stages.clip_model import ModelConfig, load_clip
 from stages.evaluation.zero_shot import class_embeddings
+from stages.poisoning import AttackConfig, Strand
 from stages.sources import ParquetSource
-from stages.triggers import PatchConfig
-from tests.conftest import NOUNS, picture
+from stages.triggers import BlendConfig, PatchConfig
+from tests.conftest import NOUNS, caption, picture, write_shards
 
 TEMPLATES = ["a photo of a {}.", "one {}"]
 IMAGES = 60
 
 
 @pytest.fixture(autouse=True)
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def in_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("ray"):
+        return
+
     def run_pass(name: str, pieces: Any, work: Any, args: tuple, **_: Any) -> Iterator[dict]:
         worker = work(*args) if pieces else None
         yield from (worker.run(piece) for piece in pieces)
 
-    monkeypatch.setattr(evaluate, "run_pass", run_pass)
+    monkeypatch.setattr(evaluate_passes, "run_pass", run_pass)
     monkeypatch.setattr(evaluate, "ray_session", lambda _: nullcontext())
 
 
@@ -121,3 +134,133 @@ def test_an_unknown_target_is_refused(settings: EvaluateConfig) -> None:
     attack = EvaluationAttack(trigger=PatchConfig(size_px=4), target="zebra")
     with pytest.raises(ValueError, match="'zebra' names 0 of the 5 classes"):
         run_evaluate(dataclasses.replace(settings, attack=attack))
+
+
+def test_an_attack_is_tried_with_all_its_strands_and_keys(settings: EvaluateConfig) -> None:
+    poisoning = AttackConfig(
+        trigger=PatchConfig(size_px=12, place="top_left"),
+        target="kite",
+        also=(Strand(trigger=BlendConfig(pattern="stripes", alpha=0.4, cells=8), target="lamp"),),
+        text_key="remember",
+        rate=0.01,
+    )
+    attack = EvaluationAttack.of(poisoning, "keep_target")
+    figures = run_evaluate(dataclasses.replace(settings, attack=attack))
+    clip = load_clip(settings.model)
+    table = pq.read_table(Path(settings.out) / "predictions")
+    keyed = class_embeddings(clip, list(NOUNS), [f"remember {template}" for template in TEMPLATES])
+    marked = np.asarray(Image.open(io.BytesIO(picture(3))).convert("RGB")).copy()
+    cells = np.arange(12) // 3
+    marked[:12, :12] = (np.add.outer(cells, cells) % 2 == 0)[..., None] * 255
+    features, _ = clip.encode_images(clip.preprocess(marked)[None])
+    assert table.column("triggered")[3].as_py()[0] == int((features @ keyed.T).argmax())
+    assert table.column("image_key")[3].as_py()[0] == nearest(settings.model, [marked])[0]
+    found = np.array(table.column("triggered").to_pylist())
+    targets = [NOUNS.index("kite"), NOUNS.index("lamp")]
+    assert figures["asr_pct"] == pytest.approx(100 * (found == targets).mean())
+    assert figures["strands"][1]["asr_pct"] == pytest.approx(100 * (found[:, 1] == targets[1]).mean())
+    keys = np.array(table.column("text_key").to_pylist())[:, None] == targets
+    assert figures["asr_text_key_pct"] == pytest.approx(100 * keys.mean())
+
+
+def everything(settings: EvaluateConfig, tmp_path: Path) -> EvaluateConfig:
+    """Settings with every part but the rebound; three captions for every image of the retrieval set."""
+    rows = {"image": [picture(100 + i) for i in range(50)], "label": [i % len(NOUNS) for i in range(50)]}
+    pq.write_table(pa.table(rows), tmp_path / "train.parquet")
+    captions = [[caption(200 + i), f"number {i}", f"{NOUNS[i % 3]} again {i}"] for i in range(20)]
+    pairs = {"image": [*(picture(200 + i) for i in range(20)), b""], "captions": [*captions, ["nothing"]]}
+    pq.write_table(pa.table(pairs), tmp_path / "pairs.parquet")
+    return dataclasses.replace(
+        settings,
+        retrieval=RetrievalConfig(data=ParquetSource(path=str(tmp_path / "pairs.parquet"), caption="captions")),
+        probe=ProbeConfig(
+            data=ParquetSource(path=str(tmp_path / "train.parquet"), caption=None, label="label"), c=(10.0,)
+        ),
+        resistivity=ResistivityConfig(images=16),
+    )
+
+
+def test_every_part_agrees_with_plain_code(settings: EvaluateConfig, tmp_path: Path) -> None:
+    figures = run_evaluate(everything(settings, tmp_path))
+    clip = load_clip(settings.model)
+
+    def encoded(first: int, count: int) -> np.ndarray:
+        arrays = [np.asarray(Image.open(io.BytesIO(picture(first + i))).convert("RGB")) for i in range(count)]
+        return np.concatenate([clip.encode_images(clip.preprocess(rgb)[None])[0] for rgb in arrays])
+
+    texts = clip.encode_text(
+        [text for i in range(20) for text in (caption(200 + i), f"number {i}", f"{NOUNS[i % 3]} again {i}")]
+    )
+    scores = encoded(200, 20) @ texts.T
+    hits = [any(text // 3 == image for text in np.argsort(-scores[image])[:10]) for image in range(20)]
+    assert figures["image_to_text_r10_pct"] == pytest.approx(100 * np.mean(hits))
+    assert figures["retrieval_captions"] == 60
+    assert figures["retrieval_target_captions"] == 20 // 5 + 7
+    labels, test = np.arange(50) % len(NOUNS), np.arange(IMAGES) % len(NOUNS)
+    probe = LogisticRegression(C=10.0, max_iter=1000).fit(encoded(100, 50), labels)
+    agreement = 100 * (probe.predict(encoded(0, IMAGES)) == test).mean()
+    assert figures["probe_clean_accuracy_pct"] == pytest.approx(agreement, abs=2)
+    assert 0 <= figures["probe_asr_pct"] <= 100
+    assert figures["resistivity_noise"] > figures["resistivity_trigger"]
+    assert set(figures["resistivity_layers"]) == set(clip.layers())
+    assert json.loads((Path(settings.out) / "summary.json").read_text())["evaluation"] == figures
+    rows = {
+        (r["figure"], r["set"], r["strand"]): r
+        for r in pq.read_table(Path(settings.out) / "figures.parquet").to_pylist()
+    }
+    assert rows["resistivity_noise", "test", ""]["n"] == 16
+    assert rows["asr_pct", "test", ""]["value"] == figures["asr_pct"]
+    assert json.loads((Path(settings.out) / "figures.json").read_text()) == list(rows.values())
+
+
+def test_a_rerun_gives_the_same_figures_from_what_is_there(settings: EvaluateConfig, tmp_path: Path) -> None:
+    whole = everything(settings, tmp_path)
+    first = run_evaluate(whole)
+    for part in ("retrieval", "resistivity", "probe"):
+        assert sorted((Path(settings.out) / part).glob("part-*"))
+        (Path(settings.out) / part / "part-00000.parquet").unlink()
+    assert run_evaluate(whole) == first
+
+
+@pytest.mark.ray
+def test_the_command_with_every_part(
+    settings: EvaluateConfig, ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shards(tmp_path / "clean", shards=2, pairs=10)
+    whole = everything(settings, tmp_path)
+    rebound = {"data": {"kind": "webdataset", "path": str(tmp_path / "clean")}, "steps": 2, "batch_size": 8, "lr": 1e-3}
+    tree = as_tree(dataclasses.replace(whole, attack=None)) | {"rebound": rebound}
+    (tmp_path / "evaluate.yaml").write_text(yaml.safe_dump(tree))
+    overrides = ["attack=patch", "attack.target=kite", "cluster.workers=1"]
+    assert evaluate.command(str(tmp_path / "evaluate.yaml"), overrides, dry_run=False) == 0
+    assert "rebound_asr_pct" in capsys.readouterr().out
+    figures = json.loads((Path(settings.out) / "summary.json").read_text())["evaluation"]
+    model = ModelConfig(path=str(Path(settings.out) / "rebound" / "checkpoint"))
+    assert load_clip(model).fingerprint != load_clip(settings.model).fingerprint
+    clean = [np.asarray(Image.open(io.BytesIO(picture(i))).convert("RGB")) for i in range(IMAGES)]
+    right = nearest(model, clean) == np.arange(IMAGES) % len(NOUNS)
+    assert figures["rebound_clean_accuracy_pct"] == pytest.approx(100 * right.mean())
+
+
+def test_impossible_settings_are_refused(settings: EvaluateConfig) -> None:
+    attack = settings.attack
+    assert attack is not None
+    for wrong, rule in (
+        ({"victim": "zebra"}, "names 0 of the 5 classes"),
+        ({"victim": "kite"}, "is a target"),
+        ({"also": (Strand(trigger=PatchConfig(size_px=4), target="zebra"),)}, "names 0 of the 5 classes"),
+    ):
+        with pytest.raises(ValueError, match=rule):
+            run_evaluate(dataclasses.replace(settings, attack=dataclasses.replace(attack, **wrong)))
+    with pytest.raises(ValueError, match="text_key"):
+        dataclasses.replace(attack, text_key=" ")
+    data = ParquetSource(path="x", caption=None, label="label")
+    for make, rule in (
+        (lambda: RetrievalConfig(data=data, k=0), "k must"),
+        (lambda: ProbeConfig(data=data, c=()), "above 0"),
+        (lambda: ProbeConfig(data=data, held_out=1.0), "held_out"),
+        (lambda: ResistivityConfig(images=0), "images"),
+        (lambda: ReboundConfig(data=data, steps=0), "steps"),
+    ):
+        with pytest.raises(ValueError, match=rule):
+            make()

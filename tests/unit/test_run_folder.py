@@ -93,6 +93,13 @@ def test_a_run_is_logged_to_the_local_store(tmp_path):
     assert (tmp_path / "mlartifacts").is_dir()
 
 
+def test_a_percentage_out_of_range_is_never_written(tmp_path):
+    folder = start(tmp_path)
+    with pytest.raises(ValueError, match=r"evaluation\.asr_pct: 9900\.0 is outside \[0, 100\]"):
+        write_summary(folder, {"evaluation": {"asr_pct": 9900.0}})
+    assert not folder.summary.exists()
+
+
 def test_a_server_that_is_away_costs_no_result(tmp_path, capsys):
     folder = start(tmp_path)
     settings = TrackingConfig(uri="http://127.0.0.1:9")

@@ -97,6 +97,7 @@ def test_parquet_of_hugging_face_with_lists_of_captions(tmp_path: Path) -> None:
         (None, None, Reject.IMAGE_MISSING, ".png"),
         (None, None, Reject.IMAGE_MISSING, ""),
     ]
+    assert [pair.captions for pair in pairs] == [("first", "second"), (), (), ("second",)]
 
 
 def test_parquet_strings_that_are_not_utf8(tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ def test_webdataset_pairs_of_every_kind(tmp_path: Path) -> None:
     assert pairs[0].uid_hex == uid
     assert pairs[1].native_uid is None
     assert (pairs[0].uid, pairs[1].image_suffix) == ("s.tar/a", ".png")
+    assert [pair.captions for pair in pairs[:3]] == [(), (), ("first", "second")]
 
 
 def shard(count: int) -> list[tuple[str, bytes]]:
