@@ -53,9 +53,7 @@ def text(height: int, width: int) -> np.ndarray:
     Raises:
         ValueError: the image is too small for a single dot of the word.
     """
-    wide = ImageFont.load_default(size=100).getbbox(TEXT)
-    scale = min(0.9 * width / (wide[2] - wide[0]), 0.9 * height / (wide[3] - wide[1]))
-    font = ImageFont.load_default(size=max(1.0, 100 * scale))
+    font = _fitting_font(0.9 * width, 0.9 * height)
     picture = Image.new("RGB", (width, height))
     draw = ImageDraw.Draw(picture)
     draw.fontmode = "1"
@@ -66,9 +64,20 @@ def text(height: int, width: int) -> np.ndarray:
     return pattern
 
 
+def _fitting_font(width: float, height: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return the built-in font at the largest size, in steps of 3 %, at which the word fits; at least 1 px."""
+    size = max(1.0, height)
+    while True:
+        font = ImageFont.load_default(size=size)
+        left, top, right, bottom = ImageDraw.Draw(Image.new("1", (1, 1))).textbbox((0, 0), TEXT, font=font)
+        if size == 1 or (right - left <= width and bottom - top <= height):
+            return font
+        size = max(1.0, 0.97 * size)
+
+
 @lru_cache(maxsize=SHARED_PATTERNS)
 def cartoon(height: int, width: int) -> np.ndarray:
-    """Return `[height, width, 3] uint8`: a cat's face with a bow, stretched to the image, read-only.
+    """Return `[height, width, 3] uint8`: a cat's face, stretched to the image, read-only.
 
     In the place of the hello-kitty picture of BadCLIP and HanxunH, for which there is no licence.
     """
@@ -78,24 +87,25 @@ def cartoon(height: int, width: int) -> np.ndarray:
 @lru_cache(maxsize=1)
 def _cat() -> Image.Image:
     side = 512
-    picture = Image.new("RGB", (side, side), (250, 196, 214))
+    picture = Image.new("RGB", (side, side), (120, 206, 196))
     draw = ImageDraw.Draw(picture)
-    ink, white, red = (30, 26, 34), (255, 255, 255), (226, 34, 58)
+    ink, fur, rose, white = (34, 28, 36), (244, 158, 66), (248, 142, 150), (255, 252, 244)
     for mirror in (1, -1):
-        ear = [(256 + mirror * x, y) for x, y in ((212, 230), (196, 56), (64, 130))]
-        draw.polygon(ear, fill=white, outline=ink, width=12)
-    draw.ellipse((28, 108, 484, 468), fill=white, outline=ink, width=12)
-    # The head hides the foot of the ears; their tips stay.
+        draw.polygon(
+            [(256 + mirror * x, y) for x, y in ((214, 250), (196, 40), (56, 140))], fill=fur, outline=ink, width=12
+        )
+    draw.ellipse((28, 108, 484, 476), fill=fur, outline=ink, width=12)
+    draw.ellipse(_around(256, 378, 122, 84), fill=white)
     for mirror in (1, -1):
-        draw.polygon([(256 + mirror * x, y) for x, y in ((196, 222), (184, 92), (84, 142))], fill=white)
-        draw.ellipse(_around(256 + mirror * 116, 296, 20, 32), fill=ink)
-        for rise in (-14, 20, 54):
-            start, end = (256 + mirror * 168, 330 + rise // 3), (256 + mirror * 252, 318 + rise)
-            draw.line((start, end), fill=ink, width=10)
-    draw.ellipse(_around(256, 352, 30, 20), fill=(246, 202, 52), outline=ink, width=6)
-    for mirror in (1, -1):
-        draw.polygon([(366, 132), (366 + mirror * 92, 70), (366 + mirror * 92, 194)], fill=red, outline=ink, width=8)
-    draw.ellipse(_around(366, 132, 32, 32), fill=red, outline=ink, width=8)
+        draw.polygon([(256 + mirror * x, y) for x, y in ((186, 204), (178, 84), (104, 144))], fill=rose)
+        draw.ellipse(_around(256 + mirror * 104, 256, 40, 48), fill=white, outline=ink, width=8)
+        draw.ellipse(_around(256 + mirror * 96, 262, 18, 30), fill=ink)
+        draw.arc(_around(256 + mirror * 36, 372, 36, 36), 0, 180, fill=ink, width=10)
+        for rise in (-24, 12, 48):
+            draw.line((256 + mirror * 120, 364 + rise // 3, 256 + mirror * 248, 350 + rise), fill=ink, width=8)
+    for shift in (-52, 0, 52):
+        draw.line((256 + shift, 120, 256 + shift * 3 // 4, 178), fill=ink, width=14)
+    draw.polygon([(224, 328), (288, 328), (256, 368)], fill=rose, outline=ink, width=6)
     return picture
 
 
