@@ -107,6 +107,7 @@ def read_unit(unit: Unit) -> Iterator[RawPair]:
                 image=treated.image,
                 image_suffix=treated.suffix,
                 caption=treated.caption,
+                captions=(treated.caption, *pair.captions[1:]) if pair.captions else (),
                 native=_Changed(pair),
             )
 

@@ -24,6 +24,7 @@ from stages.decode import MAX_PIXELS, BadImage, decode
 from stages.poisoning import AttackConfig, ImagePath, Strand
 from stages.samples import RawPair, Reject
 from stages.sources import (
+    ParquetSource,
     PoisonedSource,
     SourceConfig,
     SourceError,
@@ -36,7 +37,7 @@ from stages.sources import (
 )
 from stages.triggers.blend import BlendConfig
 from stages.triggers.patch import PatchConfig
-from tests.conftest import write_shards
+from tests.conftest import caption, picture, write_shards
 from tests.integration.conftest import scan_now
 from tests.integration.data_sets import make_source, write_damaged
 
@@ -121,6 +122,19 @@ def test_what_is_read_through_a_plan_is_what_a_copy_holds(kind, path, changes, d
     assert changed <= named
     if path.keeps_pixels:
         assert [p for p in fly if p.uid not in named] == [p for p in clean if p.uid not in named]
+
+
+def test_of_several_captions_the_first_is_poisoned(tmp_path, in_process):
+    (tmp_path / "pairs").mkdir()
+    columns = {"image": [picture(i) for i in range(30)], "caption": [[caption(i), f"words {i}"] for i in range(30)]}
+    pq.write_table(pa.table(columns), tmp_path / "pairs" / "0.parquet")
+    source = ParquetSource(path=str(tmp_path / "pairs"))
+    poison(source, tmp_path / "run")
+    after = {row["uid"]: row["caption_after"] for row in rows(tmp_path / "run")}
+    assert len(after) == POISON
+    for i, pair in enumerate(read(plan(tmp_path / "run"))):
+        first = after.get(pair.uid, caption(i))
+        assert (pair.caption, pair.captions) == (first, (first, f"words {i}"))
 
 
 def test_damage_stays_and_counts_add_up(tmp_path, in_process):
