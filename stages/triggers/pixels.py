@@ -25,11 +25,14 @@ def load_picture(path: str) -> np.ndarray:
     """
     try:
         if path.endswith(".npy"):
-            return _from_array(np.load(Path(path), allow_pickle=False), path)
-        with Image.open(Path(path)) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except OSError as error:
+            with Path(path).open("rb") as file:
+                array = np.lib.format.read_array(file, allow_pickle=False)
+        else:
+            with Image.open(Path(path)) as picture:
+                array = np.asarray(picture.convert("RGB"))
+    except (OSError, ValueError) as error:
         raise ValueError(f"picture: cannot read {path}: {error}") from error
+    return _from_array(array, path)
 
 
 def _from_array(array: np.ndarray, path: str) -> np.ndarray:
