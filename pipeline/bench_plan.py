@@ -13,6 +13,7 @@ from pipeline import evaluate, poison, scan, train
 from pipeline.cluster import ClusterConfig
 from pipeline.commit import FingerprintError, fingerprint
 from pipeline.config import ConfigError, as_tree, load_group, validate
+from pipeline.evaluate_plan import EVALUATE_VERSION, read_classes
 from pipeline.evaluate_settings import EvaluationAttack
 from pipeline.tracking import TrackingConfig
 from stages.clip_model import ModelConfig, load_clip
@@ -25,7 +26,8 @@ T = TypeVar("T")
 CLEAN = "clean"
 """The control without any change: the model trained on it must stay silent."""
 EXTRA_PARTS = ("rebound", "resistivity", "probe", "retrieval")
-"""Parts of an evaluation that say nothing more of a clean model under one trigger than under another."""
+"""Parts of an evaluation that say nothing more of a clean model under one trigger than under another; and nothing can come
+back after benign steps (rebound) where nothing was implanted."""
 FILLED_IN = {
     "train": ("data", "out", "seed", "cluster", "tracking"),
     "evaluate": ("model", "image", "out", "seed", "cluster", "tracking"),
@@ -37,7 +39,7 @@ FREE = ("out", "cluster", "tracking", "retries", "checkpoint_every_epochs")
 VERSIONS = {
     "poison": poison.VERSION,
     "train": train.TRAIN_VERSION,
-    "evaluate": evaluate.EVALUATE_VERSION,
+    "evaluate": EVALUATE_VERSION,
     "scan": [scan.EMBED_VERSION, scan.SCORE_VERSION, scan.VERDICT_VERSION],
 }
 
@@ -64,7 +66,8 @@ class BenchConfig:
     train: dict[str, Any]
     """Settings of `clipsan train`: model (an architecture, or a clean checkpoint to poison), epochs, batch_size, lr, ..."""
     evaluate: dict[str, Any]
-    """Settings of `clipsan evaluate`: data (labelled images), classes, templates, ...; of `attack` only the convention."""
+    """Settings of `clipsan evaluate`: data (labelled images), classes, templates, ...; of `attack` only the convention.
+    `rebound` takes the bench's own pairs unless it names others."""
     scan: dict[str, Any]
     """Settings of `clipsan scan`: decision, detectors, ..."""
     cells: int = 1
@@ -252,7 +255,7 @@ class _Shared:
         known = cls(settings, attacks, root, {}, {}, "")
         training = known.training(settings.data, root / "train", 0)
         evaluation = known.evaluation(ModelConfig(path="checkpoint"), None, root / "evaluate", 0)
-        names = evaluate.read_classes(evaluation.classes)
+        names = read_classes(evaluation.classes)
         for attack in attacks.values():
             EvaluationAttack.of(attack).aim(names)
         return cls(
@@ -287,7 +290,9 @@ class _Shared:
         if set(how) - {"convention"}:
             raise ConfigError("evaluate.attack: of it only the convention is free; the attacks are those of the bench")
         if "classes" in given:
-            given["classes"] = evaluate.read_classes(given["classes"])
+            given["classes"] = read_classes(given["classes"])
+        if isinstance(given.get("rebound"), Mapping):
+            given["rebound"] = {"data": as_tree(self.config.data), **given["rebound"]}
         own = {"model": as_tree(model), "image": as_tree(self.config.image), "out": str(out), "seed": seed}
         own["attack"] = None if attack is None else as_tree(EvaluationAttack.of(attack, **how))
         return _section(evaluate.EvaluateConfig, self._tree({**given, **own}), where="evaluate")
@@ -342,7 +347,9 @@ class _Shared:
         self, model: ModelConfig, attack: AttackConfig | None, home: Path, seed: int, trained: str
     ) -> list[Step]:
         """One of the model with its attack; a clean model is tried with every attack's trigger."""
-        tried = {"evaluate": self.evaluation(model, attack, home / "evaluate", seed)}
+        harmless = attack is None or attack.control
+        without = ("rebound",) if harmless else ()
+        tried = {"evaluate": self.evaluation(model, attack, home / "evaluate", seed, without=without)}
         if attack is None:
             for name, other in self.attacks.items():
                 out = home / f"evaluate-{name}"

@@ -135,11 +135,11 @@ def _detector_row(name: str, figures: Mapping[str, Any], cell: Row) -> Row:
     flat: Row = {key: float(figures[key]) for key in ("auroc", "average_precision", "fpr95")}
     for measure in ("recall", "precision"):
         flat |= {f"{measure}_at_{b}_pct": 100 * figures[f"{measure}_at"][key] for key, b in BUDGETS.items()}
-    flat["auroc_chance_sd"] = _chance_sd(cell["poisoned"], cell["pairs"])
+    flat["auroc_chance_sd"] = chance_sd(cell["poisoned"], cell["pairs"])
     return {"detector": name, **flat}
 
 
-def _chance_sd(marked: int, pairs: int) -> float:
+def chance_sd(marked: int, pairs: int) -> float:
     """Standard deviation of the AUROC of a score that knows nothing (Mann and Whitney, 1947): sqrt((N + 1) / (12 n (N - n)))."""
     return math.sqrt((pairs + 1) / (12 * marked * (pairs - marked)))
 
