@@ -160,11 +160,13 @@ def make_plan(settings: TrainConfig) -> Plan:
     clip = load_clip(settings.model, init_seed=settings.seed)
     free = ("out", "cluster", "tracking", "retries", "checkpoint_every_epochs")
     tree = as_tree(settings)
+    # a length in epochs is named as it was before there were steps, so that older runs go on
+    unset = ("steps",) if settings.steps is None else ()
     mark = fingerprint(
         {
             "version": TRAIN_VERSION,
             **identity(settings.data, units),
-            "settings": {name: value for name, value in tree.items() if name not in (*free, "data", "model")},
+            "settings": {name: value for name, value in tree.items() if name not in (*free, *unset, "data", "model")},
             "model": clip.fingerprint,
         }
     )
