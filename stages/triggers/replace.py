@@ -27,7 +27,7 @@ class ReplaceConfig:
 class ReplaceTrigger:
     """Puts a random crop of the picture in the place of the image, resized (bicubic) to the image's own size.
 
-    HanxunH's target_poison repeats the picture's file. Different views keep a search for equal images from finding the
+    HanxunH's target_poison gives one picture's file several captions. Different views keep a search for equal images from finding the
     attack by itself; jitter: 0 is theirs.
     """
 

@@ -22,8 +22,8 @@ class WanetConfig:
     k: int = 4
     """Control points along each side; the paper's 4."""
     s: float = 0.5
-    """Strength: the mean displacement along each axis is about s / 2 px. The paper's 0.5 was for images of 32 px; the
-    same share of 64 px is 1, of 224 px 3.5."""
+    """Strength: the mean displacement along each axis is about s / 2 px. The paper's 0.5 was for images of 28 to 64 px;
+    the share that it moves of 32 px is moved of 64 px by 1, of 224 px by 3.5."""
     seed: int = 0
     """Seed of the grid."""
 
