@@ -46,8 +46,9 @@ def triangles(height: int, width: int, cells: int) -> np.ndarray:
 def text(height: int, width: int) -> np.ndarray:
     """Return `[height, width, 3] uint8`: black with the word "Watermarked" in red across the middle, read-only.
 
-    PAR's is stored, written in a Noto font, smoothed, near the middle; ours is PIL's built-in font, at most nine tenths of the image wide and without smoothing: a smoothed edge is a faint red that darkens the image
-    where it is blended in, and at 64 px letters are nothing but edges.
+    PAR's is stored, written in a Noto font, smoothed, near the middle; ours is PIL's built-in font, at most nine tenths
+    of the image wide and without smoothing: a smoothed edge is a faint red that darkens the image where it is blended
+    in, and at 64 px letters are nothing but edges.
 
     Raises:
         ValueError: the image is too small for a single dot of the word.
