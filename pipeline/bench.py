@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pipeline import bench_table
@@ -193,6 +194,21 @@ def estimate(cells: Sequence[Cell], plan: Plan) -> float | None:
 
 
 def _log(plan: Plan, folder: RunFolder, tree: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+    """Log the bench, and each cell as a run below it."""
     files = [folder.report, folder.run_yaml, folder.summary, *(folder.root / name for name in bench_table.FILES)]
     tracking = plan.config.tracking
-    log_run(tracking, verb="bench", root=folder.root, tree=tree, metrics=bench_table.metrics(rows), files=files)
+    metrics = {f"cells.{state}": float(number) for state, number in summary["counts"].items()}
+    above = log_run(tracking, verb="bench", root=folder.root, tree=tree, metrics=metrics, files=files)
+    if above is None:
+        return
+    for cell, told in zip(plan.cells, summary["cells"], strict=True):
+        own = [row for row in rows if (row["attack"], row["seed"]) == (cell.attack_name, cell.seed)]
+        log_run(
+            tracking,
+            verb="bench-cell",
+            root=plan.root / "cells" / cell.name,
+            tree={"attack": as_tree(cell.attack), "seed": cell.seed, "state": told["state"]},
+            metrics=bench_table.metrics(own),
+            files=[Path(told["scan_report"])] if told["scan_report"] else [],
+            parent=above,
+        )

@@ -253,16 +253,16 @@ def off_chance(table: Sequence[Row]) -> list[dict[str, Any]]:
     ]
 
 
-def metrics(table: Sequence[Row]) -> dict[str, float]:
-    """Return what MLflow shows: CELL.figure and CELL.DETECTOR.figure."""
-    shown: dict[str, float] = {}
-    for row in table:
-        cell = f"{row['attack']}-s{row['seed']}"
-        own = {f"{cell}.{name}": row.get(name) for name in ("clean_accuracy_pct", "asr_pct", "flagged")}
-        names = ("auroc", "average_precision", "recall_at_1_pct")
-        own |= {f"{cell}.{row['detector']}.{name}": row[name] for name in names}
-        shown |= {name: float(value) for name, value in own.items() if value is not None}
-    return shown
+def metrics(rows: Sequence[Row]) -> dict[str, float]:
+    """Return what MLflow shows of one cell: its rates, what was flagged, and DETECTOR.figure."""
+    shown: Row = {}
+    for row in rows:
+        shown |= {name: value for name, value in row.items() if name.endswith("_pct") and "_at_" not in name}
+        shown["flagged"] = row["flagged"]
+        if row["detector"] is not None:
+            names = ("auroc", "average_precision", "recall_at_1_pct")
+            shown |= {f"{row['detector']}.{name}": row[name] for name in names}
+    return {name: float(value) for name, value in shown.items() if value is not None}
 
 
 def cell_line(cell: Cell, min_asr_pct: float) -> str:

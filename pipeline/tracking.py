@@ -27,9 +27,18 @@ class TrackingConfig:
 
 
 def log_run(
-    settings: TrackingConfig, *, verb: str, root: Path, tree: Any, metrics: Mapping[str, float], files: list[Path]
+    settings: TrackingConfig,
+    *,
+    verb: str,
+    root: Path,
+    tree: Any,
+    metrics: Mapping[str, float],
+    files: list[Path],
+    parent: str | None = None,
 ) -> str | None:
     """Log parameters, metrics and small files of a finished verb; return where, or None when it could not be done.
+
+    `parent` is what an earlier call returned: the run stands below that one, in the same place.
 
     A tracking server that is away must not cost a result that took hours: the failure is said in one line, and the run folder
     keeps everything.
@@ -45,12 +54,15 @@ def log_run(
     for name in ("mlflow", "mlflow.store.db.utils", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
-    uri = settings.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.parent / 'mlflow.db'}"
+    above, _, parent_id = (parent or "").partition(" run ")
+    uri = above or settings.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.parent / 'mlflow.db'}"
     try:
         client = mlflow.MlflowClient(tracking_uri=uri)
         run = client.create_run(_experiment(client, settings.experiment, uri, root), run_name=f"{verb}-{root.name}")
         run_id = run.info.run_id
         client.set_tag(run_id, "clipsan.verb", verb)
+        if parent_id:
+            client.set_tag(run_id, "mlflow.parentRunId", parent_id)
         for name, value in flatten(tree).items():
             client.log_param(run_id, name, str(value)[:PARAMETER_LENGTH])
         for name, value in metrics.items():

@@ -6,7 +6,7 @@ from importlib.resources import files
 
 import numpy as np
 import yaml
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from stages.report.charts import COLOURED_CURVES, LOWEST_RATE
 from stages.report.page import UNPRINTABLE, environment
@@ -168,12 +168,15 @@ def roc_chart(attack: str, curves: dict[str, np.ndarray], styles: dict[str, str]
 
 
 def accuracy_chart(lines: Sequence[AttackLine], min_asr_pct: float) -> Markup | None:
-    """Return clean accuracy against ASR, one dot a cell with its name; None when nothing is measured."""
+    """Return clean accuracy against ASR, one dot a cell, the first seed with its name; None when nothing is measured."""
     shown = [line for line in lines if line.clean_accuracy_pct is not None and line.asr_pct is not None]
     if not shown:
         return None
-    x = Axis(low=0, high=100, start=46, stop=560)
-    y = Axis(low=0, high=100, start=330, stop=28)
+    accuracies = [point.clean_accuracy_pct or 0.0 for point in shown]
+    # Models of one recipe lie within a few points of each other; on an axis from 0 their dots would cover each other.
+    low, high = max(0.0, min(accuracies) // 1 - 2), min(100.0, max(accuracies) // 1 + 3)
+    x = Axis(low=0, high=100, start=46, stop=700)
+    y = Axis(low=low, high=high, start=400, stop=28)
     body = [frame(x, y, "attack success rate", "clean accuracy", label=lambda value: f"{value:g} %")]
     if min_asr_pct < 100:
         body.append(line(x(min_asr_pct), y.start, x(min_asr_pct), y.stop, "cut"))
@@ -181,18 +184,15 @@ def accuracy_chart(lines: Sequence[AttackLine], min_asr_pct: float) -> Markup | 
     for point in sorted(shown, key=lambda p: (-(p.clean_accuracy_pct or 0.0), p.name, p.seed)):
         across, up = x(point.asr_pct or 0.0), y(point.clean_accuracy_pct or 0.0)
         colour = {"admitted": "var(--c0)", "control": "var(--c2)"}.get(point.state, "var(--c1)")
-        body.append(f'<circle cx="{coordinate(across)}" cy="{coordinate(up)}" r="4" style="fill:{colour}"/>')
-        left = across > 300
+        circle = f'cx="{coordinate(across)}" cy="{coordinate(up)}" r="4" style="fill:{colour}"'
+        body.append(f"<circle {circle}><title>{escape(point.name)}, seed {point.seed}</title></circle>")
+    for point in {p.name: p for p in reversed(shown)}.values():
+        across, level = x(point.asr_pct or 0.0), y(point.clean_accuracy_pct or 0.0) + 4
         # Labels of dots that lie together are moved down, one under the other.
-        level = up + 4
-        while any(abs(level - other) < 11 and abs(across - there) < 130 for there, other in taken):
-            level += 11
+        while any(abs(level - other) < 12 and abs(across - there) < 150 for there, other in taken):
+            level += 1
         taken.append((across, level))
-        name = f"{point.name} s{point.seed}"
-        body.append(text(across + (-8 if left else 8), level, name, "tick", "end" if left else "start"))
-    return drawing(
-        576,
-        max(372.0, *(level + 10 for _, level in taken)),
-        f"Clean accuracy against ASR of {len(shown)} models",
-        "".join(body),
-    )
+        left = across > x(50)
+        body.append(text(across + (-9 if left else 9), level, point.name, "tick", "end" if left else "start"))
+    height = max(442.0, *(level + 10 for _, level in taken))
+    return drawing(716, height, f"Clean accuracy against ASR of {len(shown)} models", "".join(body))

@@ -14,8 +14,9 @@ from pipeline.bench_plan import BenchConfig
 from pipeline.cluster import ClusterConfig
 from pipeline.config import ConfigError
 from pipeline.tracking import TrackingConfig
+from stages.decode import decode
 from stages.poisoning import ImagePath
-from stages.sources import ParquetSource
+from stages.sources import ParquetSource, PoisonedSource, SourceConfig, list_units, read_unit
 from tests.conftest import NOUNS, caption, picture
 
 pytestmark = pytest.mark.ray
@@ -33,6 +34,12 @@ def labelled(path: Path, first: int, count: int) -> ParquetSource:
     }
     pq.write_table(pa.table(rows), path)
     return ParquetSource(path=str(path), label="label", unit_rows=40)
+
+
+def contents(source: SourceConfig) -> list[tuple[str, str | None, bytes]]:
+    """Return uid, caption and pixels of every pair."""
+    pairs = [pair for unit in list_units(source) for pair in read_unit(source, unit)]
+    return [(pair.uid, pair.caption, decode(pair.image or b"", 10**6).rgb.tobytes()) for pair in pairs]
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +101,8 @@ def test_controls_are_measured_and_an_identity_takes_the_clean_model(
     assert {"ensemble", "dao", "slof", "concept_spectral"} <= {row["detector"] for row in rows}
     assert all(row["poisoned"] == PAIRS // 10 and row["admitted"] is None for row in rows)
     assert not (Path(settings.out) / "cells" / "identity-s0" / "train").exists()
+    marked = PoisonedSource(path=f"{settings.out}/cells/identity-s0/poison/plan.json")
+    assert contents(marked) == contents(settings.data)  # which is why training on it would give the same model
     assert not list(Path(settings.out).glob("cells/*/poison/data"))
     (clean,) = [row for row in table(settings) if row["attack"] == "clean"]
     assert clean["detector"] is None
