@@ -103,6 +103,40 @@ def test_nobody_is_accused_on_clean_data(seed: int) -> None:
     assert not ensemble.findings(state)["voices"]
 
 
+def test_poison_that_is_high_in_two_silent_columns_comes_first_and_is_not_accused() -> None:
+    """Twelve pairs in the top 2 % of the spectral scores and of the k-distances, behind many clean pairs in each."""
+    table, _ = scores(0, None)
+    poison = np.zeros(PAIRS, dtype=bool)
+    poison[np.random.default_rng(9).choice(PAIRS, 12, replace=False)] = True
+
+    def with_column(name: str, values: np.ndarray) -> pa.Table:
+        return table.set_column(table.column_names.index(name), name, pa.array(values, pa.float32()))
+
+    for name, low, high in (("concept_spectral", 0.58, 0.6), ("k_distance", 0.98, 1.0)):
+        values = table[name].to_numpy().copy()
+        values[poison] = np.random.default_rng(len(name)).uniform(low, high, 12)
+        table = with_column(name, values)
+    _, _, both = combine(table)
+    assert both.max() < 1
+    assert (np.argsort(-both)[:40][:, None] == np.flatnonzero(poison)).any(axis=0).mean() >= 0.75
+    _, _, alone = combine(with_column("k_distance", np.random.default_rng(1).random(PAIRS)))
+    assert (np.argsort(-alone)[:40][:, None] == np.flatnonzero(poison)).any(axis=0).mean() <= 0.5
+
+
+def test_the_joint_score_by_hand() -> None:
+    """Four pairs: survival (1/8, 3/8, 5/8, 7/8) by rank, evidence log(1 / survival) / log 8, spectral at one half."""
+    table = pa.table(
+        {
+            "caption": ["a", "b", "c", "d"],
+            "concept_spectral": pa.array([0.4, 0.3, 0.2, 0.1], pa.float32()),
+            "k_distance": pa.array([0.3, 0.4, 0.2, 0.1], pa.float32()),
+        }
+    )
+    first, second, third, fourth = np.log(8 / np.array([1, 3, 5, 7])) / np.log(8)
+    want = [(second + first / 2) / 1.5, (first + second / 2) / 1.5, third, fourth]
+    np.testing.assert_allclose(combine(table)[2], want, rtol=1e-6)
+
+
 def test_a_top_of_caption_duplicates_never_speaks() -> None:
     table, _ = scores(0, None)
     duplicates = [9.0 if "thingd" in c else 0.0 for c in table["caption"].to_pylist()]
