@@ -27,6 +27,10 @@ KEYS = {
     "detection": ("data", "attack", "rate_pct", "detector", "model", "seed"),
     "throughput": ("method", "data", "model"),
     "demo": ("data", "attack", "detector", "model", "seed"),
+    "density": (
+        *("data", "attack", "rate_pct", "model", "seed"),
+        *("reference", "block_pairs", "k", "averaged", "version"),
+    ),
 }
 """Fields of a row that say which cell it is, for each file."""
 

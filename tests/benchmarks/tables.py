@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.benchmarks import results
+from tests.benchmarks.density_table import admitted_side_by_side, density_finding
 from tests.benchmarks.figures import WHOLE_SCAN
 from tests.benchmarks.results import Results, Row, Value
 
@@ -24,6 +25,7 @@ COMMANDS = {
     "detection": "python -m tests.benchmarks.photos",
     "throughput": "python -m tests.benchmarks.throughput",
     "demo": "python -m tests.benchmarks.demo",
+    "density": "python -m tests.benchmarks.density",
 }
 
 
@@ -51,6 +53,8 @@ class Section:
 
     results: str
     tables: tuple[Table, ...]
+    finding: Callable[[list[Row]], str] | None = None
+    """What the figures say, in a sentence made of them."""
 
 
 def _scans(rows: list[Row]) -> list[Row]:
@@ -190,6 +194,29 @@ SECTIONS = {
             Table((Column("attack", "attack"), *DETECTOR), _detectors, "Every detector:"),
         ),
     ),
+    "density": Section(
+        "density",
+        (
+            Table(
+                (
+                    *ATTACK,
+                    Column("poisoned a block", "poisoned_per_block", 0),
+                    Column("k", "k"),
+                    Column("SLOF published", "slof_published"),
+                    Column("rows aligned", "slof_rows"),
+                    Column("ours", "slof_ours"),
+                    Column("DAO published", "dao_published"),
+                    Column("rows aligned", "dao_rows"),
+                    Column("ours", "dao_ours"),
+                    Column("k-distance published", "k_distance_published"),
+                    Column("ours", "k_distance_ours"),
+                ),
+                admitted_side_by_side,
+                "AUROC, mean of six random divisions into blocks, where the attack works:",
+            ),
+        ),
+        density_finding,
+    ),
 }
 
 
@@ -204,6 +231,8 @@ def render(name: str, found: Results | None) -> str:
     parts = [markdown(table, rows) for table, rows in chosen if rows]
     if found is None or not parts:
         return f"No figures yet: `{COMMANDS[section.results]}` measures them.\n"
+    if section.finding:
+        parts.append(section.finding(found.rows) + "\n")
     return "\n".join([*parts, _origin(found, [row for _, rows in chosen for row in rows])]) + "\n"
 
 
