@@ -36,8 +36,8 @@ class EnsembleConfig:
     """Weight of a column about captions, which never speaks."""
     speak_above: float = 2.2
     """A column speaks when its top holds one concept so often: Kullback-Leibler divergence in nats a pair."""
-    least_pairs: int = 10
-    """The top must hold at least this many pairs of that concept."""
+    least_pairs: int = 20
+    """The top must hold at least this many pairs of that concept; ten odd jellyfish once passed for poison."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.silent_weight < 1 and 0 <= self.caption_weight < 1):
