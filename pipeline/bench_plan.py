@@ -256,8 +256,11 @@ class _Shared:
         training = known.training(settings.data, root / "train", 0)
         evaluation = known.evaluation(ModelConfig(path="checkpoint"), None, root / "evaluate", 0)
         names = read_classes(evaluation.classes)
-        for attack in attacks.values():
-            EvaluationAttack.of(attack).aim(names)
+        for name, attack in attacks.items():
+            try:
+                EvaluationAttack.of(attack).aim(names)
+            except ValueError as error:
+                raise ConfigError(f"in attacks.{name}: {error}") from None
         return cls(
             settings,
             attacks,

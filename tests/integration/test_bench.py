@@ -133,13 +133,13 @@ def test_a_lower_bar_admits_it_with_a_scan_and_nothing_else(first: dict[str, Any
 
 
 def test_one_cell_that_fails_does_not_stop_the_others(first: dict[str, Any], settings: BenchConfig) -> None:
-    # No caption of the set has a zebra in it, so none can be poisoned.
-    attacks = {"blend": {"rate": 0.1, "victim": "zebra"}, **settings.attacks}
+    # A fifth of the captions has the target in it and cannot be poisoned, which is known only when they are read.
+    attacks = {"blend": {"rate": 0.9}, **settings.attacks}
     summary = run_bench(dataclasses.replace(settings, attacks=attacks, controls={}, min_asr_pct=0))
     failed = next(cell for cell in summary["cells"] if cell["cell"] == "blend-s0")
     assert failed["state"] == "failed"
-    assert "zebra" in failed["error"]
-    assert "zebra" in Path(failed["log"]).read_text()
+    assert "144 pairs to poison, but only 128" in failed["error"]
+    assert "144 pairs to poison, but only 128" in Path(failed["log"]).read_text()
     assert states(summary)["patch-s0"] == "admitted"
     assert summary["counts"]["failed"] == 1
 
