@@ -173,6 +173,15 @@ def run(folder: Path, arguments: list[str], photos: Path) -> None:
     if (ROOT / folder / "summary.json").is_file():
         sys.stdout.write(f"done before: {folder}\n")
         return
+    execute(arguments, photos)
+
+
+def execute(arguments: list[str], photos: Path) -> None:
+    """Run one command of clipsan.
+
+    Raises:
+        subprocess.CalledProcessError: it failed; what it said is on standard error.
+    """
     sys.stdout.write(as_shell(arguments) + "\n")
     sys.stdout.flush()
     real = [argument.replace("$CLIPSAN_ASSETS", str(photos)) for argument in arguments]

@@ -1,0 +1,217 @@
+"""The attack zoo on photos: every attack against every detector, with a target that is common and with one that is rare.
+
+    python -m tests.benchmarks.zoo common              20 concepts, 500 photos of the target
+    python -m tests.benchmarks.zoo rare                200 concepts, 74 photos of the target
+    python -m tests.benchmarks.zoo common --commands   the commands alone
+    python -m tests.benchmarks.zoo common --store      store the figures of what has run
+
+A clean model is trained first, and BadCLIP's patch made on it; then `clipsan bench` poisons copies of it with each attack of
+tests/benchmarks/matrices/NAME.yaml. Everything is a command of clipsan with a run folder below runs/, and what has finished
+is not run again. The photos are no part of the project: CLIPSAN_ASSETS names their folder.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+
+from pipeline.commit import write_text
+from tests.benchmarks import photos
+from tests.benchmarks.figures import WHOLE_SCAN
+from tests.benchmarks.results import Row, record
+
+COMMAND = "python -m tests.benchmarks.zoo"
+MODEL = "resnet10t-64, poisoned by fine-tuning"
+RUNS = Path("runs/zoo")
+
+
+@dataclass(frozen=True, slots=True)
+class Regime:
+    """One matrix: the photos, and the clean model that is poisoned."""
+
+    name: str
+    data: str
+    train: str
+    """Training photos, `$CLIPSAN_ASSETS` standing for their folder."""
+    base: str
+    """Photos that the clean model is trained on."""
+    test: str
+    base_run: Path
+    base_epochs: int
+    classes: Path
+    patch: Path | None = None
+    """Where BadCLIP's patch is made, if the matrix has it."""
+
+    @property
+    def out(self) -> Path:
+        return RUNS / self.name
+
+
+REGIMES = {
+    "common": Regime(
+        name="common",
+        data="tiny-imagenet20",
+        train="$CLIPSAN_ASSETS/tiny-imagenet20-train-*.parquet",
+        base="$CLIPSAN_ASSETS/tiny-imagenet20-train-*.parquet",
+        test="$CLIPSAN_ASSETS/tiny-imagenet20-val.parquet",
+        base_run=Path("runs/photos/clean/train"),
+        base_epochs=12,
+        classes=Path("runs/photos/classes.yaml"),
+        patch=RUNS / "badclip" / "0.14",
+    ),
+    "rare": Regime(
+        name="rare",
+        data="tiny-imagenet, 15,000",
+        train="$CLIPSAN_ASSETS/tiny-imagenet-train-0000[0-2].parquet",
+        base="$CLIPSAN_ASSETS/tiny-imagenet-train-*.parquet",
+        test="$CLIPSAN_ASSETS/tiny-imagenet-val.parquet",
+        base_run=RUNS / "base-200" / "train",
+        base_epochs=7,
+        classes=RUNS / "classes-200.yaml",
+    ),
+}
+
+
+def steps(regime: Regime) -> Iterator[tuple[Path, list[str]]]:
+    """Yield (run folder, arguments of clipsan), in order."""
+    model = [*photos.TRAINING]
+    model[model.index("epochs=12")] = f"epochs={regime.base_epochs}"
+    yield (
+        regime.base_run,
+        ["train", "data=labelled-parquet", f"data.path={regime.base}", *model, f"out={regime.base_run}"],
+    )
+    if regime.patch is not None:
+        yield (
+            regime.patch,
+            [
+                *("trigger", "data=labelled-parquet", f"data.path={regime.train}"),
+                *(f"model.path={regime.base_run}/checkpoint", f"target={photos.TARGET}"),
+                *("badclip.size_fraction=0.14", f"out={regime.patch}"),
+            ],
+        )
+    yield regime.out, bench(regime)
+
+
+def bench(regime: Regime) -> list[str]:
+    """Return the arguments of the matrix."""
+    matrix = f"tests/benchmarks/matrices/{regime.name}.yaml"
+    return ["bench", matrix, f"data.path={regime.train}", f"evaluate.data.path={regime.test}"]
+
+
+def run(regime: Regime, folder: Path) -> None:
+    """Run what is left of a regime and store its figures."""
+    write_classes(folder / Path(regime.test).name, photos.ROOT / regime.classes)
+    *before, (_, matrix) = steps(regime)
+    for out, arguments in before:
+        photos.run(out, arguments, folder)
+    photos.execute(matrix, folder)  # it knows itself what is left of it
+    store(regime)
+
+
+def write_classes(test: Path, path: Path) -> None:
+    """Write the class names by index."""
+    table = pq.read_table(test, columns=["label", "names"])
+    names = dict(zip(table.column("label").to_pylist(), table.column("names").to_pylist(), strict=True))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, yaml.safe_dump([names[label] for label in sorted(names)]))
+
+
+def store(regime: Regime) -> None:
+    """Store the figures of the cells that have finished."""
+    rows: list[dict[str, Any]] = json.loads((photos.ROOT / regime.out / "table.json").read_text(encoding="utf-8"))
+    cells = {(row["attack"], row["seed"]): row for row in rows if row.get("clean_accuracy_pct") is not None}
+    record("attacks", [attack_row(regime, row) for row in cells.values()], command=COMMAND)
+    detection = [scan_row(regime, row) for row in cells.values() if row.get("flagged") is not None]
+    detection += [detector_row(regime, row) for row in rows if row["detector"] is not None]
+    record("detection", detection, command=COMMAND)
+
+
+def cell(regime: Regime, row: Mapping[str, Any]) -> Row:
+    """Return what names a cell."""
+    return {
+        "data": regime.data,
+        "attack": row["attack"],
+        "rate_pct": row["rate_pct"] or 0.0,
+        "model": MODEL,
+        "seed": row["seed"],
+        "control": row["control"],
+        "admitted": bool(row["admitted"]),
+    }
+
+
+def attack_row(regime: Regime, row: Mapping[str, Any]) -> Row:
+    """Return the row of attacks.json."""
+    figures: Row = {"clean_model_asr_pct": rounded(row["clean_model_asr_pct"])}
+    for name in (
+        "clean_accuracy",
+        "asr",
+        "false_target",
+        "accuracy_under_trigger",
+        "rebound_asr",
+        "rebound_clean_accuracy",
+    ):
+        if row.get(f"{name}_pct") is not None:
+            figures[f"{name}_pct"] = rounded(row[f"{name}_pct"])
+            figures[f"{name}_pct_ci95"] = [rounded(row[f"{name}_low_pct"]), rounded(row[f"{name}_high_pct"])]  # type: ignore[list-item]
+    figures["resistivity"] = rounded(row.get("resistivity"), 4)
+    trigger = row["trigger"] or "none"
+    return {**cell(regime, row), "trigger": trigger, "pairs": row["pairs"], "poisoned": row["poisoned"], **figures}
+
+
+def scan_row(regime: Regime, row: Mapping[str, Any]) -> Row:
+    """Return the row of detection.json that says what the scan decided."""
+    named = ("pairs", "poisoned", "flagged", "flagged_poisoned", "target_named", "wrong_targets")
+    return {**cell(regime, row), "detector": WHOLE_SCAN, "targets": row["named"], **{n: row[n] for n in named}}
+
+
+def detector_row(regime: Regime, row: Mapping[str, Any]) -> Row:
+    """Return the row of detection.json for one detector."""
+    figures = {
+        name: rounded(row[name], 4 if name in ("auroc", "average_precision", "fpr95") else 2)
+        for name in row
+        if name in ("auroc", "average_precision", "fpr95") or name.startswith(("recall_at_", "precision_at_"))
+    }
+    return {**cell(regime, row), "detector": row["detector"], **figures}
+
+
+def rounded(value: float | None, digits: int = 2) -> float | None:
+    """Return the figure as it is stored."""
+    return None if value is None else round(float(value), digits)
+
+
+def main() -> int:
+    """Run the regimes, print their commands, or store their figures."""
+    parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("regimes", nargs="*", metavar="REGIME", help=f"of {', '.join(REGIMES)}; default: all")
+    parser.add_argument("--commands", action="store_true", help="print the commands and run nothing")
+    parser.add_argument("--store", action="store_true", help="store the figures of what has run and run nothing")
+    options = parser.parse_args()
+    unknown = [name for name in options.regimes if name not in REGIMES]
+    if unknown:
+        parser.error(f"no regime {', '.join(unknown)}; there are {', '.join(REGIMES)}")
+    chosen = [REGIMES[name] for name in options.regimes or REGIMES]
+    if options.commands:
+        for regime in chosen:
+            for _, arguments in steps(regime):
+                sys.stdout.write(photos.as_shell(arguments) + "\n")
+        return 0
+    folder = photos.assets()
+    if folder is None:
+        sys.stdout.write("skipped: the photos are not on this machine; CLIPSAN_ASSETS names their folder\n")
+        return 0
+    for regime in chosen:
+        if options.store:
+            store(regime)
+        else:
+            run(regime, folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
