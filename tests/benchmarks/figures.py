@@ -6,6 +6,9 @@ from typing import Any
 from stages.poisoning import contains_word
 from tests.benchmarks.results import Row
 
+PHOTO_COMMANDS = "python -m tests.benchmarks.photos; python -m tests.benchmarks.zoo"
+"""What measures the attacks and the detectors on photos, trained from scratch and by fine-tuning."""
+
 ADMITTED_ASR_PCT = 90.0
 """An attack that succeeds less often is no test of a detector: the model has not learned what it would have to find."""
 

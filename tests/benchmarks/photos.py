@@ -25,7 +25,7 @@ import yaml
 
 from pipeline.commit import write_text
 from pipeline.run_folder import read_summary
-from tests.benchmarks.figures import ADMITTED_ASR_PCT, attack_row, detector_rows, scan_row
+from tests.benchmarks.figures import ADMITTED_ASR_PCT, PHOTO_COMMANDS, attack_row, detector_rows, scan_row
 from tests.benchmarks.results import Row, Value, record
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -221,8 +221,8 @@ def store(cell: Cell) -> None:
     if (home / "scan-trusted" / "summary.json").is_file() and cell.attack:
         trusted = detector_rows({**name, **model, **known}, read_summary(home / "scan-trusted"))
         detection += [row for row in trusted if row["detector"] == "lorex"]
-    record("attacks", attacks, command=COMMAND)
-    record("detection", detection, command=COMMAND)
+    record("attacks", attacks, command=PHOTO_COMMANDS)
+    record("detection", detection, command=PHOTO_COMMANDS)
 
 
 def run_format(photos: Photos, folder: Path) -> None:
@@ -233,7 +233,7 @@ def run_format(photos: Photos, folder: Path) -> None:
     run(out, arguments, folder)
     cell: Row = {"data": photos.name, "attack": "none", "rate_pct": 0.0, "model": MODEL, "seed": SEED}
     row = scan_row({**cell, "format": photos.format, "admitted": False}, read_summary(ROOT / out), None)
-    record("detection", [row], command=COMMAND)
+    record("detection", [row], command=PHOTO_COMMANDS)
 
 
 def write_classes(photos: Path) -> None:

@@ -26,6 +26,7 @@ KEYS = {
     "attacks": ("data", "attack", "trigger", "rate_pct", "model", "seed"),
     "detection": ("data", "attack", "rate_pct", "detector", "model", "seed"),
     "throughput": ("method", "data", "model"),
+    "naming": ("cell", "clean_pct", "poisoned"),
     "demo": ("data", "attack", "detector", "model", "seed"),
     "density": (
         *("data", "attack", "rate_pct", "model", "seed"),

@@ -14,17 +14,19 @@ from pathlib import Path
 
 from tests.benchmarks import results
 from tests.benchmarks.density_table import admitted_side_by_side, density_finding
-from tests.benchmarks.figures import WHOLE_SCAN
+from tests.benchmarks.figures import PHOTO_COMMANDS, WHOLE_SCAN
 from tests.benchmarks.results import Results, Row, Value
+from tests.benchmarks.zoo_tables import DETECTORS, attacks, decisions, matrix, not_of_zoo
 
 MARKED = re.compile(r"<!-- table:(?P<name>[\w-]+) -->\n(?P<old>.*?)<!-- /table:(?P=name) -->", re.DOTALL)
 MARK = re.compile(r"<!-- (/?)table:([\w-]+) -->")
 
 COMMANDS = {
-    "attacks": "python -m tests.benchmarks.photos",
-    "detection": "python -m tests.benchmarks.photos",
+    "attacks": PHOTO_COMMANDS,
+    "detection": PHOTO_COMMANDS,
     "throughput": "python -m tests.benchmarks.throughput",
     "demo": "python -m tests.benchmarks.demo",
+    "naming": "python -m tests.benchmarks.naming SCAN...",
     "density": "python -m tests.benchmarks.density",
 }
 
@@ -58,7 +60,7 @@ class Section:
 
 
 def _scans(rows: list[Row]) -> list[Row]:
-    return [row for row in rows if row["detector"] == WHOLE_SCAN]
+    return [row for row in not_of_zoo(rows) if row["detector"] == WHOLE_SCAN]
 
 
 def _poison_scans(rows: list[Row]) -> list[Row]:
@@ -72,7 +74,7 @@ def _format_scans(rows: list[Row]) -> list[Row]:
 
 def _detectors(rows: list[Row]) -> list[Row]:
     """Every detector, the one with the highest average precision first, cell by cell."""
-    found = [row for row in rows if row["detector"] != WHOLE_SCAN]
+    found = [row for row in not_of_zoo(rows) if row["detector"] != WHOLE_SCAN]
     cells = list(dict.fromkeys(_cell(row) for row in found))
     return sorted(found, key=lambda row: (cells.index(_cell(row)), -_number(row["average_precision"])))
 
@@ -110,10 +112,10 @@ MODEL_UNDER_ATTACK = (
 )
 GROUPS = (
     Column("concepts named", "targets"),
-    Column("statistic of the target", "target_statistic", 1),
-    Column("of the next concept", "next_statistic", 1),
+    Column("gap of the target", "target_statistic", 2),
+    Column("of the next concept", "next_statistic", 2),
     Column("which is", "next_concept"),
-    Column("named above", "statistic_threshold", 1),
+    Column("named above", "statistic_threshold", 2),
 )
 FLAGGED = (
     Column("pairs", "pairs"),
@@ -122,7 +124,74 @@ FLAGGED = (
     Column("of these poisoned", "flagged_poisoned"),
 )
 
+ZOO = (Column("data", "data"), *ATTACK)
+
 SECTIONS = {
+    "zoo": Section(
+        "attacks",
+        (
+            Table(
+                (
+                    *ZOO,
+                    Column("seed", "seed"),
+                    Column("poisoned pairs", "poisoned"),
+                    *MODEL_UNDER_ATTACK,
+                    Column("ASR % of the clean model", "clean_model_asr_pct", 1),
+                    Column("ASR % after 300 benign steps", "rebound_asr_pct", 1),
+                    Column("clean accuracy % then", "rebound_clean_accuracy_pct", 1),
+                    Column("admitted", "admitted"),
+                ),
+                attacks,
+            ),
+        ),
+    ),
+    "zoo-detection": Section(
+        "detection",
+        (
+            *(
+                Table(
+                    (*ZOO, Column("seeds", "seeds"), *(Column(f"{d}{unit}", f"{d}_{figure}") for d in DETECTORS)),
+                    matrix(figure, controls=controls),
+                    caption,
+                )
+                for figure, unit, controls, caption in (
+                    ("auroc", "", True, "AUROC; on a control it must be about 0.5:"),
+                    ("average_precision", "", False, "Average precision:"),
+                    ("recall_at_1_pct", " %", False, "Recall within a review budget of 1 % of the pairs:"),
+                )
+            ),
+            Table(
+                (
+                    *ZOO,
+                    Column("seed", "seed"),
+                    Column("poisoned", "poisoned"),
+                    Column("flagged", "flagged"),
+                    Column("of these poisoned", "flagged_poisoned"),
+                    Column("concepts named", "targets"),
+                ),
+                decisions,
+                "What each scan named and flagged by itself:",
+            ),
+        ),
+    ),
+    "naming": Section(
+        "naming",
+        (
+            Table(
+                (
+                    Column("cell", "cell"),
+                    Column("clean pairs kept %", "clean_pct", 0),
+                    Column("poisoned pairs", "poisoned"),
+                    Column("subsets", "subsets"),
+                    Column("target named in", "named"),
+                    Column("wrong names", "wrong"),
+                    Column("least gap of the target", "least_target_gap", 2),
+                    Column("largest of another concept", "largest_other_gap", 2),
+                ),
+                lambda rows: rows,
+            ),
+        ),
+    ),
     "attacks": Section(
         "attacks",
         (
@@ -134,7 +203,7 @@ SECTIONS = {
                     *MODEL_UNDER_ATTACK,
                     Column("ASR at least 90", "admitted"),
                 ),
-                lambda rows: rows,
+                not_of_zoo,
             ),
         ),
     ),

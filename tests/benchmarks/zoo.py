@@ -23,7 +23,7 @@ import yaml
 
 from pipeline.commit import write_text
 from tests.benchmarks import photos
-from tests.benchmarks.figures import WHOLE_SCAN
+from tests.benchmarks.figures import PHOTO_COMMANDS, WHOLE_SCAN
 from tests.benchmarks.results import Row, record
 
 COMMAND = "python -m tests.benchmarks.zoo"
@@ -126,10 +126,10 @@ def store(regime: Regime) -> None:
     """Store the figures of the cells that have finished."""
     rows: list[dict[str, Any]] = json.loads((photos.ROOT / regime.out / "table.json").read_text(encoding="utf-8"))
     cells = {(row["attack"], row["seed"]): row for row in rows if row.get("clean_accuracy_pct") is not None}
-    record("attacks", [attack_row(regime, row) for row in cells.values()], command=COMMAND)
+    record("attacks", [attack_row(regime, row) for row in cells.values()], command=PHOTO_COMMANDS)
     detection = [scan_row(regime, row) for row in cells.values() if row.get("flagged") is not None]
     detection += [detector_row(regime, row) for row in rows if row["detector"] is not None]
-    record("detection", detection, command=COMMAND)
+    record("detection", detection, command=PHOTO_COMMANDS)
 
 
 def cell(regime: Regime, row: Mapping[str, Any]) -> Row:

@@ -1,0 +1,71 @@
+"""Rows of the README's tables of the attack zoo: one line an attack, one column a detector."""
+
+from collections.abc import Callable
+from statistics import fmean
+
+from tests.benchmarks.figures import WHOLE_SCAN
+from tests.benchmarks.results import Row
+from tests.benchmarks.zoo import MODEL
+
+DETECTORS = (
+    "ensemble",
+    "concept_spectral",
+    "k_distance",
+    "dao",
+    "slof",
+    "lid",
+    "isolation_forest",
+    "clip_score",
+    "caption_duplicates",
+)
+"""Columns of the matrices: ours first, then the published ones, then the baselines."""
+
+
+def of_zoo(rows: list[Row]) -> list[Row]:
+    """Return the rows of the zoo, attacks before controls."""
+    found = [row for row in rows if row["model"] == MODEL]
+    return sorted(found, key=lambda row: (str(row["data"]), bool(row["control"]), str(row["attack"]), row["seed"]))
+
+
+def not_of_zoo(rows: list[Row]) -> list[Row]:
+    """Return the rows of other benchmarks."""
+    return [row for row in rows if row["model"] != MODEL]
+
+
+def attacks(rows: list[Row]) -> list[Row]:
+    """Return one row a model."""
+    return of_zoo(rows)
+
+
+def decisions(rows: list[Row]) -> list[Row]:
+    """Return what the scans named and flagged."""
+    return [row for row in of_zoo(rows) if row["detector"] == WHOLE_SCAN]
+
+
+def matrix(figure: str, *, controls: bool) -> Callable[[list[Row]], list[Row]]:
+    """Return a chooser: one row an attack, the mean over seeds of a figure as `DETECTOR_FIGURE` for each detector.
+
+    Args:
+        figure: auroc, average_precision, recall_at_1_pct, ...
+        controls: also rows for the controls, which only AUROC has a meaning for.
+    """
+
+    def choose(rows: list[Row]) -> list[Row]:
+        cells: dict[tuple[object, ...], list[Row]] = {}
+        for row in of_zoo(rows):
+            wanted = row["admitted"] or (controls and row["control"])
+            if wanted and row["detector"] != WHOLE_SCAN:
+                cells.setdefault((row["data"], row["attack"], row["rate_pct"]), []).append(row)
+        return [_pivot(found, figure) for found in cells.values()]
+
+    return choose
+
+
+def _pivot(rows: list[Row], figure: str) -> Row:
+    seeds = {row["seed"] for row in rows}
+    made: Row = {name: rows[0][name] for name in ("data", "attack", "rate_pct", "model")} | {"seeds": len(seeds)}
+    for detector in DETECTORS:
+        values = [row[figure] for row in rows if row["detector"] == detector]
+        known = [float(value) for value in values if isinstance(value, int | float)]
+        made[f"{detector}_{figure}"] = fmean(known) if known else None
+    return made
