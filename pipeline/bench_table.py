@@ -156,7 +156,7 @@ def is_target(concept: str, target: str) -> bool:
     return contains_word(concept, target) or concept.casefold() == f"{target}s".casefold()
 
 
-STRENGTHS = ("alpha", "ratio", "amplitude", "delta", "strength", "s", "size_fraction", "size_px", "share")
+STRENGTHS = ("alpha", "delta", "strength", "s", "size_fraction", "size_px")
 """Settings of triggers that make them plainer, in the order in which they are advised."""
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from stages.poisoning import contains_word
+from pipeline.bench_table import is_target
 from tests.benchmarks.results import Row
 
 PHOTO_COMMANDS = "python -m tests.benchmarks.photos; python -m tests.benchmarks.zoo"
@@ -84,11 +84,6 @@ def detector_figures(figures: Mapping[str, Any]) -> Row:
         stored = figures.get(f"{measure}_at", {})
         flat |= {f"{measure}_at_{BUDGETS[b]}_pct": round(100 * share, 2) for b, share in stored.items() if b in BUDGETS}
     return flat
-
-
-def is_target(concept: str, target: str) -> bool:
-    """Tell whether a mined concept is the attacked word: it, or a phrase with it, or its plural."""
-    return contains_word(concept, target) or concept.casefold() == f"{target}s".casefold()
 
 
 def _rounded(figures: Mapping[str, Any]) -> Row:

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from pipeline.bench_table import is_target
 from pipeline.run_folder import read_summary
 from stages.detectors.concept_spectral import ConceptSpectral, ConceptSpectralConfig
-from tests.benchmarks.figures import is_target
 from tests.benchmarks.results import Row, record
 
 COMMAND = "python -m tests.benchmarks.naming SCAN..."

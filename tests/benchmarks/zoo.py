@@ -95,6 +95,16 @@ def steps(regime: Regime) -> Iterator[tuple[Path, list[str]]]:
                 *("badclip.size_fraction=0.14", f"out={regime.patch}"),
             ],
         )
+    if regime.name == "rare":
+        # the clean model on its clean pairs: with 200 concepts there is more to name wrongly
+        scan = regime.base_run.with_name("scan")
+        yield (
+            scan,
+            [
+                *("scan", "data=labelled-parquet", f"data.path={regime.train}"),
+                *(f"model.path={regime.base_run}/checkpoint", f"out={scan}", "cluster.workers=1"),
+            ],
+        )
     yield regime.out, bench(regime)
 
 

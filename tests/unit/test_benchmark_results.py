@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import yaml
 
+from pipeline.bench_table import is_target
 from tests.benchmarks import demo
-from tests.benchmarks.figures import attack_row, detector_rows, is_target, scan_row
+from tests.benchmarks.figures import attack_row, detector_rows, scan_row
 from tests.benchmarks.photos import CELLS, as_shell, steps
 from tests.benchmarks.plain_loop import Piece, split
 from tests.benchmarks.results import ResultsError, load, record, this_machine
