@@ -19,7 +19,7 @@ from stages.captions import (
     mine_vocabulary,
     name_vocabulary,
 )
-from stages.detectors.concept_gap import Gaps, distance_histograms, find_gaps
+from stages.detectors.concept_gap import ALL_LAYERS, Gaps, clearest_views, distance_histograms, find_gaps
 from stages.detectors.concept_moments import (
     BINS,
     ConceptMoments,
@@ -119,10 +119,10 @@ class ConceptSpectral:
     3. In each concept: the few directions of largest variance of the whitened residuals.
     4. Histograms along them give median, MAD, the direction's sign, and the two moments of the robust scores r that
        matter: the inflation mean(r^2) and the third moment mean(r^3), of which the most skewed direction is kept.
-    5. The distance of a pair is the mean of r over layers. A concept is named when its distances have a gap
-       (concept_gap.py). The spec names by mean(r^3) and a threshold; but diverse concepts (jellyfish, sport cars) have a
-       third moment as large as 30 poisoned pairs give, while no clean concept has such a gap (measured by
-       tests/benchmarks/naming.py).
+    5. The distance of a pair is the mean of r over layers, or r in the one layer that shows a gap. A concept is named
+       when its distances have a gap (concept_gap.py). The spec names by mean(r^3) and a threshold; but diverse concepts
+       (jellyfish, sport cars) have a third moment as large as 30 poisoned pairs give, and no clean concept has such a
+       gap (measured by tests/benchmarks/naming.py).
     6. The same once more, where every pair that a named concept accuses is left out of its other concepts: else a
        colour or a template word that shares some poisoned captions would be named beside the target.
 
@@ -168,9 +168,11 @@ class ConceptSpectral:
             return [concept_moments(rows, w) for w in whitened]
         if state.round == 3:
             return histograms(state, rows, whitened), np.zeros(len(rows), dtype=np.int64)
-        scores, distance = self._evidence(state, rows, whitened, table.num_rows)
         if state.round == 4:
-            return distance_histograms(distance, rows), np.zeros(len(rows), dtype=np.int64)
+            every = range(ALL_LAYERS, len(whitened))
+            found = [evidence(state, rows, whitened, table.num_rows, np.full(len(rows), view)) for view in every]
+            return np.stack([distance_histograms(d, rows) for _, d in found]), np.zeros(len(rows), dtype=np.int64)
+        scores, distance = evidence(state, rows, whitened, table.num_rows, nonnull(state.gaps).view)
         # Peeling: a pair accused in a named concept counts nowhere else.
         winner = scores.argmax(axis=1)
         out = distance[np.arange(len(winner)), winner] >= nonnull(state.gaps).cut[winner]
@@ -267,14 +269,15 @@ class ConceptSpectral:
 
     def _learn_gaps(self, state: SpectralState, summary: tuple[np.ndarray, np.ndarray]) -> SpectralState:
         """Name the concepts with a gap."""
-        gaps = find_gaps(summary[0])
-        wide = geometric_mean([layer.excess for layer in state.layers]) >= LEAST_EXCESS
+        gaps = clearest_views(summary[0], self._settings.name_above)
+        excess = np.stack([*(layer.excess for layer in state.layers), geometric_mean([x.excess for x in state.layers])])
+        wide = excess[gaps.view, np.arange(excess.shape[1])] >= LEAST_EXCESS  # ALL_LAYERS is the last row
         return replace(state, gaps=gaps, named=(gaps.share > self._settings.name_above) & wide)
 
     def _peel(self, state: SpectralState, summary: tuple[np.ndarray, np.ndarray]) -> SpectralState:
         """Look for the gaps again without what other named concepts account for, and name for good."""
         histogram, flagged = summary
-        gaps = find_gaps(histogram)
+        gaps = find_gaps(histogram, nonnull(state.gaps).view)
         still = (gaps.share > self._settings.name_above) & (flagged >= self._settings.least_pairs)
         return replace(state, gaps=gaps, flagged=flagged, named=still & nonnull(state.named))
 
@@ -322,30 +325,31 @@ class ConceptSpectral:
     def _whitened(self, state: SpectralState, members: sp.csr_matrix, table: pa.Table) -> list[np.ndarray]:
         return [whiten(members, vectors(table, x.name), x.effect, x.white) for x in state.layers]
 
-    def _evidence(
-        self, state: SpectralState, rows: list[np.ndarray], whitened: list[np.ndarray], n: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return `[n, C]` s (mean of r x inflation; -inf where no member) and `[n, C]` mean of r over layers."""
-        scores = np.full((n, len(rows)), -np.inf)
-        distance = np.full((n, len(rows)), -np.inf)
-        for c, members in enumerate(rows):
-            r = [
-                (w[members] @ x.directions[c, 0] - x.offsets[c, 0] - x.centre[c]) / x.scale[c]
-                for x, w in zip(state.layers, whitened, strict=True)
-            ]
-            weighted = [part * x.inflation[c] for part, x in zip(r, state.layers, strict=True)]
-            scores[members, c] = np.mean(weighted, axis=0)
-            distance[members, c] = np.mean(r, axis=0)
-        return scores, distance
-
     def _scores(self, state: SpectralState, table: pa.Table) -> np.ndarray:
         """Return `[n, C] float64` calibrated scores, -inf where the pair is not of the concept."""
         members = self._members(state, table)
-        scores, distance = self._evidence(
-            state, member_rows(members), self._whitened(state, members, table), table.num_rows
-        )
-        accused = (distance >= nonnull(state.gaps).cut) & nonnull(state.named)
+        gaps, whitened = nonnull(state.gaps), self._whitened(state, members, table)
+        scores, distance = evidence(state, member_rows(members), whitened, table.num_rows, gaps.view)
+        accused = (distance >= gaps.cut) & nonnull(state.named)
         return calibrate(scores, accused)
+
+
+def evidence(
+    state: SpectralState, rows: list[np.ndarray], whitened: list[np.ndarray], n: int, view: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return `[n, C]` s (mean of r x inflation; -inf where no member) and `[n, C]` mean of r, over the layers of `view`."""
+    scores = np.full((n, len(rows)), -np.inf)
+    distance = np.full((n, len(rows)), -np.inf)
+    for c, members in enumerate(rows):
+        layers = range(len(whitened)) if view[c] == ALL_LAYERS else [int(view[c])]
+        r = {
+            i: (whitened[i][members] @ x.directions[c, 0] - x.offsets[c, 0] - x.centre[c]) / x.scale[c]
+            for i, x in enumerate(state.layers)
+            if i in layers
+        }
+        scores[members, c] = np.mean([part * state.layers[i].inflation[c] for i, part in r.items()], axis=0)
+        distance[members, c] = np.mean(list(r.values()), axis=0)
+    return scores, distance
 
 
 HALF_SCORE = 100.0

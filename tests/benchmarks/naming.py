@@ -1,10 +1,11 @@
-"""How few poisoned pairs name their target, and whether clean pairs ever name anything: subsets of finished scans.
+"""How few poisoned pairs name their target, how many are too many, and whether clean pairs ever name anything.
 
     python -m tests.benchmarks.naming runs/photos/patch-1.0/scan runs/photos/clean/scan
 
 Embeddings are read from the scans, so nothing is trained or encoded; the truth is the manifest that a scan was given. Each
-subset keeps some of the clean pairs and none, or a few, of the poisoned ones, and is scored as a data set of its own. The
-model has seen all of the poison: what is measured is the naming, not the attack. Figures go to tests/benchmarks/results/.
+subset keeps some of the clean pairs and none, a few, or all of the poisoned ones, or only so many genuine pairs of the target
+that a given share of the concept is poison, and is scored as a data set of its own. The model has seen all of the poison: what
+is measured is the naming, not the attack. Figures go to tests/benchmarks/results/.
 """
 
 import argparse
@@ -20,11 +21,14 @@ import yaml
 from pipeline.bench_table import is_target
 from pipeline.run_folder import read_summary
 from stages.detectors.concept_spectral import ConceptSpectral, ConceptSpectralConfig
+from stages.poisoning import contains_word
 from tests.benchmarks.results import Row, record
 
 COMMAND = "python -m tests.benchmarks.naming SCAN..."
 CLEAN_SHARES = (1.0, 0.5, 0.25)
 KEPT = (10, 20, 40)
+SHARES_PCT = (30.0, 40.0, 50.0, 70.0)
+"""Poison among the pairs with the target in the caption, the genuine ones thinned out."""
 SEEDS = (0, 1, 2)
 
 
@@ -32,20 +36,24 @@ def cell_rows(scan: Path) -> list[Row]:
     """Return one row for each amount of clean or poisoned pairs that is kept of a scan."""
     table = pa.concat_tables(pq.read_table(path) for path in sorted((scan / "embeddings").glob("part-*.parquet")))
     targets, poisoned = truth(scan, table)
+    genuine = np.array([any(contains_word(c, t) for t in targets) for c in table.column("caption").to_pylist()])
+    genuine &= ~poisoned
     cell: Row = {"cell": f"{scan.parent.parent.name}/{scan.parent.name}", "target": ", ".join(targets) or None}
-    rows = [
-        {**cell, "clean_pct": 100 * share, "poisoned": 0}
-        | summed([judge(table, subset(poisoned, share, 0, seed), targets) for seed in SEEDS])
-        for share in CLEAN_SHARES
-    ]
-    for kept in KEPT:
-        if kept < int(poisoned.sum()):
-            figures = [judge(table, subset(poisoned, 1.0, kept, seed), targets) for seed in SEEDS]
-            rows.append({**cell, "clean_pct": 100.0, "poisoned": kept} | summed(figures))
-    if poisoned.any():
-        figures = [judge(table, np.arange(len(poisoned)), targets)]
-        rows.append({**cell, "clean_pct": 100.0, "poisoned": int(poisoned.sum())} | summed(figures))
-    return rows
+    everything = int(poisoned.sum())
+
+    def row(clean_pct: float, kept: int, share_pct: float | None = None) -> Row:
+        figures = []
+        for seed in SEEDS:
+            rows = subset(poisoned, clean_pct / 100, kept, seed)
+            if share_pct is not None:
+                rows = thinned(rows, genuine, round(kept * (100 / share_pct - 1)), seed)
+            figures.append(judge(table.take(pa.array(rows)), poisoned[rows], targets))
+        return {**cell, "clean_pct": clean_pct, "poisoned": kept, "concept_poisoned_pct": share_pct} | summed(figures)
+
+    rows = [row(100 * share, 0) for share in CLEAN_SHARES]
+    rows += [row(100.0, kept) for kept in (*(k for k in KEPT if k < everything), everything) if everything]
+    thin = [s for s in SHARES_PCT if everything and everything * (100 / s - 1) < genuine.sum()]
+    return rows + [row(100.0, everything, share) for share in thin]
 
 
 def truth(scan: Path, table: pa.Table) -> tuple[list[str], np.ndarray]:
@@ -66,18 +74,27 @@ def subset(poisoned: np.ndarray, clean_share: float, kept: int, seed: int) -> np
     return np.sort(np.concatenate([chosen, rng.permutation(np.flatnonzero(poisoned))[:kept]]))
 
 
-def judge(table: pa.Table, rows: np.ndarray, targets: list[str]) -> dict[str, Any]:
-    """Score a subset as a data set of its own; return what was named, and the gaps."""
+def thinned(rows: np.ndarray, genuine: np.ndarray, kept: int, seed: int) -> np.ndarray:
+    """Return the rows without all but a seeded choice of `kept` genuine pairs of the target."""
+    own = np.random.default_rng(seed).permutation(rows[genuine[rows]])
+    return np.setdiff1d(rows, own[kept:])
+
+
+def judge(part: pa.Table, poisoned: np.ndarray, targets: list[str]) -> dict[str, Any]:
+    """Score a subset as a data set of its own; return what was named and flagged, and the gaps."""
     detector = ConceptSpectral(ConceptSpectralConfig())
-    state, part = detector.start(), table.take(pa.array(rows))
+    state = detector.start()
     for _ in range(detector.rounds):
         state = detector.update(state, detector.summarise(state, part))
     concepts = detector.findings(state)["concepts"]
+    flagged = detector.score(state, part)["concept_spectral"] >= detector.threshold
     right = [c for c in concepts if any(is_target(c["name"], target) for target in targets)]
     others = [c["statistic"] for c in concepts if c not in right]
     return {
         "named": any(c["named"] for c in right),
         "wrong": sum(c["named"] for c in concepts if c not in right),
+        "flagged": int(flagged.sum()),
+        "flagged_poisoned": int((flagged & poisoned).sum()),
         "target_gap": max((c["statistic"] for c in right), default=0.0),
         "other_gap": max(others, default=0.0),
     }
@@ -85,10 +102,10 @@ def judge(table: pa.Table, rows: np.ndarray, targets: list[str]) -> dict[str, An
 
 def summed(figures: list[dict[str, Any]]) -> Row:
     """Return the row of several subsets of one size."""
+    counted = {name: sum(f[name] for f in figures) for name in ("named", "wrong", "flagged", "flagged_poisoned")}
     return {
         "subsets": len(figures),
-        "named": sum(f["named"] for f in figures),
-        "wrong": sum(f["wrong"] for f in figures),
+        **counted,
         "least_target_gap": min(f["target_gap"] for f in figures),
         "largest_other_gap": max(f["other_gap"] for f in figures),
     }

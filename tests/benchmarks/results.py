@@ -26,7 +26,7 @@ KEYS = {
     "attacks": ("data", "attack", "trigger", "rate_pct", "model", "seed"),
     "detection": ("data", "attack", "rate_pct", "detector", "model", "seed"),
     "throughput": ("method", "data", "model"),
-    "naming": ("cell", "clean_pct", "poisoned"),
+    "naming": ("cell", "clean_pct", "poisoned", "concept_poisoned_pct"),
     "demo": ("data", "attack", "detector", "model", "seed"),
     "density": (
         *("data", "attack", "rate_pct", "model", "seed"),

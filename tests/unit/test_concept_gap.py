@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from stages.detectors.concept_gap import CUTS, find_gaps, wilson_low
+from stages.detectors.concept_gap import ALL_LAYERS, CUTS, SINGLE_LAYER, clearest_views, find_gaps, wilson_low
 from stages.detectors.concept_moments import BINS, bin_index
 from stages.evaluation.intervals import wilson
 
@@ -66,3 +66,21 @@ def test_a_concept_without_pairs_has_no_gap() -> None:
     assert gaps.share.tolist() == [0, 0]
     assert np.isinf(gaps.cut).all()
     assert gaps.beyond.tolist() == [0, 0]
+
+
+def test_a_single_layer_is_heard_only_where_its_gap_is_plain() -> None:
+    rng = np.random.default_rng(3)
+    bulk = rng.normal(size=500)
+    plain, faint = np.concatenate([bulk, rng.normal(15, 1, 60)]), np.concatenate([bulk, rng.normal(9, 2.5, 12)])
+    count = [np.bincount(bin_index(values), minlength=BINS) for values in (bulk, plain, faint)]
+    # two concepts: the mean shows nothing, the second layer one plain and one faint gap
+    views = clearest_views(np.array([[count[0], count[0]], [count[0], count[0]], [count[1], count[2]]]), 0.7)
+    assert views.view.tolist() == [1, ALL_LAYERS]
+    assert views.share[0] == pytest.approx(find_gaps(count[1][None]).share[0] - SINGLE_LAYER)
+    assert views.beyond[0] == 60
+
+
+def test_all_layers_are_preferred_when_they_show_the_gap_too() -> None:
+    values = np.concatenate([np.random.default_rng(4).normal(size=500), np.full(40, 15.0)])
+    count = np.bincount(bin_index(values), minlength=BINS)
+    assert clearest_views(np.array([[count], [count], [count]]), 0.7).view.tolist() == [ALL_LAYERS]
