@@ -29,7 +29,7 @@ from stages.stage import check_chain, config
 from stages.verdicts import Cut, Decision, Judge, Reason, place_cut
 
 EMBED_VERSION = 1
-SCORE_VERSION = 5
+SCORE_VERSION = 6
 VERDICT_VERSION = 1
 """Raised when the code of a pass comes to give another result, so that old parts are refused and not mixed in."""
 

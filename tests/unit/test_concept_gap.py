@@ -42,7 +42,7 @@ def test_trailing_distributions_have_no_gap() -> None:
     u = (np.arange(2000) + 0.5) / 2000
     shapes = [norm.ppf(u), -np.log(u), u ** (-1 / 2), u ** (-1 / 1.2), np.exp(1.5 * norm.ppf(u))]
     robust = [(v - np.median(v)) / (1.4826 * np.median(np.abs(v - np.median(v)))) for v in shapes]
-    assert gaps_of(*robust).share.max() < 0.6
+    assert gaps_of(*robust).share.max() < 0.65
 
 
 def test_a_group_apart_is_a_gap_and_the_cut_lies_in_it() -> None:
