@@ -38,7 +38,9 @@ def cell_rows(scan: Path) -> list[Row]:
     targets, poisoned = truth(scan, table)
     genuine = np.array([any(contains_word(c, t) for t in targets) for c in table.column("caption").to_pylist()])
     genuine &= ~poisoned
-    cell: Row = {"cell": f"{scan.parent.parent.name}/{scan.parent.name}", "target": ", ".join(targets) or None}
+    home = scan.parent.parent
+    group = home.parent.name if home.name == "cells" else home.name  # a cell of a bench, or of the photos
+    cell: Row = {"cell": f"{group}/{scan.parent.name}", "target": ", ".join(targets) or None}
     everything = int(poisoned.sum())
 
     def row(clean_pct: float, kept: int, share_pct: float | None = None) -> Row:

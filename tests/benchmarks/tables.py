@@ -110,13 +110,7 @@ MODEL_UNDER_ATTACK = (
     Column("ASR %", "asr_pct", 1),
     Column("accuracy under trigger %", "accuracy_under_trigger_pct", 1),
 )
-GROUPS = (
-    Column("concepts named", "targets"),
-    Column("gap of the target", "target_statistic", 2),
-    Column("of the next concept", "next_statistic", 2),
-    Column("which is", "next_concept"),
-    Column("named above", "statistic_threshold", 2),
-)
+GROUPS = (Column("concepts named", "targets"),)
 FLAGGED = (
     Column("pairs", "pairs"),
     Column("poisoned", "poisoned"),

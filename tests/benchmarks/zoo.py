@@ -11,7 +11,7 @@ is not run again. The photos are no part of the project: CLIPSAN_ASSETS names th
 """
 
 import argparse
-import json
+import contextlib
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +21,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
+from pipeline import bench_table
+from pipeline.bench_plan import BenchConfig, make_plan
 from pipeline.commit import write_text
+from pipeline.config import load
 from tests.benchmarks import photos
 from tests.benchmarks.figures import PHOTO_COMMANDS, WHOLE_SCAN
 from tests.benchmarks.results import Row, record
@@ -121,7 +124,7 @@ def run(regime: Regime, folder: Path) -> None:
     for out, arguments in before:
         photos.run(out, arguments, folder)
     photos.execute(matrix, folder)  # it knows itself what is left of it
-    store(regime)
+    store(regime, folder)
 
 
 def write_classes(test: Path, path: Path) -> None:
@@ -132,9 +135,12 @@ def write_classes(test: Path, path: Path) -> None:
     write_text(path, yaml.safe_dump([names[label] for label in sorted(names)]))
 
 
-def store(regime: Regime) -> None:
-    """Store the figures of the cells that have finished."""
-    rows: list[dict[str, Any]] = json.loads((photos.ROOT / regime.out / "table.json").read_text(encoding="utf-8"))
+def store(regime: Regime, folder: Path) -> None:
+    """Store the figures of the cells that have finished, whether or not the others have."""
+    _, file, *overrides = [argument.replace("$CLIPSAN_ASSETS", str(folder)) for argument in bench(regime)]
+    with contextlib.chdir(photos.ROOT):
+        plan = make_plan(load(BenchConfig, file, overrides, verb="bench"))
+        rows = bench_table.rows(plan, {})
     cells = {(row["attack"], row["seed"]): row for row in rows if row.get("clean_accuracy_pct") is not None}
     record("attacks", [attack_row(regime, row) for row in cells.values()], command=PHOTO_COMMANDS)
     detection = [scan_row(regime, row) for row in cells.values() if row.get("flagged") is not None]
@@ -217,7 +223,7 @@ def main() -> int:
         return 0
     for regime in chosen:
         if options.store:
-            store(regime)
+            store(regime, folder)
         else:
             run(regime, folder)
     return 0

@@ -128,7 +128,7 @@ def test_a_finished_run_is_not_done_again_and_other_settings_are_refused(
 
 
 def kill_a_worker_after(progress: Path, epochs: int, killed: list[int]) -> None:
-    for _ in range(1200):
+    for _ in range(12_000):  # a loaded machine takes minutes to start the workers
         time.sleep(0.05)
         if progress.is_file() and json.loads(progress.read_text())["checkpointed"] >= epochs:
             for process in psutil.Process().children(recursive=True):
