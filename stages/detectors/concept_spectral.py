@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,18 +13,15 @@ from stages.captions import (
     Concepts,
     Mined,
     Named,
-    Vocabulary,
     count_terms,
     merge_counts,
     mine_vocabulary,
     name_vocabulary,
 )
-from stages.detectors.concept_gap import ALL_LAYERS, Gaps, clearest_views, distance_histograms, find_gaps
+from stages.detectors.concept_gap import ALL_LAYERS, clearest_views, distance_histograms, find_gaps
 from stages.detectors.concept_moments import (
-    BINS,
     ConceptMoments,
     RegressionSums,
-    bin_index,
     concept_moments,
     regression_sums,
     residual_covariance,
@@ -34,6 +31,15 @@ from stages.detectors.concept_moments import (
     whiten,
     whitening,
 )
+from stages.detectors.concept_state import (
+    Layer,
+    SpectralState,
+    concept_names,
+    evidence,
+    histograms,
+    member_rows,
+    nonnull,
+)
 from stages.detectors.streaming import Columns, layer_columns, vectors
 from stages.stage import config
 
@@ -41,8 +47,6 @@ LEAST_EXCESS = 2.0
 """Largest variance of a concept over the noise edge (Marchenko-Pastur), geometric mean over layers, below which it is not
 named: a word that says nothing of the picture ("a lone ...") gathers a few odd backgrounds, far out but barely above noise
 (1.4 in the demo's clean twin; targets of backdoors had 3.2 to 7.4)."""
-NO_CONCEPT = "(no concept)"
-"""The group of pairs whose caption holds none of the concepts."""
 
 
 @config
@@ -65,49 +69,6 @@ class ConceptSpectralConfig:
             raise ValueError("name_above must be between 0 and 1")
         if self.least_pairs < 1:
             raise ValueError("least_pairs must be at least 1")
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """What is known of one layer; C counts the concepts and the group without concept."""
-
-    name: str
-    effect: np.ndarray
-    """`[C+1, D] float64`: the regression on the concepts, last row the intercept."""
-    white: np.ndarray
-    """`[D, D] float64`."""
-    excess: np.ndarray
-    """`[C] float64`: largest variance over the Marchenko-Pastur edge."""
-    directions: np.ndarray
-    """`[C, q, D] float64`; q is 1 once the most skewed direction is chosen."""
-    offsets: np.ndarray
-    """`[C, q] float64`."""
-    centre: np.ndarray
-    """`[C] float64`: median of the projections."""
-    scale: np.ndarray
-    """`[C] float64`, signed: 1.4826 MAD; infinite where a concept is too small to judge."""
-    inflation: np.ndarray
-    """`[C] float64`: variance over that of the bulk."""
-    skew: np.ndarray
-    """`[C] float64`: third moment of the robust scores."""
-
-
-@dataclass(frozen=True, slots=True)
-class SpectralState:
-    """Knowledge after `round` passes over the cache."""
-
-    round: int = 0
-    vocabulary: Vocabulary | None = None
-    pairs: int = 0
-    layers: tuple[Layer, ...] = ()
-    count: np.ndarray | None = None
-    """`[C] int64`: pairs of each concept."""
-    gaps: Gaps | None = None
-    """Of the pairs' mean distance over layers; peeled after the last round."""
-    flagged: np.ndarray | None = None
-    """`[C] int64`: pairs beyond the gap that no other concept accounts for better."""
-    named: np.ndarray | None = None
-    """`[C] bool`."""
 
 
 class ConceptSpectral:
@@ -334,24 +295,6 @@ class ConceptSpectral:
         return calibrate(scores, accused)
 
 
-def evidence(
-    state: SpectralState, rows: list[np.ndarray], whitened: list[np.ndarray], n: int, view: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return `[n, C]` s (mean of r x inflation; -inf where no member) and `[n, C]` mean of r, over the layers of `view`."""
-    scores = np.full((n, len(rows)), -np.inf)
-    distance = np.full((n, len(rows)), -np.inf)
-    for c, members in enumerate(rows):
-        layers = range(len(whitened)) if view[c] == ALL_LAYERS else [int(view[c])]
-        r = {
-            i: (whitened[i][members] @ x.directions[c, 0] - x.offsets[c, 0] - x.centre[c]) / x.scale[c]
-            for i, x in enumerate(state.layers)
-            if i in layers
-        }
-        scores[members, c] = np.mean([part * state.layers[i].inflation[c] for i, part in r.items()], axis=0)
-        distance[members, c] = np.mean(list(r.values()), axis=0)
-    return scores, distance
-
-
 HALF_SCORE = 100.0
 """Score s that the column shows as 0.5; the largest clean ones lie about there (measured)."""
 
@@ -363,43 +306,8 @@ def calibrate(scores: np.ndarray, accused: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(scores), squashed + accused, -np.inf)
 
 
-def histograms(state: SpectralState, rows: list[np.ndarray], whitened: list[np.ndarray]) -> np.ndarray:
-    """Return `[L, C, q, BINS] int32` counts of the projections of each concept's rows."""
-    q = state.layers[0].directions.shape[1]
-    counts = np.zeros((len(whitened), len(rows), q, BINS), dtype=np.int32)
-    for i, (layer, w) in enumerate(zip(state.layers, whitened, strict=True)):
-        for c, members in enumerate(rows):
-            index = bin_index(w[members] @ layer.directions[c].T - layer.offsets[c])
-            for j in range(q):
-                counts[i, c, j] = np.bincount(index[:, j], minlength=BINS)
-    return counts
-
-
-def member_rows(members: sp.csr_matrix) -> list[np.ndarray]:
-    """Return for each concept the ascending row numbers of its pairs."""
-    by_concept = members.tocsc()
-    by_concept.sort_indices()
-    return np.split(by_concept.indices, by_concept.indptr[1:-1])
-
-
 def geometric_mean(moments: list[np.ndarray]) -> np.ndarray:
     """Return the geometric mean over layers, `[C]`; 0 as soon as it is 0 in one layer."""
     stacked = np.maximum(np.stack(moments), 0.0)
     with np.errstate(divide="ignore"):
         return np.asarray(np.exp(np.log(stacked).mean(axis=0)))
-
-
-def concept_names(state: SpectralState) -> list[str]:
-    """Return the names of all groups, the one without concept last."""
-    return [*nonnull(state.vocabulary).names, NO_CONCEPT]
-
-
-def nonnull(value: Any) -> Any:
-    """Return a part of the state that an earlier pass has filled.
-
-    Raises:
-        RuntimeError: the passes were not run in order.
-    """
-    if value is None:
-        raise RuntimeError("the detector's state is asked for something that a later pass learns")
-    return value

@@ -21,7 +21,8 @@ from stages.detectors.concept_moments import (
     whiten,
     whitening,
 )
-from stages.detectors.concept_spectral import ConceptSpectral, ConceptSpectralConfig, SpectralState, calibrate
+from stages.detectors.concept_spectral import ConceptSpectral, ConceptSpectralConfig, calibrate
+from stages.detectors.concept_state import SpectralState
 
 CONCEPTS = ("anvil", "bottle", "candle", "drum", "easel", "flute")
 COLOURS = ("crimson", "azure", "olive")
