@@ -77,6 +77,7 @@ REGIMES = {
         base_run=RUNS / "base-200" / "train",
         base_epochs=7,
         classes=RUNS / "classes-200.yaml",
+        patch=RUNS / "badclip-200" / "0.14",
     ),
 }
 
