@@ -1,0 +1,98 @@
+"""Regions of an image, as every segmentation oracle gives them, and what they have in common."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from stages.stage import config
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """One segment."""
+
+    mask: np.ndarray
+    """`[H, W] bool`, at least one pixel set."""
+    quality: float
+    """How sure the oracle is, a fraction; 1 where it does not say."""
+    label: str | None = None
+    """What it shows, from an oracle that knows; else None."""
+
+    def __post_init__(self) -> None:
+        if self.mask.ndim != 2 or self.mask.dtype != bool or not self.mask.any():
+            raise ValueError("a region's mask is two-dimensional, boolean and not empty")
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Top, left, height, width of the smallest box around the mask, in pixels."""
+        rows, columns = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
+        top, left = int(rows[0]), int(columns[0])
+        return top, left, int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left
+
+    @property
+    def area(self) -> float:
+        """Share of the image that it covers, a fraction."""
+        return float(self.mask.mean())
+
+
+class Oracle(Protocol):
+    """What segments an image."""
+
+    def __call__(self, image: np.ndarray) -> list[Region]:
+        """Return the regions of `[H, W, 3] uint8`, the surest first; each mask has the image's height and width."""
+        ...
+
+
+@config
+class RegionLimits:
+    """Which regions are worth a look (specs: areas below .1 % and above 60 % are dropped, then non-maximum suppression)."""
+
+    min_area: float = 0.001
+    """Smallest share of the image, a fraction."""
+    max_area: float = 0.6
+    """Largest share of the image, a fraction."""
+    max_iou: float = 0.8
+    """Of two regions that overlap more, the surer one stays."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_area < self.max_area <= 1:
+            raise ValueError("min_area and max_area are fractions, the first below the second")
+        if not 0 < self.max_iou <= 1:
+            raise ValueError("max_iou is a fraction above 0")
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the intersection over union of two masks `[H, W] bool`; 0 when both are empty."""
+    union = int((a | b).sum())
+    return int((a & b).sum()) / union if union else 0.0
+
+
+def select(regions: Sequence[Region], limits: RegionLimits) -> list[Region]:
+    """Return the regions within the limits, the surest first; ties keep their order."""
+    fitting = [r for r in regions if limits.min_area <= r.area <= limits.max_area]
+    kept: list[Region] = []
+    for region in sorted(fitting, key=lambda r: -r.quality):
+        if all(iou(region.mask, other.mask) <= limits.max_iou for other in kept):
+            kept.append(region)
+    return kept
+
+
+def to_runs(mask: np.ndarray) -> list[int]:
+    """Return the run lengths of a mask `[H, W] bool` in row order, beginning with a run of False that may be 0 long."""
+    flat = np.concatenate([[False], mask.ravel(), [not mask.ravel()[-1]]])
+    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    return np.diff(np.concatenate([[0], edges])).tolist()
+
+
+def from_runs(runs: Sequence[int], height: int, width: int) -> np.ndarray:
+    """Return the mask `[height, width] bool` of run lengths from `to_runs`.
+
+    Raises:
+        ValueError: the runs do not add up to height times width.
+    """
+    if sum(runs) != height * width:
+        raise ValueError(f"{sum(runs)} pixels of runs are no {height} x {width} mask")
+    values = np.arange(len(runs)) % 2 == 1
+    return np.repeat(values, runs).reshape(height, width)
