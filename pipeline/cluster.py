@@ -4,8 +4,10 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import field
 from typing import Any
 
+from pipeline.config import ConfigError
 from stages.stage import config
 
 
@@ -37,6 +39,49 @@ class ClusterConfig:
     def worker_count(self) -> int:
         """Return the number of workers, as given or one for each group of threads on this machine."""
         return self.workers or max(1, len(os.sched_getaffinity(0)) // self.threads_per_worker)
+
+
+@config
+class PoolConfig:
+    """The workers of a pass that needs machines of its own, as a cluster gives GPUs to the oracle and CPUs to decoding."""
+
+    workers: int | None = None
+    """Worker processes; null: as many as the other passes have."""
+    gpus_per_worker: float | None = None
+    """GPUs of a worker, fractions share one; null: as the other passes."""
+    resources: dict[str, float] = field(default_factory=dict)
+    """What a worker takes of the resources that nodes of a cluster were started with, as `oracle: 1`: it runs on those nodes only."""
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ValueError("workers must be at least 1")
+        if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
+            raise ValueError("gpus_per_worker must not be negative")
+        for name, amount in self.resources.items():
+            if amount <= 0:
+                raise ValueError(f"resources.{name} must be positive")
+
+
+def check_pool(pool: PoolConfig, cluster: ClusterConfig) -> None:
+    """Refuse a pool that would wait for ever, once Ray has been joined.
+
+    Raises:
+        ConfigError: no node of the cluster offers what a worker of the pool takes.
+    """
+    if not pool.resources:
+        return
+    if cluster.address is None:
+        raise ConfigError(
+            f"resources {', '.join(pool.resources)}: a private Ray on this machine has none; set cluster.address, or leave them out"
+        )
+    import ray
+
+    for name, amount in pool.resources.items():
+        if all(node["Resources"].get(name, 0) < amount for node in ray.nodes() if node["Alive"]):
+            raise ConfigError(
+                f"resources.{name}={amount:g}: no node of the cluster offers that much; "
+                f"start one with `ray start --resources '{{\"{name}\": {amount:g}}}'`"
+            )
 
 
 QUIET = {

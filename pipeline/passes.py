@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-from pipeline.cluster import ClusterConfig
+from pipeline.cluster import ClusterConfig, PoolConfig
 from pipeline.progress import Progress
 
 Row = dict[str, Any]
@@ -31,6 +31,7 @@ def run_pass(
     total: int | None = None,
     heavy: bool = False,
     ordered: bool = False,
+    pool: PoolConfig | None = None,
 ) -> Iterator[Row]:
     """Do all pieces on the workers and yield their records as they come.
 
@@ -42,6 +43,7 @@ def run_pass(
         total: units of the pass when some are done already.
         heavy: the constructor loads a model: a pool of actors keeps it, each with the configured share of a GPU. Otherwise
             tasks, whose processes Ray keeps warm from pass to pass.
+        pool: where the workers of a heavy pass run, when not where those of the others do.
         ordered: yield in the order of `pieces` (for sums whose rounding must not depend on timing).
     """
     if not pieces:
@@ -56,7 +58,9 @@ def run_pass(
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     packed = (work, ray.put(args), cluster.threads_per_worker)
     if heavy:
-        size = min(cluster.worker_count(), len(pieces))
+        pool = pool or PoolConfig()
+        size = min(pool.workers or cluster.worker_count(), len(pieces))
+        gpus = cluster.gpus_per_worker if pool.gpus_per_worker is None else pool.gpus_per_worker
         mapped = dataset.map(
             _Actor,
             fn_constructor_args=packed,
@@ -65,7 +69,8 @@ def run_pass(
                 min_size=1, max_size=size, initial_size=size, max_tasks_in_flight_per_actor=2
             ),
             num_cpus=cluster.threads_per_worker,
-            num_gpus=cluster.gpus_per_worker or None,
+            num_gpus=gpus or None,
+            resources=pool.resources or None,
         )
     else:
         mapped = dataset.map(_task, fn_args=packed, num_cpus=cluster.threads_per_worker)

@@ -1,0 +1,49 @@
+"""Which pairs the oracle looks at: the budget is spent concept by concept, the most accused first."""
+
+import numpy as np
+
+LEADING = 8
+"""Concepts, by their statistic, that share half of what the flagged pairs leave of the budget."""
+
+
+def select(
+    ensemble: np.ndarray,
+    spectral: np.ndarray,
+    concept: np.ndarray,
+    *,
+    statistics: np.ndarray,
+    named: np.ndarray,
+    cut: float,
+    count: int,
+) -> np.ndarray:
+    """Return the rows to examine, ascending.
+
+    First the flagged pairs of the concepts that the statistics name. Half of what is left of the budget goes in equal shares
+    to the LEADING concepts with the highest statistic, to each one's most suspicious pairs: poison that is a large part of
+    its concept ranks high there and low in the data set as a whole. The rest goes to the highest ensemble scores.
+
+    Args:
+        ensemble: `[N] float32`.
+        spectral: `[N] float32`, the score within the accused concept.
+        concept: `[N] int`, position of the accused concept, -1 where a pair has none; those have no claim to test.
+        statistics: `[C] float`, of each concept.
+        named: `[C] bool`.
+        cut: ensemble score from which a pair is flagged.
+        count: rows to return at most.
+    """
+    eligible = np.flatnonzero(concept >= 0)
+    chosen = np.zeros(len(ensemble), bool)
+
+    def take(rows: np.ndarray, by: np.ndarray, room: int) -> None:
+        rows = rows[~chosen[rows]]
+        # a stable sort keeps the order of the data set where scores are equal
+        chosen[rows[np.argsort(-by[rows], kind="stable")][: max(0, room)]] = True
+
+    flagged = eligible[(ensemble[eligible] >= cut) & named[concept[eligible]]]
+    take(flagged, ensemble, count)
+    leaders = np.argsort(-statistics, kind="stable")[:LEADING]
+    share = (count - int(chosen.sum())) // (2 * max(1, len(leaders)))
+    for leader in leaders:
+        take(eligible[concept[eligible] == leader], spectral, share)
+    take(eligible, ensemble, count - int(chosen.sum()))
+    return np.flatnonzero(chosen)
