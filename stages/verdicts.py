@@ -1,5 +1,6 @@
-"""From scores to verdicts: where the cut lies, what it means, and why a pair is set apart."""
+"""From scores and proofs to verdicts: where the cut lies, what it means, and why a pair is set apart."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, ClassVar, Literal
@@ -12,15 +13,21 @@ from stages.stage import config
 
 
 class Verdict(StrEnum):
-    """What the scan says of a pair. `poisoned` needs proof by transplantation, which statistics cannot give."""
+    """What the scan says of a pair."""
 
     CLEAN = "clean"
     SUSPECT = "suspect"
+    """Odd, for the reasons given; that alone proves nothing."""
+    POISONED = "poisoned"
+    """It carries a trigger that was proven: put onto other pictures it makes the model say the target, and without it the model
+    no longer says it of this one."""
 
 
 class Reason(StrEnum):
-    """Why a pair is suspect."""
+    """Why a pair is set apart."""
 
+    PROVEN_TRIGGER = "proven_trigger"
+    """It carries a proven trigger."""
     POISON_SUSPECT = "poison_suspect"
     """The ensemble of detectors puts it above the cut."""
     MISMATCHED_CAPTION = "mismatched_caption"
@@ -121,21 +128,34 @@ class Judge:
             "slof",
             "dao",
             "concept",
+            "trigger_id",
         }
     )
-    adds: ClassVar[frozenset[str]] = frozenset({"verdict", "reasons", "trigger_id", "target"})
+    adds: ClassVar[frozenset[str]] = frozenset({"verdict", "reasons", "target"})
 
-    def __init__(self, cut: float, targets: frozenset[str], mixture_speaks: bool) -> None:
-        """Set the cut, the concepts that the scan named, and whether the CLIP score has two separate components at all."""
+    def __init__(
+        self, cut: float, targets: frozenset[str], mixture_speaks: bool, triggers: Mapping[str, str] | None = None
+    ) -> None:
+        """Set what the scan knows of the data set as a whole.
+
+        Args:
+            cut: ensemble score from which a pair is flagged.
+            targets: concepts that the statistics name.
+            mixture_speaks: whether the CLIP score has two separate components at all.
+            triggers: target of each proven trigger, by its id.
+        """
         self._cut = cut
         self._targets = targets
         self._mixture_speaks = mixture_speaks
+        self._triggers = triggers or {}
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Return the table with `verdict`, `reasons`, `trigger_id` (null until a trigger is proven) and `target`."""
+        """Return the table with `verdict`, `reasons` and `target`; `trigger_id` is null where no trigger is proven."""
+        triggers = table.column("trigger_id").to_pylist()
         column = {name: table.column(name).to_numpy(zero_copy_only=False) for name in self.reads & _NUMERIC}
         copies = np.expm1(column["image_duplicates"])
         masks = {
+            Reason.PROVEN_TRIGGER: np.array([trigger is not None for trigger in triggers], bool),
             Reason.POISON_SUSPECT: column["ensemble"] >= self._cut,
             Reason.MISMATCHED_CAPTION: (column["clip_mixture"] >= MISMATCH_PROBABILITY) & self._mixture_speaks,
             Reason.PLACEHOLDER: (column["pixel_std"] < UNIFORM_PIXEL_STD) | (copies >= PLACEHOLDER_COPIES - 0.5),
@@ -143,14 +163,20 @@ class Judge:
             Reason.OUTLIER: (column["slof"] >= OUTLIER_RANK) & (column["dao"] >= OUTLIER_RANK),
         }
         reasons = [[r.value for r, mask in masks.items() if mask[i]] for i in range(table.num_rows)]
-        verdict = [(Verdict.SUSPECT if found else Verdict.CLEAN).value for found in reasons]
-        concepts = table.column("concept").to_pylist()
+        verdict = [_verdict(found).value for found in reasons]
+        accused = table.column("concept").to_pylist()
         flagged = masks[Reason.POISON_SUSPECT]
-        target = [c if flag and c in self._targets else None for c, flag in zip(concepts, flagged, strict=True)]
+        named = [c if flag and c in self._targets else None for c, flag in zip(accused, flagged, strict=True)]
+        target = [self._triggers.get(t, n) if t is not None else n for t, n in zip(triggers, named, strict=True)]
         table = table.append_column("verdict", pa.array(verdict, pa.string()))
         table = table.append_column("reasons", pa.array(reasons, pa.list_(pa.string())))
-        table = table.append_column("trigger_id", pa.nulls(table.num_rows, pa.string()))
         return table.append_column("target", pa.array(target, pa.string()))
+
+
+def _verdict(reasons: list[str]) -> Verdict:
+    if Reason.PROVEN_TRIGGER.value in reasons:
+        return Verdict.POISONED
+    return Verdict.SUSPECT if reasons else Verdict.CLEAN
 
 
 _NUMERIC = {"pixel_std", "ensemble", "clip_mixture", "image_duplicates", "slof", "dao"}

@@ -22,6 +22,7 @@ def facts(**columns):
         "slof": np.full(count, 0.5, np.float32),
         "dao": np.full(count, 0.5, np.float32),
         "concept": ["cat"] * count,
+        "trigger_id": pa.nulls(count, pa.string()),
     }
     return pa.table(table | columns)
 
@@ -69,7 +70,6 @@ def test_each_reason_has_its_own_sign():
     ]
     assert judged["verdict"] == ["suspect"] * 6 + ["clean"]
     assert judged["target"] == ["cat"] + [None] * 6
-    assert judged["trigger_id"] == [None] * 7
 
 
 def test_a_flag_outside_the_named_concepts_names_no_target():
@@ -80,3 +80,11 @@ def test_a_flag_outside_the_named_concepts_names_no_target():
 def test_a_mixture_that_does_not_separate_accuses_nobody():
     judged = Judge(5.0, frozenset(), mixture_speaks=False)(facts(clip_mixture=np.ones(3, np.float32)))
     assert judged.column("verdict").to_pylist() == ["clean"] * 3
+
+
+def test_a_proven_trigger_makes_a_pair_poisoned_whatever_its_scores():
+    table = facts(ensemble=np.array([9, 0, 0], np.float32), trigger_id=pa.array(["t1", "t1", None], pa.string()))
+    judged = Judge(5.0, frozenset({"cat"}), mixture_speaks=True, triggers={"t1": "dog"})(table).to_pydict()
+    assert judged["verdict"] == ["poisoned", "poisoned", "clean"]
+    assert judged["reasons"] == [["proven_trigger", "poison_suspect"], ["proven_trigger"], []]
+    assert judged["target"] == ["dog", "dog", None]
