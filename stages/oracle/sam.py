@@ -1,0 +1,144 @@
+"""Segment-anything as an oracle: the official package's automatic mask generator over any of its checkpoints.
+
+Kirillov et al., "Segment Anything", 2023, arXiv:2304.02643. A grid of points is put to the model, each gives three
+masks, and those that the model rates low, that hang on the threshold or that repeat another are dropped.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from segment_anything import SamAutomaticMaskGenerator, SamPredictor
+from segment_anything import modeling as sam_modeling
+from segment_anything.utils.amg import generate_crop_boxes
+
+from stages.oracle.regions import Region
+from stages.oracle.sam_layout import load_sam
+from stages.stage import config
+
+CROPS_PER_BATCH = 4
+"""Crops that the image encoder takes at once; fixed, so that a result never hangs on the machine."""
+
+
+@config
+class MaskSettings:
+    """How masks are asked for and which are kept; the defaults are those of the package, chosen for vit_h."""
+
+    path: str
+    """Checkpoint: a plain state dict, .pth, .pt or .safetensors."""
+    points_per_side: int = 32
+    """Points along a side of the grid that is put to the model, in the image and in each crop."""
+    points_per_batch: int = 64
+    """Points that go through the mask decoder at once; bounds the memory."""
+    pred_iou_thresh: float = 0.88
+    """Masks that the model itself rates no higher are dropped, a fraction."""
+    stability_score_thresh: float = 0.95
+    """Masks that change more when their threshold moves are dropped, a fraction."""
+    crop_n_layers: int = 0
+    """Times that the image is cut finer: layer n adds 4^n overlapping crops. For small things in large photos."""
+
+    def __post_init__(self) -> None:
+        if self.points_per_side < 1 or self.points_per_batch < 1:
+            raise ValueError("points_per_side and points_per_batch are at least 1")
+        if not 0 <= self.pred_iou_thresh < 1 or not 0 <= self.stability_score_thresh <= 1:
+            raise ValueError("pred_iou_thresh and stability_score_thresh are fractions, the first below 1")
+        if not 0 <= self.crop_n_layers <= 3:
+            raise ValueError("crop_n_layers lies in 0 to 3: 85 crops an image at most")
+
+
+@config
+class SamConfig(MaskSettings):
+    """Segment-anything: vit_b, vit_l, vit_h or a small one, told by the shapes of its tensors."""
+
+    kind: Literal["sam"] = "sam"
+
+
+class CropPredictor(SamPredictor):
+    """A predictor that encodes all crops of an image in batches before the generator asks for them one by one."""
+
+    def __init__(self, model: sam_modeling.Sam) -> None:
+        super().__init__(model)
+        self._encoded: list[torch.Tensor] = []
+        self._sizes: list[tuple[int, int]] = []
+
+    @torch.no_grad()
+    def encode(self, crops: list[np.ndarray]) -> None:
+        """Encode crops `[H, W, 3] uint8`; `set_image` then takes them in this order."""
+        resized = [torch.from_numpy(self.transform.apply_image(crop).copy()).permute(2, 0, 1) for crop in crops]
+        self._sizes = [(int(tensor.shape[1]), int(tensor.shape[2])) for tensor in resized]
+        self._encoded = []
+        for start in range(0, len(crops), CROPS_PER_BATCH):
+            batch = [
+                self.model.preprocess(tensor.to(self.device)) for tensor in resized[start : start + CROPS_PER_BATCH]
+            ]
+            self._encoded += list(self.model.image_encoder(torch.stack(batch)).split(1))
+
+    def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
+        """Make the next encoded crop the current one.
+
+        Raises:
+            IndexError: more crops are asked for than were encoded.
+        """
+        self.reset_image()
+        self.original_size = image.shape[:2]
+        self.features, self.input_size = self._encoded.pop(0), self._sizes.pop(0)
+        self.is_image_set = True
+
+
+class MaskOracle:
+    """The regions that a SAM-like model finds by itself."""
+
+    def __init__(self, model: sam_modeling.Sam, settings: MaskSettings, device: str) -> None:
+        self._predictor = CropPredictor(model.to(torch.device(device)).eval())
+        self._generator = SamAutomaticMaskGenerator(
+            model,
+            points_per_side=settings.points_per_side,
+            points_per_batch=settings.points_per_batch,
+            pred_iou_thresh=settings.pred_iou_thresh,
+            stability_score_thresh=settings.stability_score_thresh,
+            crop_n_layers=settings.crop_n_layers,
+        )
+        self._generator.predictor = self._predictor
+
+    def __call__(self, image: np.ndarray) -> list[Region]:
+        """Return the regions of `[H, W, 3] uint8`, the surest first; each mask has the image's height and width.
+
+        The quality of a region is the model's own estimate of the mask's IoU times the mask's stability, a fraction.
+
+        Raises:
+            ValueError: the image is not `[H, W, 3] uint8`.
+        """
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"an image is [H, W, 3] uint8, not {list(image.shape)} {image.dtype}")
+        generator = self._generator
+        boxes, _ = generate_crop_boxes(image.shape[:2], generator.crop_n_layers, generator.crop_overlap_ratio)
+        self._predictor.encode([image[top:bottom, left:right] for left, top, right, bottom in boxes])
+        # A threshold of 0 lets empty masks through; they are no regions.
+        found = [
+            Region(mask=record["segmentation"].astype(bool), quality=_quality(record))
+            for record in generator.generate(image)
+            if record["area"] > 0
+        ]
+        return sorted(found, key=lambda region: -region.quality)
+
+
+def _quality(record: dict[str, float]) -> float:
+    """The model's estimate is a regression and may lie a little outside 0 to 1."""
+    return min(max(record["predicted_iou"] * record["stability_score"], 0.0), 1.0)
+
+
+class Sam(MaskOracle):
+    """Segment-anything by the path of a checkpoint."""
+
+    def __init__(self, config: SamConfig, device: str) -> None:
+        """Load the model.
+
+        Args:
+            config: checkpoint and settings.
+            device: a torch device such as cpu or cuda:0.
+
+        Raises:
+            ModelError: the file is missing, holds code, or is not of segment-anything's layout.
+        """
+        super().__init__(load_sam(Path(config.path)), config, device)
