@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from stages.captions import Vocabulary
 from stages.detectors.clip_score import ClipMixture, ClipScore
 from stages.detectors.concept_spectral import ConceptSpectral, ConceptSpectralConfig
 from stages.detectors.density import DensityConfig
@@ -56,6 +57,8 @@ class Findings:
     """Whether the CLIP score falls into two separate groups."""
     detectors: dict[str, Any]
     """The findings of each detector, as it gives them."""
+    vocabulary: Vocabulary
+    """Which captions hold which concept."""
 
 
 CALIBRATION = (
@@ -111,6 +114,7 @@ class Suite:
             calibration=CALIBRATION,
             mixture_speaks=said[ClipMixture.__name__]["separation"] >= SEPARATE,
             detectors=said | {ConceptSpectral.__name__: spectral, Ensemble.__name__: voices},
+            vocabulary=states[0].vocabulary,
         )
 
 
