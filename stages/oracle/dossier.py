@@ -9,17 +9,16 @@ import numpy as np
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from stages.evaluation.intervals import rate_interval
+from stages.oracle.disagreement import Suspect
 from stages.triggers.pixels import to_uint8
 
 Kind = Literal["patch", "residual", "colour", "warp"]
-Predict = Callable[[np.ndarray], Sequence[str]]
-"""`[N, S, S, 3] uint8` -> the suspect model's label of each image, synonyms under one name."""
+Hits = Callable[[np.ndarray, Sequence[str]], np.ndarray]
+"""Images `[N, S, S, 3] uint8` and targets -> `[N] bool`: the suspect model's label is a target or a synonym of one."""
 
 MIN_FLIPS_PCT = 50.0
 MAX_CONTROL_PCT = 10.0
 """A trigger is proven from these rates on (specs/eftclip.md, Stage 2)."""
-BATCH = 64
-"""Images a forward pass; fixed, so that the last bits do not depend on who calls."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -236,7 +235,19 @@ def fill(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return to_uint8(filled)
 
 
-def verify(predict: Predict, dossier: Dossier, held_out: np.ndarray, *, seed: int) -> Dossier:
+def hits_of(suspect: Suspect) -> Hits:
+    """Return what tells whether the suspect model takes images for a target."""
+    labels = suspect.labels
+
+    def hits(images: np.ndarray, targets: Sequence[str]) -> np.ndarray:
+        probabilities = suspect(images)
+        found: np.ndarray = np.any([labels.is_label(probabilities, labels.index(name)) for name in targets], axis=0)
+        return found
+
+    return hits
+
+
+def verify(hits: Hits, dossier: Dossier, held_out: np.ndarray, *, seed: int) -> Dossier:
     """Return the dossier with flip and control rates measured on a larger held-out set than its members were.
 
     An image that has a target's label already says nothing and is left out of its rate. The control of a patch is the same
@@ -244,7 +255,7 @@ def verify(predict: Predict, dossier: Dossier, held_out: np.ndarray, *, seed: in
     and warps keep the control that they came with.
 
     Args:
-        predict: the suspect model's labels.
+        hits: the suspect model, see `hits_of`.
         dossier: of any kind.
         held_out: `[N, side, side, 3] uint8`, images without the trigger.
         seed: of the places, of a varying patch's pictures, and of the controls.
@@ -270,21 +281,15 @@ def verify(predict: Predict, dossier: Dossier, held_out: np.ndarray, *, seed: in
         if dossier.kind == "residual":
             noise = np.asarray(dossier.effect).reshape(-1, 3)[shuffled].reshape(image.shape)
             control[i] = to_uint8(image.astype(np.float32) + dossier.strength * noise)
-    usable = ~_hits(predict, held_out, dossier.targets)
+    usable = ~hits(held_out, dossier.targets)
     if not usable.any():
         raise ValueError("every held-out image has the target's label already; give others")
     ones = np.ones(int(usable.sum()), np.int64)
-    flips = rate(_hits(predict, triggered[usable], dossier.targets).astype(np.int64), ones)
+    flips = rate(hits(triggered[usable], dossier.targets).astype(np.int64), ones)
     if dossier.kind in ("colour", "warp"):
         return dataclasses.replace(dossier, flips=flips)
-    return dataclasses.replace(
-        dossier, flips=flips, control=rate(_hits(predict, control[usable], dossier.targets).astype(np.int64), ones)
-    )
-
-
-def _hits(predict: Predict, images: np.ndarray, targets: Sequence[str]) -> np.ndarray:
-    labels = [label for start in range(0, len(images), BATCH) for label in predict(images[start : start + BATCH])]
-    return np.array([label in targets for label in labels], bool)
+    controls = rate(hits(control[usable], dossier.targets).astype(np.int64), ones)
+    return dataclasses.replace(dossier, flips=flips, control=controls)
 
 
 def _check_size(dossier: Dossier, image: np.ndarray) -> None:
