@@ -63,10 +63,7 @@ class _Layer(nn.Module):
         self.channels_last = channels_last
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.channels_last:
-            x = self.blocks(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        else:
-            x = self.blocks(x)
+        x = self.blocks(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if self.channels_last else self.blocks(x)
         return x if self.downsample is None else self.downsample(x)
 
 
