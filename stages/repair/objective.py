@@ -11,8 +11,9 @@ The loop of pipeline/repair does no more than this, for any method:
     objective.export(folder)
 
 Each method's @config class has `kind`, `epochs` and `batch_size` (of the global batch), and the class variables
-`labelled` (needs Batch.labels and Setting.classes) and `roles` (which rows it takes); stages/repair/__init__.py holds
-their union RepairConfig and `build(config, clip, setting)`.
+`labelled` (needs Batch.labels and Setting.classes) and `roles` (which rows it takes), and may have `flagged_share_pct`
+(share of each batch that the loop fills with Role.FLAGGED); stages/repair/__init__.py holds their union RepairConfig and
+`build(config, clip, setting)`.
 
 The mean over ranks of `forward` is the loss of the global batch, and the mean of the gradients, which distributed data
 parallel takes, is its gradient; batch normalisation with live statistics is the one exception. Gathering, precision and
@@ -91,12 +92,14 @@ class Setting:
     """Of this worker."""
     world_size: int = 1
     """Workers; with more than one, torch.distributed is initialised before the first forward pass."""
+    seed: int = 0
+    """Of the values that a method starts from (a linear head, prompts)."""
     bf16: bool = False
     """Run the encoders under bfloat16 autocast. Weights, features and losses stay float32; the loop adds no autocast."""
 
 
 class Objective(nn.Module):
-    """The base of all methods: encoders, frozen copy, checkpointing. `state_dict()` is all that a resume needs.
+    """The base of all methods: encoders, global negatives and means, what a resume needs, what is saved.
 
     Args:
         clip: the suspect model; its network is trained in place, on its device. Its file is never written to.
@@ -112,6 +115,8 @@ class Objective(nn.Module):
         self.setting = setting
         self.device = clip.device
         self.freeze_batch_norm = freeze_batch_norm
+        self.notes: tuple[str, ...] = ()
+        """What a reader of the result must know about how this run differs from the method as published."""
         if getattr(self.model, "logit_bias", None) is not None:
             # a constant added to all logits changes no softmax, so it would never get a gradient
             self.model.logit_bias.requires_grad_(False)
@@ -132,6 +137,14 @@ class Objective(nn.Module):
     def export(self, folder: Path) -> None:
         """Write the repaired model as a checkpoint folder (see save_clip)."""
         save_clip(self.model, self.clip.model_cfg, self.clip.preprocess_cfg, folder)
+
+    def resume_state(self) -> dict[str, Any]:
+        """Return all that a resume needs beside the suspect checkpoint, the setting and the optimiser's state."""
+        return self.state_dict()
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Take over what `resume_state` returned, in an objective built anew from the suspect checkpoint."""
+        self.load_state_dict(state)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the parameters that are trained, by name."""
@@ -168,16 +181,23 @@ class Objective(nn.Module):
             features = (model or self.model).encode_text(tokens)
         return F.normalize(features.float(), dim=-1)
 
-    def class_features(self, model: Any = None) -> torch.Tensor:
-        """Return the text vector of each class, `[C, D] float32`, unit norm."""
-        prompts = [template.format(name) for name in self.setting.classes for template in self.setting.templates]
-        vectors = self.text_features(self.clip.tokenize(prompts).to(self.device), model)
-        return F.normalize(vectors.view(len(self.setting.classes), len(self.setting.templates), -1).mean(1), dim=-1)
+    def class_features(self, only: Sequence[int] | None = None) -> torch.Tensor:
+        """Return the text vectors of the classes, or of some of them by index, `[C, D] float32`, unit norm."""
+        names = self.setting.classes if only is None else [self.setting.classes[index] for index in only]
+        prompts = [template.format(name) for name in names for template in self.setting.templates]
+        vectors = self.text_features(self.clip.tokenize(prompts).to(self.device))
+        return F.normalize(vectors.view(len(names), len(self.setting.templates), -1).mean(1), dim=-1)
 
     def contrast(self, image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Return CLIP's loss of this rank's rows against the whole global batch."""
         loss: torch.Tensor = self._contrast(image, text, scale)
         return loss
+
+    def match(self, left: torch.Tensor, right: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Return the cross-entropy of this rank's rows of `left` against all ranks' rows of `right`; one direction."""
+        logits = scale * left @ self.gather(right).T
+        own = torch.arange(len(left), device=left.device) + self.setting.rank * len(left)
+        return F.cross_entropy(logits, own)
 
     def gather(self, local: torch.Tensor) -> torch.Tensor:
         """Return all ranks' rows in order of rank, `[total, ...]`; gradients flow back to the rank that made them."""
@@ -195,6 +215,13 @@ class Objective(nn.Module):
             distributed.all_reduce(count)
         # where, not a product: a row that is left out may hold an infinity
         return torch.where(keep, values, 0.0).sum() * self.setting.world_size / count.clamp(min=1)
+
+
+def freeze_text(model: nn.Module) -> None:
+    """Leave only the image tower to train: the text tower and the logit scale keep their values."""
+    for name, parameter in model.named_parameters():
+        if not name.startswith("visual."):
+            parameter.requires_grad_(False)
 
 
 def frozen_copy(model: nn.Module) -> Any:

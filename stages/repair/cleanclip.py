@@ -1,0 +1,217 @@
+"""CleanCLIP (Bansal et al. 2023, arXiv 2303.03323): learn each modality's own structure anew, so that the trigger's
+tie to the target wears off. Unsupervised from clean pairs, or supervised from labelled images."""
+
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from stages.clip_model import Clip
+from stages.contrastive import CosineWarmup
+from stages.repair.augment import auto_augment
+from stages.repair.eda import augment_caption, read_thesaurus
+from stages.repair.objective import Batch, Objective, Role, Setting, freeze_text
+from stages.repair.optimise import RepairSchedule, adamw, check_numbers
+from stages.stage import config
+
+NO_THESAURUS = (
+    "no thesaurus was given: captions were augmented by swapping and leaving out words only, "
+    "without the synonyms that EDA also uses"
+)
+
+
+@config
+class CleanClip:
+    """Settings of unsupervised CleanCLIP (README and src/parser.py of the published code)."""
+
+    labelled: ClassVar[bool] = False
+    roles: ClassVar[tuple[Role, ...]] = (Role.PAIR,)
+
+    kind: Literal["cleanclip"] = "cleanclip"
+    epochs: int = 10
+    """Passes over the clean pairs (100,000 in the paper)."""
+    batch_size: int = 64
+    """Pairs of a step, over all workers."""
+    lr: float = 1e-5
+    """Peak learning rate."""
+    schedule: RepairSchedule = CosineWarmup(warmup_steps=50)
+    """Course of the learning rate. The published code reads it one epoch too late and skips the rise; this does not."""
+    weight_decay: float = 0.1
+    """AdamW's, on matrices and kernels. Its moments start at zero; the published code takes over the pretraining's."""
+    clip_weight: float = 1.0
+    """Of the contrastive loss."""
+    inmodal_weight: float = 1.0
+    """Of the self-supervision."""
+    synonyms: str | None = None
+    """Thesaurus for EDA, see stages.repair.eda.read_thesaurus; without one two of its four operations are left out."""
+    alpha: float = 0.1
+    """EDA's share of the words."""
+    freeze_batch_norm: bool = False
+    """Keep the stored statistics of batch normalisation."""
+
+    def __post_init__(self) -> None:
+        check_numbers(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr)
+        if self.clip_weight < 0 or self.inmodal_weight < 0:
+            raise ValueError("clip_weight and inmodal_weight must not be negative")
+        if not 0 < self.alpha < 1:
+            raise ValueError("alpha must lie between 0 and 1")
+
+
+class TwoViews:
+    """A second view of every pair: AutoAugment for the image, EDA for the caption, drawn from step and row.
+
+    Raises:
+        ThesaurusError: the thesaurus cannot be read.
+    """
+
+    def __init__(self, clip: Clip, synonyms: str | None, alpha: float) -> None:
+        self._tokenize = clip.tokenize
+        self._alpha = alpha
+        self._thesaurus = read_thesaurus(synonyms) if synonyms is not None else None
+        self.notes = () if self._thesaurus is not None else (NO_THESAURUS,)
+
+    def images(self, batch: Batch) -> torch.Tensor:
+        """Return the augmented images, `[n, 3, S, S] uint8`."""
+        return auto_augment(batch.images, batch.rows, batch.seed)
+
+    def captions(self, batch: Batch) -> list[str]:
+        """Return the n augmented captions."""
+        rows = range(batch.rows.start, batch.rows.stop)
+        return [
+            augment_caption(caption, self._thesaurus, np.random.default_rng((*batch.seed, row, 2)), self._alpha)
+            for caption, row in zip(batch.captions, rows, strict=True)
+        ]
+
+    def tokens(self, batch: Batch) -> torch.Tensor:
+        """Return the tokens of the augmented captions, `[n, context_length] int64`."""
+        return self._tokenize(self.captions(batch)).to(batch.tokens.device)
+
+
+class CleanClipObjective(Objective):
+    """L = clip_weight L_CLIP + inmodal_weight L_SS; everything is trained.
+
+    L_SS is the mean of two cross-entropies over the global batch with CLIP's own logit scale: image against augmented
+    image and text against augmented text, originals as rows, one direction (src/train.py of the published code). Both
+    views pass through an encoder as one batch, as there, so live batch normalisation sees them together.
+    """
+
+    def __init__(self, settings: CleanClip, clip: Clip, setting: Setting) -> None:
+        super().__init__(clip, setting, freeze_batch_norm=settings.freeze_batch_norm)
+        self.settings = settings
+        self.views = TwoViews(clip, settings.synonyms, settings.alpha)
+        self.notes = self.views.notes
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Return this rank's loss."""
+        image, image_view, text, text_view = encode_views(self, self.views, batch)
+        scale = self.model.logit_scale.exp()
+        contrastive = self.contrast(image, text, scale)
+        return self.settings.clip_weight * contrastive + self.settings.inmodal_weight * self_supervision(
+            self, image, image_view, text, text_view, scale
+        )
+
+    def rate(self, step: int, steps: int) -> float:
+        """Return the learning rate of a step."""
+        return self.settings.schedule.rate(step, steps, self.settings.lr)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return AdamW(0.9, 0.999), as the published code."""
+        return adamw(self, self.settings.lr, self.settings.weight_decay, betas=(0.9, 0.999), eps=1e-8)
+
+
+def encode_views(
+    objective: Objective, views: TwoViews, batch: Batch
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return unit features `[n, D]` of images, augmented images, captions and augmented captions."""
+    pixels = objective.pixels(torch.cat([batch.images, views.images(batch)]))
+    image, image_view = objective.image_features(pixels).chunk(2)
+    text, text_view = objective.text_features(torch.cat([batch.tokens, views.tokens(batch)])).chunk(2)
+    return image, image_view, text, text_view
+
+
+def self_supervision(
+    objective: Objective,
+    image: torch.Tensor,
+    image_view: torch.Tensor,
+    text: torch.Tensor,
+    text_view: torch.Tensor,
+    scale: torch.Tensor,
+) -> torch.Tensor:
+    """Return CleanCLIP's L_SS of this rank's rows."""
+    return (objective.match(image, image_view, scale) + objective.match(text, text_view, scale)) / 2
+
+
+@config
+class CleanClipSupervised:
+    """Settings of supervised CleanCLIP (README and src/evaluate.py of the published code)."""
+
+    labelled: ClassVar[bool] = True
+    roles: ClassVar[tuple[Role, ...]] = (Role.PAIR,)
+
+    kind: Literal["cleanclip_supervised"] = "cleanclip_supervised"
+    epochs: int = 10
+    """Passes over the labelled images (50,000 in the paper)."""
+    batch_size: int = 128
+    """Images of a step, over all workers."""
+    lr: float = 1e-4
+    """Peak learning rate."""
+    schedule: RepairSchedule = CosineWarmup(warmup_steps=500)
+    """Course of the learning rate."""
+    weight_decay: float = 0.01
+    """AdamW's, on matrices and kernels."""
+    head: Literal["linear", "zero_shot"] = "linear"
+    """linear: a new layer on the image embedding, as published; it is thrown away afterwards, and with it goes what ties
+    the classes to their texts. zero_shot: the class prompts' vectors, fixed, so that the model stays a CLIP."""
+    freeze_batch_norm: bool = False
+    """Keep the stored statistics of batch normalisation."""
+
+    def __post_init__(self) -> None:
+        check_numbers(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr)
+
+
+class CleanClipSupervisedObjective(Objective):
+    """L = cross-entropy of the labels over the global batch; the image tower (and the linear head) is trained.
+
+    Rows without a label take no part.
+    """
+
+    def __init__(self, settings: CleanClipSupervised, clip: Clip, setting: Setting) -> None:
+        super().__init__(clip, setting, freeze_batch_norm=settings.freeze_batch_norm)
+        self.settings = settings
+        freeze_text(self.model)
+        if settings.head == "linear":
+            self.head: nn.Linear | None = nn.Linear(clip.embed_dim, len(setting.classes)).to(self.device)
+            bound = clip.embed_dim**-0.5  # nn.Linear's own
+            rng = np.random.default_rng(setting.seed)
+            with torch.no_grad():
+                for parameter in self.head.parameters():
+                    parameter.copy_(torch.from_numpy(rng.uniform(-bound, bound, tuple(parameter.shape))))
+        else:
+            self.head = None
+            self.classes: torch.Tensor
+            self.scale: torch.Tensor
+            with torch.no_grad():
+                self.register_buffer("classes", self.class_features(), persistent=False)
+                self.register_buffer("scale", self.model.logit_scale.exp().clone(), persistent=False)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Return this rank's share of the mean cross-entropy."""
+        pixels = self.pixels(batch.images)
+        if self.head is not None:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.setting.bf16):
+                features = self.model.encode_image(pixels)
+            logits = self.head(features.float())
+        else:
+            logits = self.scale * self.image_features(pixels) @ self.classes.T
+        losses = F.cross_entropy(logits, batch.labels.clamp(min=0), reduction="none")
+        return self.global_mean(losses, batch.labels >= 0)
+
+    def rate(self, step: int, steps: int) -> float:
+        """Return the learning rate of a step."""
+        return self.settings.schedule.rate(step, steps, self.settings.lr)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return AdamW(0.9, 0.999)."""
+        return adamw(self, self.settings.lr, self.settings.weight_decay, betas=(0.9, 0.999), eps=1e-8)

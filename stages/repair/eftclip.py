@@ -1,0 +1,98 @@
+"""EftCLIP (arXiv 2511.13545): fine-tuning on the compact set that the oracle's proofs give.
+
+Neither the paper's loss nor its numbers could be had. This is our reconstruction: CLIP's loss, CleanCLIP's
+self-supervision, and a margin between the true text and the trigger's label on images that carry a recovered trigger.
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+from torch.nn import functional as F
+
+from stages.clip_model import Clip
+from stages.contrastive import CosineWarmup
+from stages.repair.cleanclip import TwoViews, encode_views, self_supervision
+from stages.repair.objective import Batch, Objective, Role, Setting, cosine_rows
+from stages.repair.optimise import RepairSchedule, adamw, check_numbers
+from stages.stage import config
+
+
+@config
+class EftClip:
+    """Settings of the reconstructed EftCLIP; all numbers are ours."""
+
+    labelled: ClassVar[bool] = False
+    roles: ClassVar[tuple[Role, ...]] = (Role.VICTIM_CLEANED, Role.TRIGGER_PASTED, Role.GENUINE, Role.REPLAY)
+
+    kind: Literal["eftclip"] = "eftclip"
+    epochs: int = 5
+    """Passes over the compact set (200 to 5,000 pairs)."""
+    batch_size: int = 128
+    """Pairs of a step, over all workers."""
+    lr: float = 1e-5
+    """Peak learning rate; for a small model a tenth of the pretraining's."""
+    schedule: RepairSchedule = CosineWarmup(warmup_steps=0)
+    """Course of the learning rate."""
+    weight_decay: float = 0.1
+    """AdamW's, on matrices and kernels."""
+    inmodal_weight: float = 1.0
+    """Of the self-supervision."""
+    margin_weight: float = 1.0
+    """Of the margin on images with a recovered trigger."""
+    margin: float = 0.1
+    """By which the cosine to the true text must exceed that to the trigger's label."""
+    synonyms: str | None = None
+    """Thesaurus for EDA, see stages.repair.eda.read_thesaurus; without one two of its four operations are left out."""
+    alpha: float = 0.1
+    """EDA's share of the words."""
+    freeze_batch_norm: bool = True
+    """Keep the stored statistics of batch normalisation; a fifth of the rows carry a trigger."""
+
+    def __post_init__(self) -> None:
+        check_numbers(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr)
+        if self.inmodal_weight < 0 or self.margin_weight < 0 or self.margin < 0:
+            raise ValueError("inmodal_weight, margin_weight and margin must not be negative")
+        if not 0 < self.alpha < 1:
+            raise ValueError("alpha must lie between 0 and 1")
+
+
+class EftClipObjective(Objective):
+    """L = L_CLIP + inmodal_weight L_SS + margin_weight L_M; everything is trained.
+
+    L_M is the mean over the global batch's rows with a pasted trigger of relu(cos(f(x), t_y*) - cos(f(x), t_true) +
+    margin): t_y* is the vector of the trigger's label, t_true that of the row's own caption, both of the model as it is.
+    """
+
+    def __init__(self, settings: EftClip, clip: Clip, setting: Setting) -> None:
+        super().__init__(clip, setting, freeze_batch_norm=settings.freeze_batch_norm)
+        self.settings = settings
+        self.views = TwoViews(clip, settings.synonyms, settings.alpha)
+        self.notes = self.views.notes
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Return this rank's loss."""
+        image, image_view, text, text_view = encode_views(self, self.views, batch)
+        scale = self.model.logit_scale.exp()
+        loss = self.contrast(image, text, scale)
+        loss = loss + self.settings.inmodal_weight * self_supervision(self, image, image_view, text, text_view, scale)
+        return loss + self.settings.margin_weight * self._margin(batch, image, text)
+
+    def rate(self, step: int, steps: int) -> float:
+        """Return the learning rate of a step."""
+        return self.settings.schedule.rate(step, steps, self.settings.lr)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return AdamW(0.9, 0.98)."""
+        return adamw(self, self.settings.lr, self.settings.weight_decay, betas=(0.9, 0.98), eps=1e-6)
+
+    def _margin(self, batch: Batch, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        pasted = (batch.roles == Role.TRIGGER_PASTED) & (batch.accused >= 0)
+        # only the labels that occur are encoded; a rank without any still joins the count of the others
+        names, places = torch.unique(batch.accused[pasted], return_inverse=True)
+        excess = image.new_zeros(len(image))
+        if len(names):
+            planted = self.class_features(only=names.tolist())[places]
+            excess[pasted] = F.relu(
+                cosine_rows(image[pasted], planted) - cosine_rows(image[pasted], text[pasted]) + self.settings.margin
+            )
+        return self.global_mean(excess, pasted)

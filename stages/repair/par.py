@@ -1,0 +1,119 @@
+"""PAR, Perturb and Recover (arXiv 2412.00727): push both towers away from the poisoned model, then let CLIP's loss
+bring them back; what only the trigger held in place does not come back."""
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import distributed
+
+from stages.clip_model import Clip
+from stages.repair.augment import erase, noise
+from stages.repair.objective import Batch, Objective, Role, Setting, frozen_copy
+from stages.repair.optimise import RepairSchedule, TwoPhase, adamw, check_numbers
+from stages.stage import config
+
+
+@config
+class Par:
+    """Settings of PAR (train.py, utils.py and trigger.sh of the published code)."""
+
+    labelled: ClassVar[bool] = False
+    roles: ClassVar[tuple[Role, ...]] = (Role.PAIR,)
+
+    kind: Literal["par"] = "par"
+    epochs: int = 10
+    """Passes over the clean pairs (250,000 real or synthetic ones in the paper)."""
+    batch_size: int = 2048
+    """Pairs of a step, over all workers (4 x 512 in the shipped script)."""
+    lr: float = 3e-6
+    """Rate between the two phases."""
+    schedule: RepairSchedule = TwoPhase()
+    """Course of the learning rate: 3e-5 to 3e-6 over half of the steps, then to 1e-9."""
+    weight_decay: float = 1e-4
+    """AdamW's, on matrices and kernels."""
+    tau: float | Literal["auto"] = 2.15
+    """Squared distance up to which a tower is pushed. 2.15 was tuned on one ResNet-50 with one attack. auto, which is not
+    of the paper, needs no trigger: the mean squared distance between the frozen vectors of *different* rows of the batch,
+    for each tower. A tower is pushed until a row is as far from its own old place as rows were from one another, when
+    nothing of what the old model said of that row in particular is left."""
+    augment: bool = True
+    """Noise and random erasing on the images, which both models see."""
+    cache_text: bool = False
+    """Keep the frozen model's caption vectors in memory (4 bytes x dimension a caption): they never change. A resumed run
+    may then differ in the last bits, because other rows are encoded together."""
+    freeze_batch_norm: bool = False
+    """Keep the stored statistics of batch normalisation."""
+
+    def __post_init__(self) -> None:
+        check_numbers(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr)
+        if self.tau != "auto" and not 0 < self.tau <= 4:
+            raise ValueError("tau must be above 0 and at most 4, or auto")
+
+
+class ParObjective(Objective):
+    """L_PAR = L_CLIP - L_PERT (losses.py of the published code).
+
+    L_PERT = (1[S_I <= tau] S_I + 1[S_T <= tau] S_T) / 2, where S is the mean squared distance of a tower's unit vectors
+    to the frozen copy's over the *global* batch, so one decision a tower and step. Above tau the term has neither value
+    nor gradient. The logit scale is constant. The published code calls the towers past its distributed wrapper, so that
+    its ranks never share gradients; here they do.
+    """
+
+    def __init__(self, settings: Par, clip: Clip, setting: Setting) -> None:
+        super().__init__(clip, setting, freeze_batch_norm=settings.freeze_batch_norm)
+        self.settings = settings
+        self._frozen = (frozen_copy(self.model),)
+        self.model.logit_scale.requires_grad_(False)
+        mean, std = (torch.tensor(clip.preprocess_cfg[key], device=self.device) for key in ("mean", "std"))
+        self._mean, self._std = mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
+        self._captions: dict[str, torch.Tensor] = {}
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Return this rank's loss."""
+        pixels = self._augmented(batch) if self.settings.augment else self.pixels(batch.images)
+        image, text = self.image_features(pixels), self.text_features(batch.tokens)
+        with torch.no_grad():
+            old_image, old_text = self.image_features(pixels, self._frozen[0]), self._old_text(batch)
+        perturbation = (self._push(image, old_image) + self._push(text, old_text)) / 2
+        return self.contrast(image, text, self.model.logit_scale.exp()) - perturbation
+
+    def rate(self, step: int, steps: int) -> float:
+        """Return the learning rate of a step."""
+        return self.settings.schedule.rate(step, steps, self.settings.lr)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return AdamW(0.9, 0.98)."""
+        return adamw(self, self.settings.lr, self.settings.weight_decay, betas=(0.9, 0.98), eps=1e-8)
+
+    def _push(self, now: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+        """Return this rank's share of 1[S <= tau] S for one tower."""
+        local = (now - old).square().sum(-1).mean()
+        distance = local.detach().clone()
+        if self.setting.world_size > 1:
+            distributed.all_reduce(distance)
+            distance /= self.setting.world_size
+        threshold = self._spread(old) if self.settings.tau == "auto" else self.settings.tau
+        return torch.where(distance <= threshold, local, torch.zeros_like(local))
+
+    def _spread(self, old: torch.Tensor) -> torch.Tensor:
+        """Return the mean squared distance between different rows of the global batch, from unit rows."""
+        with torch.no_grad():
+            rows = self.gather(old)
+            count = len(rows)
+            cosine = (rows.sum(0).square().sum() - count) / (count * (count - 1))
+            return 2 - 2 * cosine
+
+    def _augmented(self, batch: Batch) -> torch.Tensor:
+        raw = batch.images.to(torch.float32, memory_format=torch.channels_last) / 255
+        pixels = (noise(raw, batch.rows, batch.seed) - self._mean) / self._std
+        return erase(pixels, batch.rows, batch.seed)
+
+    def _old_text(self, batch: Batch) -> torch.Tensor:
+        if not self.settings.cache_text:
+            return self.text_features(batch.tokens, self._frozen[0])
+        known = self._captions
+        places = {caption: place for place, caption in enumerate(batch.captions) if caption not in known}
+        if places:
+            fresh = self.text_features(batch.tokens[list(places.values())], self._frozen[0])
+            known.update(zip(places, fresh, strict=True))
+        return torch.stack([known[caption] for caption in batch.captions])

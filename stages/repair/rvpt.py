@@ -1,0 +1,135 @@
+"""RVPT, Repulsive Visual Prompt Tuning (arXiv 2412.20392): prompts that turn the later features away from what the
+poisoned encoder makes of an image, while a few labelled images keep the classes right."""
+
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch.nn import functional as F
+
+from stages.clip_model import Clip
+from stages.contrastive import CosineWarmup
+from stages.repair.objective import Batch, Objective, Role, Setting
+from stages.repair.optimise import RepairSchedule, check_numbers
+from stages.repair.prompts import attach, save_adapter
+from stages.stage import config
+
+
+@config
+class Rvpt:
+    """Settings of RVPT (section 5.1 and appendix of the paper; no usable code was published)."""
+
+    labelled: ClassVar[bool] = True
+    roles: ClassVar[tuple[Role, ...]] = (Role.PAIR,)
+
+    kind: Literal["rvpt"] = "rvpt"
+    epochs: int = 50
+    """Passes over the labelled images."""
+    batch_size: int = 32
+    """Images of a step, over all workers."""
+    shots: int = 16
+    """Labelled images of each class."""
+    lr: float = 2e-3
+    """First learning rate of SGD."""
+    schedule: RepairSchedule = CosineWarmup(warmup_steps=0)
+    """Course of the learning rate."""
+    momentum: float = 0.9
+    """Of SGD; not stated in the paper, usual for prompt tuning."""
+    first_block: int = 3
+    """D: the blocks D to the last (from 0) have prompts."""
+    tokens: int = 50
+    """b: prompts a block."""
+    alpha: float = 2.0
+    """Weight of the feature-repelling loss."""
+    logit_scale: float | None = None
+    """Scale of the cross-entropy's cosines; None: the model's own, 100 for OpenAI's CLIP, which the paper uses."""
+    cache: bool = True
+    """Keep the frozen encoder's class tokens of each image (4 bytes x blocks x width): images are not augmented, so they
+    never change. A resumed run may then differ in the last bits, because other rows are encoded together."""
+
+    def __post_init__(self) -> None:
+        check_numbers(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr)
+        if self.shots < 1 or self.tokens < 1 or self.first_block < 0:
+            raise ValueError("shots and tokens must be at least 1, first_block at least 0")
+        if not 0 <= self.momentum < 1:
+            raise ValueError("momentum must be at least 0 and below 1")
+        if self.logit_scale is not None and self.logit_scale <= 0:
+            raise ValueError("logit_scale must be above 0")
+
+
+class RvptObjective(Objective):
+    """L = CE + alpha FR over the labelled rows of the global batch; only the prompts are trained.
+
+    FR is the mean over rows and prompted blocks of the cosine between the class token behind the block with prompts and
+    the frozen encoder's: layers D + 1 to L in the paper's count. CE is over the class prompts' text vectors, which are
+    computed once. The model is closed to an image tower other than a ViT with a class token.
+
+    Raises:
+        ModelError: of stages.repair.prompts.attach.
+    """
+
+    def __init__(self, settings: Rvpt, clip: Clip, setting: Setting) -> None:
+        super().__init__(clip, setting, freeze_batch_norm=True)
+        self.settings = settings
+        self.model.requires_grad_(False)
+        self._base = clip.fingerprint
+        self.prompts = attach(self.model, settings.first_block, settings.tokens, setting.seed)
+        self._cached: dict[bytes, torch.Tensor] = {}
+        self.classes: torch.Tensor
+        self.scale: torch.Tensor
+        with torch.no_grad():
+            self.register_buffer("classes", self.class_features(), persistent=False)
+            scale = self.model.logit_scale.exp() if settings.logit_scale is None else settings.logit_scale
+            self.register_buffer("scale", torch.as_tensor(scale, device=self.device).clone(), persistent=False)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Return this rank's loss."""
+        keep = batch.labels >= 0
+        old = self._frozen_tokens(batch.images)
+        with self.prompts.watched(active=True) as seen:
+            image = self.image_features(self.pixels(batch.images))
+        # [n, blocks]
+        cosines = torch.stack(
+            [F.cosine_similarity(now.float(), then, dim=-1) for now, then in zip(seen, old.unbind(1), strict=True)], 1
+        )
+        logits = self.scale * image @ self.classes.T
+        cross_entropy = F.cross_entropy(logits, batch.labels.clamp(min=0), reduction="none")
+        return self.global_mean(cross_entropy + self.settings.alpha * cosines.mean(1), keep)
+
+    def rate(self, step: int, steps: int) -> float:
+        """Return the learning rate of a step."""
+        return self.settings.schedule.rate(step, steps, self.settings.lr)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return SGD over the prompts."""
+        return torch.optim.SGD(self.trainable().values(), lr=self.settings.lr, momentum=self.settings.momentum)
+
+    def resume_state(self) -> dict[str, Any]:
+        """Return the prompts alone: all else is the suspect checkpoint's."""
+        return {"tokens": self.prompts.tokens.detach().clone()}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Take over the prompts."""
+        with torch.no_grad():
+            self.prompts.tokens.copy_(state["tokens"])
+
+    def export(self, folder: Path) -> None:
+        """Write the prompts as an adapter for the original checkpoint (see stages.repair.prompts.save_adapter)."""
+        save_adapter(self.prompts, self._base, folder)
+
+    def _frozen_tokens(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the class tokens of the encoder without prompts, `[n, blocks, width] float32`."""
+        if not self.settings.cache:
+            return self._encode_frozen(images)
+        keys = [blake2b(image.tobytes(), digest_size=16).digest() for image in images.cpu().numpy()]
+        places = {key: place for place, key in enumerate(keys) if key not in self._cached}
+        if places:
+            fresh = self._encode_frozen(images[list(places.values())])
+            self._cached.update(zip(places, fresh, strict=True))
+        return torch.stack([self._cached[key] for key in keys])
+
+    def _encode_frozen(self, images: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad(), self.prompts.watched(active=False) as seen:
+            self.image_features(self.pixels(images))
+        return torch.stack(seen, 1).float()

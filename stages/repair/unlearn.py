@@ -1,0 +1,120 @@
+"""clipsan's own repair: unlearn what the scan accuses, and hold everything else where it is.
+
+The four published methods are blind: they disturb the whole model and hope that the trigger suffers most. The scan knows
+which pairs planted the trigger and what label they planted, so this pushes exactly those images away from that label,
+turns images with a recovered trigger back to their true captions, and ties clean images to the suspect model's own
+vectors. The text tower is fixed: it is shared by all classes and carries no trigger of its own.
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+from torch.nn import functional as F
+
+from stages.clip_model import Clip
+from stages.contrastive import CosineWarmup
+from stages.repair.objective import Batch, Objective, Role, Setting, cosine_rows, freeze_text, frozen_copy
+from stages.repair.optimise import RepairSchedule, adamw, check_numbers
+from stages.stage import config
+
+
+@config
+class Unlearn:
+    """Settings of the unlearning; found on small models."""
+
+    labelled: ClassVar[bool] = True
+    roles: ClassVar[tuple[Role, ...]] = (Role.PAIR, Role.FLAGGED, Role.TRIGGER_PASTED)
+
+    kind: Literal["unlearn"] = "unlearn"
+    epochs: int = 5
+    """Passes over the clean pairs."""
+    batch_size: int = 128
+    """Pairs of a step, over all workers."""
+    flagged_share_pct: float = 25.0
+    """Share of each batch that flagged pairs fill, drawn again when they run out."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    schedule: RepairSchedule = CosineWarmup(warmup_steps=10)
+    """Course of the learning rate."""
+    weight_decay: float = 0.0
+    """AdamW's, on matrices and kernels."""
+    flagged_weight: float = 2.0
+    """Of the push away from the accused label."""
+    floor: float = 4.0
+    """The push ends where the log probability of the accused label is below minus this."""
+    pasted_weight: float = 1.0
+    """Of the pull of images with a recovered trigger to what they truly show."""
+    keep_weight: float = 5.0
+    """Of the tie to the suspect model's vectors of clean images."""
+    label_weight: float = 0.2
+    """Of the zero-shot cross-entropy of clean images whose class is known."""
+    freeze_batch_norm: bool = True
+    """Keep the stored statistics of batch normalisation: batches are rich in triggers."""
+
+    def __post_init__(self) -> None:
+        check_numbers(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr)
+        if not 0 <= self.flagged_share_pct < 100:
+            raise ValueError("flagged_share_pct must be at least 0 and below 100")
+        if min(self.flagged_weight, self.pasted_weight, self.keep_weight, self.label_weight, self.floor) < 0:
+            raise ValueError("weights and floor must not be negative")
+
+
+class UnlearnObjective(Objective):
+    """L = flagged_weight L_F + pasted_weight L_P + keep_weight L_K + label_weight L_Y; the image tower is trained.
+
+    Each term is a mean over its own rows of the global batch; p is the softmax over all classes at the model's own logit
+    scale, which is fixed as the class vectors are.
+    - L_F, flagged rows: relu(log p(accused) + floor).
+    - L_P, rows with a pasted trigger: -log p(label) where the class is known, else the cross-entropy of the row's own
+      caption against the accused label alone; with neither known the row takes no part.
+    - L_K, clean rows: 1 - cos to the suspect model's vector of the same image.
+    - L_Y, clean rows whose class is known: -log p(label).
+    """
+
+    def __init__(self, settings: Unlearn, clip: Clip, setting: Setting) -> None:
+        super().__init__(clip, setting, freeze_batch_norm=settings.freeze_batch_norm)
+        self.settings = settings
+        freeze_text(self.model)
+        self._frozen = (frozen_copy(self.model),)
+        self.classes: torch.Tensor
+        self.scale: torch.Tensor
+        with torch.no_grad():
+            self.register_buffer("classes", self.class_features(), persistent=False)
+            self.register_buffer("scale", self.model.logit_scale.exp().clone(), persistent=False)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Return this rank's loss."""
+        pixels = self.pixels(batch.images)
+        image = self.image_features(pixels)
+        chances = F.log_softmax(self.scale * image @ self.classes.T, dim=-1)
+        flagged = (batch.roles == Role.FLAGGED) & (batch.accused >= 0)
+        pasted = batch.roles == Role.TRIGGER_PASTED
+        clean = (batch.roles != Role.FLAGGED) & ~pasted
+        known = batch.labels >= 0
+        accused_chance = chances.gather(1, batch.accused.clamp(min=0)[:, None])[:, 0]
+        label_loss = -chances.gather(1, batch.labels.clamp(min=0)[:, None])[:, 0]
+        terms = self.settings
+        loss = terms.flagged_weight * self.global_mean(F.relu(accused_chance + terms.floor), flagged)
+        loss = loss + terms.label_weight * self.global_mean(label_loss, clean & known)
+        loss = loss + terms.keep_weight * self.global_mean(1 - cosine_rows(image, self._old(pixels)), clean)
+        restored = torch.where(known, label_loss, self._against_caption(batch, image))
+        return loss + terms.pasted_weight * self.global_mean(restored, pasted & (known | (batch.accused >= 0)))
+
+    def rate(self, step: int, steps: int) -> float:
+        """Return the learning rate of a step."""
+        return self.settings.schedule.rate(step, steps, self.settings.lr)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return AdamW(0.9, 0.999)."""
+        return adamw(self, self.settings.lr, self.settings.weight_decay, betas=(0.9, 0.999), eps=1e-8)
+
+    def _old(self, pixels: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return self.image_features(pixels, self._frozen[0])
+
+    def _against_caption(self, batch: Batch, image: torch.Tensor) -> torch.Tensor:
+        """Return -log of the softmax of the own caption against the accused label, `[n]`."""
+        with torch.no_grad():
+            text = self.text_features(batch.tokens)
+        planted = self.classes[batch.accused.clamp(min=0)]
+        return F.softplus(self.scale * (cosine_rows(image, planted) - cosine_rows(image, text)))
