@@ -1,0 +1,242 @@
+"""One suspicious pair under the oracle: what it claims, which region carries the claim, and whether that is proven."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from stages.clip_model import Clip
+from stages.oracle.disagreement import Disagreement, Labeller, Suspect, disagree, without
+from stages.oracle.localise import box_mask, causal_score, tighten
+from stages.oracle.regions import Oracle, Region, to_runs
+from stages.oracle.transplant import Flips, count_flips
+from stages.oracle.vocabulary import Labels
+from stages.stage import config
+
+EVIDENCE_SCHEMA = pa.schema(
+    [
+        ("uid", pa.string()),
+        ("claim", pa.string()),
+        ("labels", pa.list_(pa.string())),
+        ("supported", pa.list_(pa.string())),
+        ("region_labels", pa.list_(pa.string())),
+        ("unsupported", pa.list_(pa.string())),
+        ("box_top", pa.int32()),
+        ("box_left", pa.int32()),
+        ("box_height", pa.int32()),
+        ("box_width", pa.int32()),
+        ("mask_runs", pa.list_(pa.int32())),
+        ("mask_height", pa.int32()),
+        ("mask_width", pa.int32()),
+        ("probability", pa.float32()),
+        ("probability_without", pa.float32()),
+        ("flips", pa.int32()),
+        ("control_flips", pa.int32()),
+        ("trials", pa.int32()),
+        ("proven", pa.bool_()),
+        ("region_png", pa.binary()),
+    ]
+)
+"""One row an examined pair; pixels are those of the model's input. Without a region j* there are no trials."""
+
+REGION_COLUMNS = (
+    *("box_top", "box_left", "box_height", "box_width", "mask_runs", "mask_height", "mask_width"),
+    *("probability_without", "region_png"),
+)
+"""Null where no region carries the claim."""
+
+
+@config
+class ExamineConfig:
+    """How a pair is examined and what counts as proof."""
+
+    top_labels: int = 3
+    """Most labels that CLIP is taken to claim of the whole image."""
+    least_probability: float = 0.05
+    """Smallest p(y|x) of a claimed label."""
+    regions: int = 64
+    """Most regions of an image that are looked at; the oracle's surest ones."""
+    small_area: float = 0.15
+    """Largest share of the image whose removal must not take a supported label away, a fraction. The spec proposes .10."""
+    support: float = 0.5
+    """Share of its probability that a supported label keeps without any one small region."""
+    held_out: int = 32
+    """Images onto which a region is pasted."""
+    accept: float = 0.5
+    """Smallest share of them that a trigger flips."""
+    control_at_most: float = 0.1
+    """Largest share that the control may flip."""
+    max_trigger_area: float = 0.25
+    """A larger region proves nothing, a fraction: a genuine object that fills the image changes its label as well."""
+    seed: int = 0
+    """Of the control's place."""
+
+    def __post_init__(self) -> None:
+        if min(self.top_labels, self.regions, self.held_out) < 1:
+            raise ValueError("top_labels, regions and held_out must be at least 1")
+        if not 0 <= self.least_probability <= 1 or not 0 < self.support <= 1:
+            raise ValueError("least_probability and support are fractions, and support is above 0")
+        if not 0 < self.small_area <= 1 or not 0 < self.max_trigger_area <= 1:
+            raise ValueError("small_area and max_trigger_area are fractions above 0")
+        if not 0 <= self.control_at_most < self.accept <= 1:
+            raise ValueError("control_at_most and accept are fractions, the first below the second")
+        if self.seed < 0:
+            raise ValueError("seed must not be negative")
+
+
+class Examiner:
+    """Examines pairs; holds the models. A pair's record depends on the pair and the held-out images alone."""
+
+    def __init__(
+        self,
+        clip: Clip,
+        oracle: Oracle,
+        labels: Labels,
+        held_out: np.ndarray,
+        settings: ExamineConfig,
+        labeller: Labeller | None = None,
+    ) -> None:
+        """Look at the held-out images once.
+
+        Args:
+            clip: the suspect model.
+            oracle: segments images at the model's input size.
+            labels: of the data set, for this model.
+            held_out: `[K, S, S, 3] uint8` clean-looking images at the model's input size; the first
+                `settings.held_out` are used.
+            settings: limits.
+            labeller: a trusted model that names crops; without one, support is causal.
+
+        Raises:
+            ValueError: there are fewer held-out images than asked for, or they have another size.
+        """
+        size = clip.image_size
+        if held_out.shape[1:] != (size, size, 3) or held_out.dtype != np.uint8:
+            raise ValueError(f"held-out images are [K, {size}, {size}, 3] uint8, not {held_out.shape} {held_out.dtype}")
+        if len(held_out) < settings.held_out:
+            raise ValueError(f"{settings.held_out} held-out images are wanted, and there are {len(held_out)}")
+        self._clip = clip
+        self._oracle = oracle
+        self._labels = labels
+        self._suspect = Suspect(clip, labels)
+        self._settings = settings
+        self._labeller = labeller
+        self._held_out = held_out[: settings.held_out]
+        self._held_out_p = self._suspect(self._held_out)
+
+    def examine(self, uid: str, rgb: np.ndarray, claim: str) -> dict[str, Any]:
+        """Return the record of one pair, a row of EVIDENCE_SCHEMA.
+
+        The claim is tested whatever Algorithm 1 makes of it: wherever some region alone gives it, the best such region
+        is tightened to a box and pasted onto held-out images that are not of that label already.
+
+        Args:
+            uid: of the pair.
+            rgb: `[H, W, 3] uint8`, as decoded.
+            claim: the concept that the statistics accuse.
+
+        Raises:
+            ValueError: the claim is no label.
+        """
+        settings, labels = self._settings, self._labels
+        label = labels.index(claim)
+        image = np.ascontiguousarray(self._clip.preprocess(rgb).numpy().transpose(1, 2, 0))
+        regions = self._oracle(image)[: settings.regions]
+        found = disagree(
+            self._suspect,
+            image,
+            regions,
+            label,
+            top_labels=settings.top_labels,
+            least_probability=settings.least_probability,
+            small_area=settings.small_area,
+            support=settings.support,
+            labeller=self._labeller,
+        )
+        row = {
+            "uid": uid,
+            "claim": claim,
+            "labels": self._named(found.claimed),
+            "supported": self._named(found.supported),
+            "region_labels": self._named(found.region_labels),
+            "unsupported": self._named(found.unsupported),
+            "probability": float(labels.claimed(found.probability[None], label)[0]),
+        }
+        start = self._carrier(found, regions, label)
+        return row | (self._no_region() if start is None else self._proof(uid, image, start, label))
+
+    def _carrier(self, found: Disagreement, regions: Sequence[Region], label: int) -> Region | None:
+        """Return region j*: of those that alone give the label, the one that accounts for it most fully.
+
+        [R] The spec takes the region of highest probability; any window around the trigger reaches nearly 1.
+        """
+        carrying = (
+            np.flatnonzero(self._labels.is_label(found.probability_alone, label)) if regions else np.zeros(0, int)
+        )
+        if not len(carrying):
+            return None
+        scores = causal_score(
+            self._labels.claimed(found.probability_alone[carrying], label),
+            self._labels.claimed(found.probability_without[carrying], label),
+            np.array([regions[i].area for i in carrying]),
+        )
+        best = regions[int(carrying[scores.argmax()])]
+        return best
+
+    def _proof(self, uid: str, image: np.ndarray, start: Region, label: int) -> dict[str, Any]:
+        """Tighten the region, paste it, and return the second half of the record."""
+        settings = self._settings
+        box = tighten(self._suspect, image, start.box, label)
+        mask = box_mask(box, image.shape[0])
+        onto = self._held_out[~self._labels.is_label(self._held_out_p, label)]
+        flips = count_flips(self._suspect, image, mask, label, onto, uid, settings.seed)
+        removed = self._labels.claimed(self._suspect(without(image, mask[None])), label)
+        return {
+            "box_top": box[0],
+            "box_left": box[1],
+            "box_height": box[2],
+            "box_width": box[3],
+            "mask_runs": to_runs(mask),
+            "mask_height": mask.shape[0],
+            "mask_width": mask.shape[1],
+            "probability_without": float(removed[0]),
+            "flips": flips.flips,
+            "control_flips": flips.control_flips,
+            "trials": flips.trials,
+            "proven": self._is_proven(flips, float(mask.mean())),
+            "region_png": cut_out(image, mask),
+        }
+
+    def _is_proven(self, flips: Flips, area: float) -> bool:
+        """Enough flips by a region that is small enough, and hardly any by the control."""
+        settings = self._settings
+        return (
+            flips.trials > 0
+            and area <= settings.max_trigger_area
+            and flips.flips >= settings.accept * flips.trials
+            and flips.control_flips <= settings.control_at_most * flips.trials
+        )
+
+    def _no_region(self) -> dict[str, Any]:
+        nothing: dict[str, Any] = dict.fromkeys(REGION_COLUMNS)
+        return nothing | {"flips": 0, "control_flips": 0, "trials": 0, "proven": False}
+
+    def _named(self, labels: list[int]) -> list[str]:
+        return [self._labels.names[i] for i in labels]
+
+
+def cut_out(image: np.ndarray, mask: np.ndarray) -> bytes:
+    """Return the image `[S, S, 3] uint8` as a PNG that is transparent outside the mask `[S, S] bool`."""
+    pixels = np.where(mask[..., None], image, np.uint8(0))
+    opaque = mask.astype(np.uint8) * 255
+    file = io.BytesIO()
+    Image.fromarray(np.dstack([pixels, opaque])).save(file, format="png")
+    return file.getvalue()
+
+
+def evidence_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
+    """Return records as a table of EVIDENCE_SCHEMA."""
+    return pa.Table.from_pylist(list(rows), schema=EVIDENCE_SCHEMA)

@@ -1,0 +1,95 @@
+"""From a region that carries a claim to the smallest box that carries all of it. [R]: EftCLIP takes the region as it is."""
+
+import numpy as np
+
+from stages.oracle.disagreement import Suspect, alone, without
+
+STEPS = (8, 4, 2, 1)
+"""Moves of a box's sides, in sixty-fourths of the image; coarse to fine."""
+ROUNDS = 3
+"""Moves that are made at each step."""
+AREA_PRICE = 4.0
+"""Log odds that a box of the whole image must gain over an empty one: of two boxes that do as much, the smaller wins."""
+FLOOR = 1e-6
+"""Probabilities are kept this far from 0 and 1 before their odds are taken."""
+
+Box = tuple[int, int, int, int]
+"""Top, left, height, width in pixels."""
+
+
+def box_mask(box: Box, size: int) -> np.ndarray:
+    """Return the box as a mask `[size, size] bool`."""
+    top, left, height, width = box
+    mask = np.zeros((size, size), dtype=bool)
+    mask[top : top + height, left : left + width] = True
+    return mask
+
+
+def causal_score(alone_p: np.ndarray, without_p: np.ndarray, area: np.ndarray) -> np.ndarray:
+    """Return how fully a region accounts for a claim, `[N] float64`.
+
+    Log odds of the claim with the region alone, minus those without the region, minus AREA_PRICE x area. Measured on
+    16 and 9 px patches at 64 px: it rises steeply until the box holds the trigger (3 to 8 per pixel of side) and falls
+    slowly beyond (.1 per pixel), so its maximum is the trigger's box.
+
+    Args:
+        alone_p: `[N] float64`, p(claim | region alone).
+        without_p: `[N] float64`, p(claim | image without region).
+        area: `[N] float64`, fractions.
+    """
+    score: np.ndarray = _log_odds(alone_p) - _log_odds(without_p) - AREA_PRICE * area
+    return score
+
+
+def tighten(suspect: Suspect, image: np.ndarray, start: Box, label: int) -> Box:
+    """Move a box's sides, the best move first, while that raises the causal score of the label.
+
+    Args:
+        suspect: the model.
+        image: `[S, S, 3] uint8`.
+        start: where the search begins.
+        label: the claim.
+    """
+    size = image.shape[0]
+    known: dict[Box, float] = {}
+
+    def score(boxes: list[Box]) -> None:
+        new = [box for box in boxes if box not in known]
+        if not new:
+            return
+        masks = np.stack([box_mask(box, size) for box in new])
+        claimed = suspect.labels.claimed(suspect(np.concatenate([alone(image, masks), without(image, masks)])), label)
+        values = causal_score(claimed[: len(new)], claimed[len(new) :], masks.mean(axis=(1, 2)))
+        known.update(zip(new, values.tolist(), strict=True))
+
+    score([start])
+    best = start
+    for step in dict.fromkeys(max(1, round(step * size / 64)) for step in STEPS):
+        for _ in range(ROUNDS):
+            moves = _moves(best, step, size)
+            score(moves)
+            winner = max(moves, key=lambda box: (known[box], box))
+            if known[winner] <= known[best]:
+                break
+            best = winner
+    return best
+
+
+def _moves(box: Box, step: int, size: int) -> list[Box]:
+    """Return the boxes that differ by one side moved by the step, in or out, within the image and not empty."""
+    top, left, height, width = box
+    found = []
+    for sign in (-step, step):
+        for first, last, vertical in ((sign, 0, True), (0, sign, True), (sign, 0, False), (0, sign, False)):
+            begin, length = (top, height) if vertical else (left, width)
+            low, high = max(0, begin + first), min(size, begin + length + last)
+            if high - low < 1 or (low, high) == (begin, begin + length):
+                continue
+            found.append((low, left, high - low, width) if vertical else (top, low, height, high - low))
+    return found
+
+
+def _log_odds(p: np.ndarray) -> np.ndarray:
+    kept = p.clip(FLOOR, 1 - FLOOR)
+    odds: np.ndarray = np.log(kept / (1 - kept))
+    return odds
