@@ -1,5 +1,6 @@
 """What one scan has to show."""
 
+import itertools
 from dataclasses import dataclass, field
 from typing import TypedDict
 
@@ -32,6 +33,68 @@ class FlaggedPair:
     """Score by detector."""
     truth: bool | None = None
     """Whether the manifest says that it is poisoned; None without a manifest."""
+    heat: bytes | None = None
+    """The picture with the region that carries the claim, as `figures.overlay` makes it; None where none was looked for."""
+    verdict: str | None = None
+    """`poisoned` or `suspect`, once an oracle has looked; None if none has."""
+    trigger_id: str | None = None
+    """The dossier whose trigger it carries."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """A rate with its 95 % interval, in percent."""
+
+    pct: float
+    low_pct: float
+    high_pct: float
+    trials: int
+
+    def __post_init__(self) -> None:
+        ordered = [0, self.low_pct, self.pct, self.high_pct, 100]
+        if any(left > right + 1e-9 for left, right in itertools.pairwise(ordered)):
+            raise ValueError(f"a rate lies in its interval in [0, 100]: {self.low_pct}, {self.pct}, {self.high_pct}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """What a trigger does to one held-out picture."""
+
+    before: bytes
+    """JPEG or PNG, as `thumbnail` makes it."""
+    after: bytes
+    """The same with the trigger."""
+    label_before: str
+    """What the suspect model takes it for."""
+    label_after: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DossierPanel:
+    """One trigger and what speaks against it."""
+
+    id: str
+    kind: str
+    """patch, residual, colour or warp."""
+    targets: tuple[str, ...]
+    picture: bytes
+    """The trigger; JPEG or PNG, as are all pictures."""
+    mask: bytes | None
+    """Which pixels of the picture belong to it."""
+    heat: bytes | None
+    """Where it was found in the images, as `figures.heat_map` makes it."""
+    place: str
+    """Where it sits, in words."""
+    flips: Measured
+    """Held-out images that become the target with it."""
+    control: Measured
+    """Those that do with an equal area of something else."""
+    proven: bool
+    pairs: int
+    """Before the sweep back."""
+    pairs_swept: int | None = None
+    """After it; None if there was none."""
+    examples: tuple[Example, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,6 +190,7 @@ class ScanReport:
     targets: tuple[str, ...] = ()
     """Named concepts."""
     next_steps: tuple[str, ...] = ()
+    dossiers: tuple[DossierPanel, ...] = ()
     concepts: tuple[ConceptRow, ...] = ()
     concept_threshold: float | None = None
     flagged: tuple[FlaggedPair, ...] = ()

@@ -1,9 +1,10 @@
-"""What the report computes from a scan's arrays: thumbnails and the layout of the embedding map."""
+"""What the report computes from a scan's arrays: thumbnails, heat maps and the layout of the embedding map."""
 
 import io
 
 import numpy as np
 from PIL import Image
+from scipy.ndimage import binary_dilation
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
@@ -11,6 +12,8 @@ MAP_LIMIT = 2000
 """Most points of a map: t-SNE takes about 10 s for these on one core, and more dots only hide one another."""
 
 JPEG_QUALITY = 90
+RIM = (226, 40, 40)
+"""Colour of the line around a region."""
 SMALLEST_TSNE = 12
 """Below this many points neighbourhoods mean nothing, and the map is the plain projection."""
 
@@ -27,14 +30,49 @@ def thumbnail(rgb: np.ndarray, side: int = 160) -> bytes:
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or 0 in rgb.shape:
         raise ValueError(f"a thumbnail needs [H, W, 3] uint8, got {list(rgb.shape)} {rgb.dtype}")
     longer = max(rgb.shape[:2])
-    file = io.BytesIO()
     if longer <= side:
         enlarged = rgb.repeat(side // longer, axis=0).repeat(side // longer, axis=1)
-        Image.fromarray(np.ascontiguousarray(enlarged)).save(file, format="PNG", optimize=True)
-        return file.getvalue()
+        return _png(np.ascontiguousarray(enlarged))
     height, width = (max(1, round(extent * side / longer)) for extent in rgb.shape[:2])
+    file = io.BytesIO()
     reduced = Image.fromarray(np.ascontiguousarray(rgb)).resize((width, height), Image.Resampling.LANCZOS)
     reduced.save(file, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return file.getvalue()
+
+
+def overlay(rgb: np.ndarray, heat: np.ndarray, side: int = 160) -> bytes:
+    """Return a PNG of an image in which what carries the claim keeps its colours under a red rim, and all else is grey.
+
+    Args:
+        rgb: [S, S, 3] uint8, as the model sees it.
+        heat: [S, S] bool or float in [0, 1]; the rim runs where it falls below half of its largest value.
+        side: the image is enlarged by a whole factor up to this many pixels.
+    """
+    if heat.shape != rgb.shape[:2]:
+        raise ValueError(f"a heat map of {list(heat.shape)} is none of an image of {list(rgb.shape)}")
+    strength = heat.astype(np.float64)[..., None]
+    faded = 0.55 * rgb.mean(axis=2, keepdims=True) + 90
+    mixed = np.clip(strength * rgb + (1 - strength) * faded, 0, 255).round().astype(np.uint8)
+    factor = max(1, side // max(rgb.shape[:2]))
+    large = np.ascontiguousarray(mixed.repeat(factor, axis=0).repeat(factor, axis=1))
+    inside = (heat >= max(float(heat.max()) / 2, 1e-9)).repeat(factor, axis=0).repeat(factor, axis=1)
+    rim = binary_dilation(inside, iterations=2) & ~inside
+    large[rim] = RIM
+    return _png(large)
+
+
+def heat_map(heat: np.ndarray, side: int = 160) -> bytes:
+    """Return a PNG of shares `[S, S] float` in [0, 1]: dark where 0, through red, to light yellow where 1."""
+    stops = np.array([[24, 22, 36], [120, 28, 70], [214, 64, 48], [252, 168, 76], [255, 244, 196]], np.float64)
+    at = np.linspace(0, 1, len(stops))
+    colours = np.stack([np.interp(heat, at, stops[:, c]) for c in range(3)], axis=-1).round().astype(np.uint8)
+    factor = max(1, side // max(heat.shape))
+    return _png(np.ascontiguousarray(colours.repeat(factor, axis=0).repeat(factor, axis=1)))
+
+
+def _png(rgb: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(rgb).save(file, format="PNG", optimize=True)
     return file.getvalue()
 
 

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from stages.report import charts
 from stages.report.content import ScanReport
-from stages.report.text import count, detector_label, duration, percent, reason_label, rich, score
+from stages.report.text import count, detector_label, duration, kind_label, percent, reason_label, rich, score
 
 PICTURE_LIMIT = 200
 """Pictures on the wall: at about 12 kB each the page stays below 5 MB."""
@@ -69,6 +69,7 @@ def environment() -> jinja2.Environment:
         "data_uri": data_uri,
         "detector_label": detector_label,
         "duration": duration,
+        "kind_label": kind_label,
         "percent": percent,
         "reason_label": reason_label,
         "rich": rich,
@@ -99,6 +100,10 @@ def render(report: ScanReport) -> str:
             shown=shown,
             reasons=by_frequency([reason for pair in shown for reason in pair.reasons]),
             wall_concepts=by_frequency([pair.concept for pair in shown if pair.concept is not None]),
+            proven=(proven := [panel for panel in report.dossiers if panel.proven]),
+            proven_targets=list(dict.fromkeys(target for panel in proven for target in panel.targets)),
+            proven_pairs=sum(panel.pairs if panel.pairs_swept is None else panel.pairs_swept for panel in proven),
+            wall_verdicts=by_frequency([pair.verdict for pair in shown if pair.verdict is not None]),
             concepts=concepts[:CONCEPT_LIMIT],
             hidden_concepts=len(concepts) - len(concepts[:CONCEPT_LIMIT]),
             concept_chart=charts.concept_bars(concepts, report.concept_threshold) if concepts else None,

@@ -17,6 +17,13 @@ DETECTORS = {
     "lorex": "LoREx",
 }
 
+KINDS = {
+    "patch": "a patch",
+    "residual": "added to the whole picture",
+    "colour": "a change of all colours",
+    "warp": "a warp of the whole picture",
+}
+
 
 def count(number: int) -> str:
     """Return a count with thousands separated: 10,000."""
@@ -67,6 +74,11 @@ def detector_label(name: str) -> str:
 def reason_label(reason: str) -> str:
     """Return a reason or a reject code as words."""
     return reason.replace("_", " ")
+
+
+def kind_label(kind: str) -> str:
+    """Return what a kind of trigger does, in words."""
+    return KINDS.get(kind, kind)
 
 
 def rich(content: str) -> Markup:
