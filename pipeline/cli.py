@@ -11,6 +11,7 @@ VERBS = {
     "scan": "find the poisoned pairs of a data set: verdicts, report, clean copy",
     "poison": "write a poisoned copy of a data set with an exact manifest",
     "train": "train or fine-tune a CLIP on pairs",
+    "repair": "repair a suspect checkpoint: fine-tune, CleanCLIP, PAR, RVPT, EftCLIP, or unlearn what a scan flags",
     "evaluate": "zero-shot accuracy, ASR and accuracy under trigger of a model",
     "trigger": "make the optimised patch of BadCLIP on a clean model",
     "bench": "attacks x detectors in one table: poison, train, measure and scan every cell of a matrix",

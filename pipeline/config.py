@@ -13,6 +13,10 @@ import yaml
 T = TypeVar("T")
 
 
+GROUPS = {"method": "repair"}
+"""Keys whose files lie in a folder of another name below conf/."""
+
+
 class ConfigError(ValueError):
     """What the user gave cannot be used; the message names the place and the remedy, in one line."""
 
@@ -29,7 +33,7 @@ def conf_folder() -> Path:
 def load(schema: type[T], file: str | None, overrides: list[str], *, verb: str) -> T:
     """Read the verb's YAML, resolve groups, apply `a.b=value` overrides, validate.
 
-    A group is a folder conf/NAME/; where a key NAME has a string value, the value names a file of that folder.
+    A group is a folder conf/NAME/ (see GROUPS); where a key NAME has a string value, the value names a file of that folder.
 
     Args:
         schema: the configuration class of the verb.
@@ -114,7 +118,7 @@ def _resolve_groups(tree: Any, *, where: str) -> Any:
 
 
 def _resolve_value(key: str, value: Any, *, where: str) -> Any:
-    group = conf_folder() / key
+    group = conf_folder() / GROUPS.get(key, key)
     if not isinstance(value, str):
         return _resolve_groups(value, where=f"{where}{key}.")
     if value.startswith("conf/") and not Path(value).exists():
@@ -126,7 +130,7 @@ def _resolve_value(key: str, value: Any, *, where: str) -> Any:
     if not file.is_file():
         known = ", ".join(sorted(p.stem for p in group.glob("*.yaml")))
         raise ConfigError(
-            f"{where}{key}={value}: no {file.name} in conf/{key}; there are {known} (or give a path to a .yaml file)"
+            f"{where}{key}={value}: no {file.name} in conf/{group.name}; there are {known} (or give a path to a .yaml file)"
         )
     return _resolve_groups(_read_yaml(file), where=f"{where}{key}.")
 

@@ -17,12 +17,16 @@ class Progress:
     Use as a context manager; `done` is the number of units that an earlier run had committed already.
     """
 
-    def __init__(self, name: str, *, total: int, done: int = 0, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, name: str, *, total: int, done: int = 0, stream: TextIO | None = None, unit: str = "units"
+    ) -> None:
         self._name = name
         self._total = total
         self._done = done
         self._pairs = 0
         self._errors = 0
+        self._unit = unit
+        self._note = ""
         self._stream = stream or sys.stderr
         self._started = self._spoke = time.monotonic()
         self._bar: tqdm | None = None
@@ -35,7 +39,7 @@ class Progress:
                 total=self._total,
                 initial=self._done,
                 desc=f"{self._name:<10}",
-                unit="unit",
+                unit=self._unit.removesuffix("s"),
                 file=self._stream,
                 dynamic_ncols=True,
             )
@@ -47,16 +51,15 @@ class Progress:
         elif self._fresh > self._said and time.monotonic() - self._started >= QUIET_UNDER_S:
             self._say()
 
-    def advance(self, *, pairs: int, errors: int = 0) -> None:
-        """Count one finished unit with its pairs and its rejected pairs."""
+    def advance(self, *, pairs: int, errors: int = 0, note: str = "") -> None:
+        """Count one finished unit with its pairs and its rejected pairs; a note stands beside the counts."""
+        self._note = note
         self._done += 1
         self._fresh += 1
         self._pairs += pairs
         self._errors += errors
         if self._bar is not None:
-            self._bar.set_postfix_str(
-                f"{self._pairs:,} pairs, {self.pairs_per_s:,.0f}/s, {self._errors:,} rejected", refresh=False
-            )
+            self._bar.set_postfix_str(f"{self._pairs:,} pairs, {self.pairs_per_s:,.0f}/s, {self._last}", refresh=False)
             self._bar.update()
         elif time.monotonic() - self._spoke >= LOG_EVERY_S:
             self._say()
@@ -66,13 +69,17 @@ class Progress:
         """Pairs a second since this pass began in this process."""
         return self._pairs / max(time.monotonic() - self._started, 1e-9)
 
+    @property
+    def _last(self) -> str:
+        return self._note or f"{self._errors:,} rejected"
+
     def _say(self) -> None:
         self._said = self._fresh
         self._spoke = time.monotonic()
         elapsed = self._spoke - self._started
         left = (self._total - self._done) * elapsed / max(self._fresh, 1)
         self._stream.write(
-            f"{self._name}: {self._done}/{self._total} units, {self._pairs:,} pairs, {self.pairs_per_s:,.0f} pairs/s, "
-            f"{self._errors:,} rejected, {elapsed:.0f} s, {left:.0f} s left\n"
+            f"{self._name}: {self._done}/{self._total} {self._unit}, {self._pairs:,} pairs, {self.pairs_per_s:,.0f} pairs/s, "
+            f"{self._last}, {elapsed:.0f} s, {left:.0f} s left\n"
         )
         self._stream.flush()

@@ -1,25 +1,20 @@
 """`clipsan train`: contrastive training or fine-tuning of a CLIP model on pairs, on Ray Train."""
 
 import dataclasses
-import json
 import sys
-import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from pipeline.cluster import ClusterConfig, ray_session
-from pipeline.commit import fingerprint, missing_parts, read_parts
+from pipeline.commit import fingerprint
 from pipeline.config import ConfigError, as_tree, load
-from pipeline.passes import run_pass
-from pipeline.progress import Progress
-from pipeline.run_folder import RunFolder, open_run, part_rows, read_summary, write_summary
+from pipeline.fit import Checked, Order, PairSet, check, fit
+from pipeline.run_folder import RunFolder, open_run, read_summary, write_summary
 from pipeline.tracking import TrackingConfig, log_run, metrics_of
-from pipeline.train_data import CheckWork, Reading, epoch_units, reject_reasons, rows_dataset
-from pipeline.train_worker import PROGRESS_FILE, STATE_FILE, Job, train_worker
+from pipeline.train_data import Reading
+from pipeline.train_task import PlainTask
 from stages.checkpoints import load_weights
 from stages.clip_model import ModelConfig, load_clip, save_clip
 from stages.contrastive import AugmentConfig, OneCycle, Schedule
@@ -193,8 +188,8 @@ def run_plan(plan: Plan) -> TrainResult:
         summary = read_summary(folder.root)
         return TrainResult(checkpoint, summary["history"], summary["counts"], summary)
     with ray_session(settings.cluster):
-        counts, reasons = _check(plan, folder)
-        state = _fit(plan, folder, counts["used"])
+        pairs, found = _check(plan, folder)
+        state = fit(_order(plan, pairs), folder)
     trained = load_clip(settings.model, init_seed=settings.seed)
     load_weights(trained.model, state["weights"], "the last training checkpoint")
     save_clip(trained.model, trained.model_cfg, trained.preprocess_cfg, checkpoint)
@@ -202,13 +197,13 @@ def run_plan(plan: Plan) -> TrainResult:
         "verb": "train",
         "fingerprint": plan.mark,
         "seconds": round(time.monotonic() - started, 1),
-        "counts": counts,
-        "rejected_reasons": reasons,
+        "counts": found.counts,
+        "rejected_reasons": found.reasons,
         "checkpoint": str(checkpoint),
         "history": state["history"],
     }
     write_summary(folder, summary)
-    metrics = metrics_of({"counts": counts, "loss": state["history"][-1]["loss"], "seconds": summary["seconds"]})
+    metrics = metrics_of({"counts": found.counts, "loss": state["history"][-1]["loss"], "seconds": summary["seconds"]})
     log_run(
         settings.tracking,
         verb="train",
@@ -217,139 +212,47 @@ def run_plan(plan: Plan) -> TrainResult:
         metrics=metrics,
         files=[folder.run_yaml, folder.summary],
     )
-    return TrainResult(checkpoint, state["history"], counts, summary)
+    return TrainResult(checkpoint, state["history"], found.counts, summary)
 
 
 def _reading(settings: TrainConfig) -> Reading:
     return Reading(settings.data, settings.model, settings.max_pixels, settings.seed)
 
 
-def _check(plan: Plan, folder: RunFolder) -> tuple[dict[str, int], dict[str, int]]:
-    """Decode every pair once, so that training knows its steps and every bad pair is named; return the counts."""
-    checked = folder.root / "checked"
-    indices = [unit.index for unit in plan.units]
-    missing = set(missing_parts(checked, indices, plan.mark))
-    pieces = [unit for unit in plan.units if unit.index in missing]
-    args = (_reading(plan.config), checked, folder.rejected, plan.mark)
-    for _ in run_pass("check", pieces, CheckWork, args, cluster=plan.config.cluster, total=len(plan.units)):
-        pass
-    used = sum(part_rows(checked).values())
-    rejected = sum(part_rows(folder.rejected).values())
-    if used < plan.config.batch_size:
-        raise ConfigError(
-            f"batch_size={plan.config.batch_size}: the data hold only {used} usable pairs "
-            f"({rejected} are in {folder.rejected})"
-        )
-    counts = {"pairs_in": used + rejected, "used": used, "rejected": rejected}
-    return counts, reject_reasons(list(read_parts(folder.rejected, indices, ["reason"])))
-
-
-def _fit(plan: Plan, folder: RunFolder, pairs: int) -> dict[str, Any]:
-    """Run Ray Train and return the state in the last checkpoint."""
-    import ray.train
-    from ray.data import DataContext
-    from ray.train.torch import TorchConfig, TorchTrainer
-
+def _check(plan: Plan, folder: RunFolder) -> tuple[PairSet, Checked]:
     settings = plan.config
-    cluster = settings.cluster
-    size = 3 * plan.image_size**2 * pairs
-    cached = size <= settings.memory_mb * 2**20
-    job = Job(
+    reading = _reading(settings)
+    found = check("check", plan.units, reading, folder.root / "checked", folder.rejected, plan.mark, settings.cluster)
+    if found.used < settings.batch_size:
+        raise ConfigError(
+            f"batch_size={settings.batch_size}: the data hold only {found.used} usable pairs "
+            f"({found.rejected} are in {folder.rejected})"
+        )
+    return PairSet(plan.units, reading, found.used), found
+
+
+def _order(plan: Plan, pairs: PairSet) -> Order:
+    settings = plan.config
+    task = PlainTask(
         model=settings.model,
-        total_steps=settings.steps or (settings.epochs or 0) * (pairs // settings.batch_size),
-        batch_size=settings.batch_size,
         lr=settings.lr,
         schedule=settings.schedule,
         weight_decay=settings.weight_decay,
         bf16=settings.precision == "bf16",
         augment=settings.augment,
         seed=settings.seed,
-        threads=cluster.threads_per_worker,
-        checkpoint_every_epochs=settings.checkpoint_every_epochs,
-        pairs=pairs,
-        cached=cached,
-        progress=folder.work / PROGRESS_FILE,
     )
-    reading = _reading(settings)
-    units, seed, progress, epochs = plan.units, settings.seed, folder.work / PROGRESS_FILE, job.epochs
-
-    def stream() -> Any:
-        # Ray Train calls this at every start of the workers, so a restart streams only the epochs that are left (one
-        # more where a kill fell between a checkpoint and its note; the surplus is not read).
-        return rows_dataset(epoch_units(units, range(epochs_done(progress), epochs), seed), reading)
-
-    gpu = cluster.gpus_per_worker > 0
-    resources = {"CPU": float(cluster.threads_per_worker)} | ({"GPU": cluster.gpus_per_worker} if gpu else {})
-    DataContext.get_current().execution_options.preserve_order = not cached
-    try:
-        trainer = TorchTrainer(
-            train_worker,
-            train_loop_config={"job": job},
-            datasets={"pairs": rows_dataset(units, reading).materialize() if cached else stream},
-            # a cached set goes whole to every worker, a stream is shared out
-            dataset_config=ray.train.DataConfig(datasets_to_split=[] if cached else "all"),
-            torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=cluster.worker_count(), use_gpu=gpu, resources_per_worker=resources
-            ),
-            run_config=ray.train.RunConfig(
-                name="train",
-                storage_path=str(folder.work),
-                failure_config=ray.train.FailureConfig(max_failures=settings.retries),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            ),
-        )
-        with _Watch(job):
-            result = trainer.fit()
-    finally:
-        DataContext.get_current().execution_options.preserve_order = False
-    with result.checkpoint.as_directory() as path:
-        state: dict[str, Any] = torch.load(Path(path) / STATE_FILE, map_location="cpu", weights_only=True)
-    return state
-
-
-def epochs_done(progress: Path) -> int:
-    """Return how many epochs the last checkpoint holds, from the file that the first worker keeps."""
-    if not progress.is_file():
-        return 0
-    return int(json.loads(progress.read_text(encoding="utf-8"))["checkpointed"])
-
-
-class _Watch:
-    """Shows the progress that the first worker writes, while Ray Train holds the main thread."""
-
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _follow(self) -> None:
-        before = self._written()
-        while self._written() == before:  # the workers take seconds to start, which are no part of the rate
-            if self._stop.wait(0.5):
-                return
-        done = self._step()
-        with Progress("train", total=self._job.total_steps, done=done) as progress:
-            while True:
-                stopping = self._stop.wait(0.5)
-                step = self._step()
-                for _ in range(done, step):
-                    progress.advance(pairs=self._job.batch_size)
-                done = max(done, step)
-                if stopping:
-                    return
-
-    def _written(self) -> int:
-        return self._job.progress.stat().st_mtime_ns if self._job.progress.is_file() else 0
-
-    def _step(self) -> int:
-        if not self._job.progress.is_file():
-            return 0
-        return int(json.loads(self._job.progress.read_text(encoding="utf-8"))["step"])
+    return Order(
+        name="train",
+        task=task,
+        pairs=pairs,
+        image_size=plan.image_size,
+        epochs=settings.epochs,
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        checkpoint_every_epochs=settings.checkpoint_every_epochs,
+        retries=settings.retries,
+        memory_mb=settings.memory_mb,
+        cluster=settings.cluster,
+    )

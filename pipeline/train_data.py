@@ -5,12 +5,15 @@ store; every worker takes a copy and draws the same permutation for each epoch, 
 whatever the number of workers. Larger sets are decoded anew in every epoch, as a stream that Ray Data cuts into equal
 shares: the units come in a fresh seeded order each epoch and the pairs pass a seeded shuffle buffer. That is a coarser
 shuffle, and it repeats exactly only with the same number of workers.
+
+A repair may set rows of a second, small set beside them in every batch (the pairs that a scan accuses). Those are always
+held in memory and drawn without end, each permutation of them anew.
 """
 
 import pickle
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ import pyarrow as pa
 import torch
 
 from pipeline.commit import write_part
+from pipeline.pair_choice import Choice, Chosen
 from pipeline.passes import Row
 from stages.clip_model import Inputs, ModelConfig, resolve_model
 from stages.decode import BadImage, decode
@@ -32,7 +36,11 @@ BLOCK_ROWS = 256
 SHUFFLE_ROWS = 4096
 """Pairs in a worker's shuffle buffer when the data are streamed: 50 MB at 64 px, 620 MB at 224 px."""
 
-CHECKED_SCHEMA = pa.schema([("uid", pa.string())])
+CAPTION_REJECTS = (Reject.CAPTION_MISSING, Reject.CAPTION_EMPTY, Reject.CAPTION_NOT_UTF8)
+"""No reason to leave an image out where its label is what counts."""
+
+CHECKED_SCHEMA = pa.schema([("uid", pa.string()), ("label", pa.int64())])
+"""One row a pair that can be used; label is NOBODY where the data set has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +51,14 @@ class Reading:
     model: ModelConfig
     max_pixels: int
     seed: int
+    choice: Choice = field(default_factory=Choice)
+    """Pairs that are not chosen count neither as used nor as rejected."""
+    captioned: bool = True
+    """False: images with labels are wanted, and a caption that is missing or broken is no reason to reject one."""
+
+    def pairs(self, unit: Unit, chosen: Chosen) -> "Iterator[Usable | Unusable]":
+        """Yield what is chosen of a unit; see read_pairs."""
+        return read_pairs(self.source, unit, self.max_pixels, chosen, self.captioned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +67,7 @@ class Usable:
 
     uid: str
     caption: str
+    label: int | None
     rgb: np.ndarray
     """`[H, W, 3] uint8`."""
 
@@ -64,12 +81,16 @@ class Unusable:
     detail: str
 
 
-def read_pairs(source: SourceConfig, unit: Unit, max_pixels: int) -> Iterator[Usable | Unusable]:
-    """Yield every pair of a unit once, decoded or with the reason why not."""
+def read_pairs(
+    source: SourceConfig, unit: Unit, max_pixels: int, chosen: Chosen | None = None, captioned: bool = True
+) -> Iterator[Usable | Unusable]:
+    """Yield every chosen pair of a unit once (None: all), decoded or with the reason why not; see Reading.captioned."""
     for pair in read_unit(source, unit):
-        if pair.reject is not None:
+        if chosen is not None and not chosen.wants(pair):
+            continue
+        if pair.reject is not None and (captioned or pair.reject not in CAPTION_REJECTS):
             yield Unusable(pair, pair.reject, "")
-        elif pair.image is None or pair.caption is None:
+        elif pair.image is None or (captioned and pair.caption is None):
             yield Unusable(pair, Reject.IMAGE_MISSING if pair.image is None else Reject.CAPTION_MISSING, "")
         else:
             try:
@@ -77,7 +98,7 @@ def read_pairs(source: SourceConfig, unit: Unit, max_pixels: int) -> Iterator[Us
             except BadImage as error:
                 yield Unusable(pair, error.reason, error.detail)
             else:
-                yield Usable(pair.uid, pair.caption, rgb)
+                yield Usable(pair.uid, pair.caption or "", pair.label, rgb)
 
 
 class CheckWork:
@@ -91,16 +112,21 @@ class CheckWork:
 
     def run(self, piece: Unit) -> Row:
         uids: list[str] = []
+        labels: list[int] = []
         bad: list[dict[str, str]] = []
-        for found in read_pairs(self._reading.source, piece, self._reading.max_pixels):
+        chosen = self._reading.choice.of(piece)
+        for found in self._reading.pairs(piece, chosen):
             if isinstance(found, Usable):
                 uids.append(found.uid)
+                labels.append(chosen.label(found.uid, found.label))
                 continue
             names = {name: getattr(found.pair, name) for name in ("uid", "uid_hex", "shard", "key")}
             bad.append({**names, "reason": found.reason.value, "detail": found.detail})
         write_part(self._rejected, piece.index, pa.Table.from_pylist(bad, schema=REJECTED_SCHEMA), self._mark)
         # last, because it is the commit: no unit counts as checked without its rejected pairs
-        write_part(self._checked, piece.index, pa.table({"uid": uids}, schema=CHECKED_SCHEMA), self._mark)
+        write_part(
+            self._checked, piece.index, pa.table({"uid": uids, "label": labels}, schema=CHECKED_SCHEMA), self._mark
+        )
         return {"pairs": len(uids) + len(bad), "errors": len(bad)}
 
 
@@ -119,23 +145,30 @@ def _inputs(model: ModelConfig) -> Inputs:
 def _rows(batch: dict[str, Any], reading: Reading) -> Iterator[dict[str, np.ndarray]]:
     inputs = _inputs(reading.model)
     for packed in batch["unit"]:
+        unit = pickle.loads(packed)
+        chosen = reading.choice.of(unit)
         block: list[Usable] = []
-        for found in read_pairs(reading.source, pickle.loads(packed), reading.max_pixels):
+        for found in reading.pairs(unit, chosen):
             if isinstance(found, Usable):
                 block.append(found)
             if len(block) == BLOCK_ROWS:
-                yield _block(block, inputs, reading.seed)
+                yield _block(block, chosen, inputs, reading.seed)
                 block = []
         if block:
-            yield _block(block, inputs, reading.seed)
+            yield _block(block, chosen, inputs, reading.seed)
 
 
-def _block(pairs: list[Usable], inputs: Inputs, seed: int) -> dict[str, np.ndarray]:
-    """`order [n] int64` (a seeded draw for each uid), `image [n, 3, S, S] uint8`, `tokens [n, context] int32`."""
+def _block(pairs: list[Usable], chosen: Chosen, inputs: Inputs, seed: int) -> dict[str, np.ndarray]:
+    """`order [n] int64` (a seeded draw for each uid) and the columns of Rows."""
+    marks = [chosen.mark(pair.uid) for pair in pairs]
     return {
         "order": seeded_hash([pair.uid for pair in pairs], seed, "training order").view(np.int64),
         "image": torch.stack([inputs.preprocess(pair.rgb) for pair in pairs]).numpy(),
         "tokens": inputs.tokenize([pair.caption for pair in pairs]).to(torch.int32).numpy(),
+        "caption": np.array([pair.caption for pair in pairs], object),
+        "label": np.array([chosen.label(pair.uid, pair.label) for pair in pairs], np.int64),
+        "accused": np.array([mark.accused for mark in marks], np.int64),
+        "role": np.array([mark.role for mark in marks], np.uint8),
     }
 
 
@@ -151,71 +184,3 @@ def rows_dataset(units: Sequence[Unit], reading: Reading) -> Any:
 def epoch_units(units: Sequence[Unit], epochs: range, seed: int) -> list[Unit]:
     """Return the units of several epochs one after the other, each epoch in its own seeded order."""
     return [units[i] for epoch in epochs for i in np.random.default_rng([seed, epoch]).permutation(len(units))]
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """A worker's part of every global batch."""
-
-    rank: int
-    world_size: int
-    batch_size: int
-    """Rows of the global batch."""
-
-    @property
-    def rows(self) -> slice:
-        """Where this worker's rows stand in a global batch."""
-        local = self.batch_size // self.world_size
-        return slice(self.rank * local, (self.rank + 1) * local)
-
-
-Tensors = tuple[torch.Tensor, torch.Tensor]
-"""`[n, 3, S, S] uint8` images and `[n, context] int32` tokens of one worker's rows, on the CPU."""
-
-
-class CachedFeed:
-    """Every pair decoded in this worker's memory; one global permutation an epoch."""
-
-    def __init__(self, shard: Any, pairs: int, share: Share, seed: int) -> None:
-        parts = list(shard.iter_torch_batches(batch_size=4 * BLOCK_ROWS, device="cpu", prefetch_batches=0))
-        order = torch.cat([part["order"] for part in parts])
-        if len(order) != pairs:
-            raise RuntimeError(f"the check found {pairs} usable pairs, training reads {len(order)}: the data changed")
-        self._images = torch.cat([part["image"] for part in parts])
-        self._tokens = torch.cat([part["tokens"] for part in parts])
-        # blocks arrive in any order; sorted by a hash of the uid they stand the same in every run and worker
-        self._base = torch.argsort(order).numpy()
-        self._share = share
-        self._seed = seed
-
-    def epoch(self, epoch: int, steps: int) -> Iterator[Tensors]:
-        """Yield this worker's rows of each global batch of one epoch; the last partial batch is left out."""
-        draw = np.random.default_rng([self._seed, epoch]).permutation(len(self._base))
-        size = self._share.batch_size
-        for step in range(steps):
-            rows = torch.from_numpy(self._base[draw[step * size : (step + 1) * size][self._share.rows]])
-            yield self._images[rows], self._tokens[rows]
-
-
-class StreamFeed:
-    """A stream over the epochs that are left; nothing but a shuffle buffer stays in memory."""
-
-    def __init__(self, shard: Any, share: Share, seed: int, first_epoch: int) -> None:
-        local = share.batch_size // share.world_size
-        self._batches = iter(
-            shard.iter_torch_batches(
-                batch_size=local,
-                device="cpu",
-                prefetch_batches=2,
-                local_shuffle_buffer_size=SHUFFLE_ROWS,
-                local_shuffle_seed=int(np.random.default_rng([seed, first_epoch, share.rank]).integers(2**31)),
-            )
-        )
-
-    def epoch(self, epoch: int, steps: int) -> Iterator[Tensors]:
-        """Yield the next batches of the stream; an epoch is a number of batches, not a border in the stream."""
-        for _ in range(steps):
-            batch = next(self._batches, None)
-            if batch is None:
-                raise RuntimeError("the stream of pairs ended before the last epoch: the data changed since the check")
-            yield batch["image"], batch["tokens"]

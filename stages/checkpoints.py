@@ -51,17 +51,22 @@ class ModelConfig:
     """Architecture from a local JSON file, in the format of open_clip's model_configs/."""
     path: str | None = None
     """Weights: a folder with open_clip_config.json in it, or one .safetensors or .pt file beside name or config."""
+    adapter: str | None = None
+    """Visual prompts for these weights: a folder that a repair by prompts wrote."""
 
     def __post_init__(self) -> None:
         if self.name is None and self.config is None and self.path is None:
             raise ValueError("set one of name, config or path")
+        if self.adapter is not None and self.path is None:
+            raise ValueError("adapter belongs to weights; set path, too")
         if self.name is not None and self.config is not None:
             raise ValueError("name and config both choose the architecture; set one of them")
 
     def absolute(self) -> "ModelConfig":
         """Return the same model by absolute paths, for a process with another working folder."""
-        config, path = (str(Path(p).expanduser().resolve()) if p else None for p in (self.config, self.path))
-        return ModelConfig(name=self.name, config=config, path=path)
+        places = (self.config, self.path, self.adapter)
+        config, path, adapter = (str(Path(p).expanduser().resolve()) if p else None for p in places)
+        return ModelConfig(name=self.name, config=config, path=path, adapter=adapter)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -223,7 +224,8 @@ def load_clip(
         init_seed: draw the weights from this seed when the configuration names none, to train from scratch.
 
     Raises:
-        ModelError: see resolve_model, read_state_dict and load_weights; also when there are neither weights nor a seed.
+        ModelError: see resolve_model, read_state_dict, load_weights and load_adapter; also when there are neither weights
+            nor a seed.
     """
     resolved = resolve_model(model)
     if resolved.weights is None and init_seed is None:
@@ -231,9 +233,18 @@ def load_clip(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(init_seed or 0)
         network = build_model(resolved.model_cfg)
+    # prompts.py needs this module, and few models have any
+    from stages.repair.prompts import STORED, attach_shaped, load_adapter
+
     if resolved.weights is not None:
-        load_weights(network, read_state_dict(resolved.weights), str(resolved.weights))
-    return Clip(network, resolved, device, precision)
+        weights = read_state_dict(resolved.weights)
+        if STORED in weights:
+            attach_shaped(network, weights[STORED])
+        load_weights(network, weights, str(resolved.weights))
+    clip = Clip(network, resolved, device, precision)
+    if model.adapter is not None:
+        load_adapter(clip, Path(model.adapter))
+    return clip
 
 
 def fingerprint(model: torch.nn.Module, model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any]) -> str:

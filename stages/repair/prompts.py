@@ -22,6 +22,8 @@ from stages.clip_model import Clip, fingerprint
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+STORED = "visual.prompts.tokens"
+"""The prompts' name in the state dict of a whole model."""
 SCHEMA = 1
 PROMPT_SD = 0.02
 """Of the first values; the usual one for tokens of a ViT. The paper says Gaussian and no more."""
@@ -101,6 +103,15 @@ def attach(model: Any, first_block: int, count: int, seed: int) -> DeepPrompts:
         block.register_forward_pre_hook(_Enter(prompts, place))
         block.register_forward_hook(_Leave(prompts, place))
     return prompts
+
+
+def attach_shaped(model: Any, tokens: torch.Tensor) -> DeepPrompts:
+    """Add prompts of the shape of `tokens`, `[blocks, count, width]`, to the last blocks, for weights that hold some.
+
+    Raises:
+        ModelError: see attach.
+    """
+    return attach(model, len(_blocks(model.visual)[0]) - tokens.shape[0], tokens.shape[1], seed=0)
 
 
 def _blocks(visual: Any) -> tuple[list[nn.Module], int]:

@@ -1,0 +1,286 @@
+"""`clipsan repair`: a backdoored model in, a repaired one out, measured before and after on the same held-out data."""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import evaluate
+from pipeline.cluster import ray_session
+from pipeline.commit import read_parts
+from pipeline.config import ConfigError, load
+from pipeline.evaluate_plan import read_classes
+from pipeline.fit import Checked, Order, PairSet, check, fit
+from pipeline.pair_choice import NOBODY, Choice, Draw, cut_for, draw_numbers
+from pipeline.registry import find_run, register, tag_run
+from pipeline.repair_output import CARD, write_card
+from pipeline.repair_plan import Picked, Plan, make_plan
+from pipeline.repair_settings import EarlyStop, RepairConfig
+from pipeline.run_folder import RunFolder, open_run, read_summary, write_summary
+from pipeline.tracking import log_run, metrics_of
+from pipeline.train_data import Reading
+from pipeline.train_stop import StopRule
+from stages.clip_model import ModelConfig, load_clip, save_clip
+from stages.repair.rvpt import Rvpt
+from stages.repair.unlearn import Unlearn
+
+__all__ = ["EarlyStop", "RepairConfig", "RepairResult", "command", "make_plan", "run_plan", "run_repair"]
+
+
+@dataclass(frozen=True, slots=True)
+class RepairResult:
+    """A finished repair."""
+
+    model: ModelConfig
+    """The repaired model: OUT/checkpoint, or the suspect checkpoint with OUT/adapter."""
+    history: list[dict[str, float]]
+    """One record an epoch: epoch (from 1), loss, lr, seconds, pairs_per_s, and clean_accuracy_pct with early stop."""
+    summary: dict[str, Any]
+    """What stands in summary.json."""
+
+
+def command(file: str | None, overrides: list[str], dry_run: bool) -> int:
+    """Run the verb from the command line."""
+    plan = make_plan(load(RepairConfig, file, overrides, verb="repair"))
+    if dry_run:
+        sys.stdout.write(plan.describe())
+        return 0
+    result = run_plan(plan)
+    before, after = result.summary["before"] or {}, result.summary["after"] or {}
+    figures = ", ".join(f"{name} {before[name]:.2f} -> {after[name]:.2f}" for name in after if _is_headline(name))
+    sys.stdout.write(
+        f"repair: {result.summary['counts']['used']:,} pairs, {result.summary['steps']:,} steps of "
+        f"{plan.config.method.kind} in {result.summary['seconds']:.0f} s; {figures or 'not evaluated'}; "
+        f"look at {result.summary['checkpoint']}\n"
+    )
+    return 0
+
+
+def _is_headline(name: str) -> bool:
+    return name in ("clean_accuracy_pct", "asr_pct", "accuracy_under_trigger_pct", "rebound_asr_pct")
+
+
+def run_repair(settings: RepairConfig) -> RepairResult:
+    """Repair, or go on repairing, and return the result; the same `out` and settings continue where a kill left off."""
+    return run_plan(make_plan(settings))
+
+
+def run_plan(plan: Plan) -> RepairResult:
+    """Run a checked plan, or what is left of it; see run_repair."""
+    started = time.monotonic()
+    settings = plan.config
+    folder = open_run(settings.out, verb="repair", tree=plan.tree, mark=plan.mark, passes=_passes(plan))
+    target = folder.root / ("adapter" if plan.is_adapter else "checkpoint")
+    repaired = _repaired(plan, target)
+    if folder.summary.is_file() and (target / CARD).is_file():
+        summary = read_summary(folder.root)
+        return RepairResult(repaired, summary["history"], summary)
+    with ray_session(settings.cluster):
+        before = _evaluated(plan, settings.model, folder.root / "evaluate-before")
+        order, found, counts = _order(plan, folder)
+        training = time.monotonic()
+        state = fit(order, folder)
+        training_s = time.monotonic() - training
+        objective = plan.task.objective()
+        objective.load_state_dict(state["weights"])
+        objective.export(target)
+        after = _evaluated(plan, repaired, folder.root / "evaluate-after")
+    history = state["history"]
+    summary = {
+        "verb": "repair",
+        "fingerprint": plan.mark,
+        "seconds": round(time.monotonic() - started, 1),
+        "training_seconds": round(training_s, 1),
+        "counts": counts,
+        "rejected_reasons": found.reasons,
+        "method": settings.method.kind,
+        "steps": _steps(order, folder, history),
+        "suspect": plan.model_fingerprint,
+        "data": plan.data_fingerprint,
+        "scan": None if plan.scan is None else {"path": str(plan.scan.root), "fingerprint": plan.scan.fingerprint},
+        "notes": list(objective.notes),
+        "checkpoint": str(target),
+        "before": before,
+        "after": after,
+        "history": history,
+    }
+    trained = sum(value.numel() for value in objective.trainable().values())
+    total = sum(value.numel() for value in objective.model.parameters())
+    write_card(target, plan, summary, objective.notes, (trained, total))
+    write_summary(folder, summary)
+    _log(plan, folder, target, summary)
+    return RepairResult(repaired, history, summary)
+
+
+def _passes(plan: Plan) -> dict[str, int]:
+    return {"checked": len(plan.main.units)}
+
+
+def _repaired(plan: Plan, target: Path) -> ModelConfig:
+    if plan.is_adapter:
+        model = plan.config.model
+        return ModelConfig(name=model.name, config=model.config, path=model.path, adapter=str(target))
+    return ModelConfig(path=str(target))
+
+
+def _evaluated(plan: Plan, model: ModelConfig, out: Path) -> dict[str, Any] | None:
+    return None if plan.config.evaluate is None else evaluate.run_evaluate(plan.evaluation(model, out))
+
+
+def _order(plan: Plan, folder: RunFolder) -> tuple[Order, Checked, dict[str, int]]:
+    """Check all pairs; return the training, what the check found, and how many pairs of each kind there are."""
+    settings = plan.config
+    method = settings.method
+    pairs, found = _checked(plan, folder, plan.main, folder.root / "checked", folder.rejected)
+    pairs = _sampled(plan, folder, pairs)
+    counts = found.counts | {"used": pairs.pairs}
+    beside = []
+    for i, some in enumerate(plan.beside):
+        home = folder.work / f"beside-{i}"
+        own, _ = _checked(plan, folder, some, home / "checked", home / "rejected")
+        counts[some.name.replace(" ", "_")] = own.pairs
+        beside += [own] if own.pairs else []
+    share = method.flagged_share_pct if isinstance(method, Unlearn) else 0.0
+    rows = round(share * method.batch_size / 100) if beside else 0
+    needed = (method.batch_size - rows) * settings.accumulate
+    if pairs.pairs < needed:
+        raise ConfigError(
+            f"method.batch_size={method.batch_size}: a step takes {needed} {plan.main.name}, and there are only "
+            f"{pairs.pairs} that can be used ({found.rejected} are in {folder.rejected})"
+        )
+    order = Order(
+        name="repair",
+        task=plan.task,
+        pairs=pairs,
+        image_size=plan.image_size,
+        epochs=method.epochs,
+        steps=settings.steps,
+        batch_size=method.batch_size,
+        accumulate=settings.accumulate,
+        seed=settings.seed,
+        checkpoint_every_epochs=settings.checkpoint_every_epochs,
+        retries=settings.retries,
+        memory_mb=settings.memory_mb,
+        cluster=settings.cluster,
+        beside=tuple(beside),
+        beside_rows=rows,
+        validation=_validation(plan, folder),
+        stop=_stop(plan),
+    )
+    workers = settings.cluster.worker_count()
+    if not order.cached and rows % workers:
+        raise ConfigError(
+            f"method.flagged_share_pct={share:g}: the data are streamed, so each of {workers} workers needs as many of the "
+            f"{rows} rows that it stands for in a batch; choose another share or batch_size"
+        )
+    return order, found, counts
+
+
+def _checked(plan: Plan, folder: RunFolder, picked: Picked, parts: Path, rejected: Path) -> tuple[PairSet, Checked]:
+    settings = plan.config
+    # where labels teach, a picture without a caption is as good as any
+    captioned = not settings.method.labelled and picked is not plan.validation
+    choice = Choice(picked.lookup)
+    reading = Reading(picked.source, settings.model, settings.max_pixels, settings.seed, choice, captioned)
+    found = check(f"check {picked.name}", picked.units, reading, parts, rejected, plan.mark, settings.cluster)
+    return PairSet(picked.units, reading, found.used), found
+
+
+def _sampled(plan: Plan, folder: RunFolder, pairs: PairSet) -> PairSet:
+    """Return the sample that the settings ask for: so many pairs, or so many images of each class."""
+    settings = plan.config
+    indices = [unit.index for unit in pairs.units]
+    if isinstance(settings.method, Rvpt):
+        return _drawn(
+            pairs, _table(folder.root / "checked", indices), settings.method.shots, settings.seed, by_class=True
+        )
+    if settings.pairs is not None:
+        return _drawn(pairs, _table(folder.root / "checked", indices), settings.pairs, settings.seed, by_class=False)
+    return pairs
+
+
+def _table(parts: Path, indices: list[int]) -> pa.Table:
+    return pa.concat_tables(read_parts(parts, indices, ["uid", "label"]))
+
+
+def _drawn(pairs: PairSet, table: pa.Table, count: int, seed: int, *, by_class: bool) -> PairSet:
+    """Draw `count` pairs, or as many of each class; pairs without a class take no part in the latter."""
+    numbers = draw_numbers(table.column("uid").to_pylist(), seed)
+    if not len(numbers):
+        return pairs
+    if not by_class:
+        groups = {NOBODY: numbers}
+    else:
+        labels = table.column("label").to_numpy()
+        groups = {int(label): numbers[labels == label] for label in np.unique(labels) if label != NOBODY}
+    draw = Draw(seed, {label: cut_for(own, count) for label, own in groups.items()})
+    used = sum(min(count, len(own)) for own in groups.values())
+    reading = pairs.reading
+    choice = Choice(reading.choice.lookup, draw)
+    chosen = Reading(reading.source, reading.model, reading.max_pixels, reading.seed, choice, reading.captioned)
+    return PairSet(pairs.units, chosen, used)
+
+
+def _validation(plan: Plan, folder: RunFolder) -> PairSet | None:
+    stop = plan.config.early_stop
+    if stop is None or plan.validation is None:
+        return None
+    home = folder.work / "validation"
+    images, _ = _checked(plan, folder, plan.validation, home / "checked", home / "rejected")
+    if not images.pairs:
+        raise ConfigError(f"early_stop.data: no image of {stop.data.path} can be used: see {home / 'rejected'}")
+    table = _table(home / "checked", [unit.index for unit in images.units])
+    return _drawn(images, table, stop.images, plan.config.seed, by_class=False)
+
+
+def _stop(plan: Plan) -> StopRule | None:
+    stop = plan.config.early_stop
+    if stop is None:
+        return None
+    evaluation = plan.config.evaluate or {}
+    classes, templates = plan.config.classes, tuple(evaluation.get("templates", plan.config.templates))
+    names = tuple(read_classes(classes)) if classes is not None else plan.classes
+    return StopRule(names, templates, stop.patience, stop.min_gain_points)
+
+
+def _steps(order: Order, folder: RunFolder, history: list[dict[str, float]]) -> int:
+    job = order.job(folder)
+    return sum(job.steps_of(epoch) for epoch in range(len(history)))
+
+
+def _log(plan: Plan, folder: RunFolder, target: Path, summary: dict[str, Any]) -> None:
+    """Log the run, register the model, and say in both where they come from."""
+    settings = plan.config
+    shown = {name: summary[name] for name in ("counts", "steps", "seconds", "training_seconds", "before", "after")}
+    logged = log_run(
+        settings.tracking,
+        verb="repair",
+        root=folder.root,
+        tree=plan.tree,
+        metrics=metrics_of({name: value for name, value in shown.items() if value is not None}),
+        files=[folder.run_yaml, folder.summary, target / CARD],
+    )
+    if logged is None:
+        return
+    lineage = {"clipsan.suspect": plan.model_fingerprint, "clipsan.data": plan.data_fingerprint}
+    if plan.scan is not None:
+        lineage |= {"clipsan.scan": plan.scan.fingerprint, "clipsan.scan_root": str(plan.scan.root)}
+        scan_run = find_run(logged, "scan", plan.scan.root)
+        lineage |= {} if scan_run is None else {"clipsan.scan_run": scan_run}
+    tag_run(logged, lineage)
+    if settings.register is None:
+        return
+    artifacts = {"checkpoint": target}
+    if plan.is_adapter:
+        base = load_clip(settings.model)
+        save_clip(base.model, base.model_cfg, base.preprocess_cfg, folder.work / "suspect")
+        artifacts = {"checkpoint": folder.work / "suspect", "adapter": target}
+    card = (target / CARD).read_text(encoding="utf-8")
+    tags = {**lineage, "clipsan.method": settings.method.kind, "clipsan.fingerprint": plan.mark}
+    version = register(logged, settings.register, artifacts, tags=tags, description=card)
+    if version is not None:
+        write_summary(folder, {**summary, "registered": version})
