@@ -13,6 +13,9 @@ from stages.oracle.disagreement import Suspect
 from stages.triggers.pixels import to_uint8
 
 Kind = Literal["patch", "residual", "colour", "warp"]
+LEAST_GAIN = 0.5
+"""A pixel that keeps less than this of its contrast is covered; what was there is unknown."""
+
 Hits = Callable[[np.ndarray, Sequence[str]], np.ndarray]
 """Images `[N, S, S, 3] uint8` and targets -> `[N] bool`: the suspect model's label is a target or a synonym of one."""
 
@@ -85,7 +88,7 @@ class Dossier:
     flips: Rate
     """Held-out images that become a target with the trigger."""
     control: Rate
-    """Those that do with an equal area of something else (of a residual: with its pixels shuffled)."""
+    """Those that do with an equal area of something else (of a residual: with another group's pattern)."""
     uids: tuple[str, ...]
     """Pairs that the proof rests on, sorted."""
     cutouts: tuple[Cutout, ...] = ()
@@ -99,10 +102,13 @@ class Dossier:
     heat: np.ndarray | None = None
     """`[side, side] float32`: share of the members whose region covers the pixel; None: the whole image."""
     effect: np.ndarray | None = None
-    """residual: `[side, side, 3] float32`, added, in levels of 0 to 255. colour: `[3, 4] float32`, the affine map of RGB, the
-    last column in levels. warp: `[side, side, 2] float32`, how far down and right of its place a pixel is read, in pixels."""
+    """residual: `[side, side, 3] float32`, added to what `gain` leaves, in levels of 0 to 255. colour: `[3, 4] float32`, the
+    affine map of RGB, the last column in levels. warp: `[side, side, 2] float32`, how far down and right of its place a
+    pixel is read, in pixels."""
+    gain: np.ndarray | None = None
+    """residual: `[side, side, 1] float32`, what an image keeps of its contrast, 0 where it is covered; None: everything."""
     strength: float = 1.0
-    """Factor of a residual."""
+    """Factor of a residual's whole change."""
     pairs_swept: int | None = None
     """Pairs that carry it by the sweep back; None before that."""
 
@@ -172,7 +178,7 @@ def apply_trigger(dossier: Dossier, image: np.ndarray, rng: np.random.Generator)
 def _changed(dossier: Dossier, image: np.ndarray, sign: float) -> np.ndarray:
     effect = np.asarray(dossier.effect)
     if dossier.kind == "residual":
-        return to_uint8(image.astype(np.float32) + sign * dossier.strength * effect)
+        return _blended(dossier, image, effect) if sign > 0 else _unblended(dossier, image, effect)
     if dossier.kind == "colour":
         matrix, shift = effect[:, :3].astype(np.float64), effect[:, 3].astype(np.float64)
         pixels = image.astype(np.float64)
@@ -181,6 +187,22 @@ def _changed(dossier: Dossier, image: np.ndarray, sign: float) -> np.ndarray:
     source = [rows + sign * effect[..., 0], columns + sign * effect[..., 1]]
     channels = [map_coordinates(image[..., c].astype(np.float64), source, order=1, mode="nearest") for c in range(3)]
     return to_uint8(np.stack(channels, axis=-1))
+
+
+def _blended(dossier: Dossier, image: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    pixels = image.astype(np.float32)
+    gain = 1.0 if dossier.gain is None else dossier.gain
+    return to_uint8(pixels + dossier.strength * ((gain - 1) * pixels + offset))
+
+
+def _unblended(dossier: Dossier, image: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """Undo a residual at strength 1: poisoned pairs carry it as it was estimated. What it covers is filled from around it."""
+    pixels = image.astype(np.float32) - offset
+    if dossier.gain is None:
+        return to_uint8(pixels)
+    covered = dossier.gain[..., 0] < LEAST_GAIN
+    restored = to_uint8(pixels / np.maximum(dossier.gain, LEAST_GAIN))
+    return fill(np.where(covered[..., None], image, restored), covered) if covered.any() else restored
 
 
 def remove_trigger(dossier: Dossier, image: np.ndarray, region: np.ndarray | None = None) -> np.ndarray | None:
@@ -251,8 +273,8 @@ def verify(hits: Hits, dossier: Dossier, held_out: np.ndarray, *, seed: int) -> 
     """Return the dossier with flip and control rates measured on a larger held-out set than its members were.
 
     An image that has a target's label already says nothing and is left out of its rate. The control of a patch is the same
-    area cut from another held-out image, at the same place; that of a residual the same pixels, shuffled. Colour maps
-    and warps keep the control that they came with.
+    area cut from another held-out image, at the same place; what changes the whole image keeps the control that it came
+    with.
 
     Args:
         hits: the suspect model, see `hits_of`.
@@ -266,7 +288,6 @@ def verify(hits: Hits, dossier: Dossier, held_out: np.ndarray, *, seed: int) -> 
     rng = np.random.default_rng(seed)
     triggered = np.empty_like(held_out)
     control = np.empty_like(held_out)
-    shuffled = rng.permutation(dossier.side**2)
     for i, image in enumerate(held_out):
         _check_size(dossier, image)
         if dossier.kind == "patch":
@@ -278,15 +299,12 @@ def verify(hits: Hits, dossier: Dossier, held_out: np.ndarray, *, seed: int) -> 
             control[i] = paste(image, dataclasses.replace(cutout, picture=picture), top, left)
             continue
         triggered[i] = _changed(dossier, image, 1.0)
-        if dossier.kind == "residual":
-            noise = np.asarray(dossier.effect).reshape(-1, 3)[shuffled].reshape(image.shape)
-            control[i] = to_uint8(image.astype(np.float32) + dossier.strength * noise)
     usable = ~hits(held_out, dossier.targets)
     if not usable.any():
         raise ValueError("every held-out image has the target's label already; give others")
     ones = np.ones(int(usable.sum()), np.int64)
     flips = rate(hits(triggered[usable], dossier.targets).astype(np.int64), ones)
-    if dossier.kind in ("colour", "warp"):
+    if dossier.kind != "patch":
         return dataclasses.replace(dossier, flips=flips)
     controls = rate(hits(control[usable], dossier.targets).astype(np.int64), ones)
     return dataclasses.replace(dossier, flips=flips, control=controls)

@@ -20,7 +20,8 @@ def write_dossier(folder: Path, dossier: Dossier) -> None:
 
     dossier.json holds every figure. trigger.png and mask.png are the canonical picture and its pixels, further pictures of
     a varying patch are trigger-2.png and mask-2.png on, mean.png is the mean of the members. What changes the whole image is
-    residual.npy, colour.npy or warp.npy, exact, and the picture of it is residual.png and so on. heat.npy is the heat map.
+    residual.npy (with gain.npy), colour.npy or warp.npy, exact, and the picture of it is residual.png and so on. heat.npy is
+    the heat map.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for i, cutout in enumerate(dossier.cutouts, 1):
@@ -28,8 +29,9 @@ def write_dossier(folder: Path, dossier: Dossier) -> None:
         Image.fromarray(255 * cutout.mask.astype(np.uint8)).save(folder / f"mask{_suffix(i)}.png")
     if dossier.mean is not None:
         Image.fromarray(dossier.mean).save(folder / "mean.png")
-    if dossier.heat is not None:
-        np.save(folder / "heat.npy", dossier.heat)
+    for name in ("heat", "gain"):
+        if (array := getattr(dossier, name)) is not None:
+            np.save(folder / f"{name}.npy", array)
     if dossier.effect is not None:
         np.save(folder / f"{dossier.kind}.npy", dossier.effect)
         Image.fromarray(visible(dossier)).save(folder / f"{dossier.kind}.png")
@@ -50,7 +52,6 @@ def read_dossier(folder: Path) -> Dossier:
         raise ValueError(f"{folder}: a dossier of another version than {VERSION}; scan again")
     places = stored.pop("cutouts")
     cutouts = tuple(_read_cutout(folder, i, corner) for i, corner in enumerate(places, 1))
-    effect = folder / f"{stored['kind']}.npy"
     return Dossier(
         **stored
         | {
@@ -62,8 +63,9 @@ def read_dossier(folder: Path) -> Dossier:
         },
         cutouts=cutouts,
         mean=_read_picture(folder / "mean.png") if (folder / "mean.png").exists() else None,
-        heat=np.load(folder / "heat.npy", allow_pickle=False) if (folder / "heat.npy").exists() else None,
-        effect=np.load(effect, allow_pickle=False) if effect.exists() else None,
+        heat=_read_array(folder / "heat.npy"),
+        gain=_read_array(folder / "gain.npy"),
+        effect=_read_array(folder / f"{stored['kind']}.npy"),
     )
 
 
@@ -82,7 +84,7 @@ def read_dossiers(folder: Path) -> tuple[Dossier, ...]:
 def visible(dossier: Dossier) -> np.ndarray:
     """Return a picture of the trigger, `[h, w, 3] uint8`: a patch's own, grey outside its mask; else what an effect does.
 
-    A residual is drawn around grey, its largest value at the end of the scale. A colour map is drawn on a chart of hues
+    A residual is drawn as its change of a grey image, the largest one at the end of the scale. A colour map is drawn on a chart of hues
     by brightness, original in the upper half; a warp as its displacement, red down and green right, around grey.
     """
     if dossier.kind == "patch":
@@ -93,6 +95,8 @@ def visible(dossier: Dossier) -> np.ndarray:
         chart = _chart(dossier.side)
         changed = to_uint8(chart.astype(np.float64) @ effect[:, :3].T + effect[:, 3])
         return np.concatenate([chart[: dossier.side // 2], changed[dossier.side // 2 :]])
+    if dossier.gain is not None:
+        effect = effect + (dossier.gain - 1) * GREY
     if dossier.kind == "warp":
         effect = np.concatenate([effect, np.zeros_like(effect[..., :1])], axis=-1)
     return to_uint8(GREY + 127 * effect / max(float(np.abs(effect).max()), 1e-9))
@@ -106,7 +110,7 @@ def _chart(side: int) -> np.ndarray:
 
 
 def _to_json(dossier: Dossier) -> dict[str, Any]:
-    arrays = {"mean", "heat", "effect", "cutouts"}
+    arrays = {"mean", "heat", "gain", "effect", "cutouts"}
     plain = {f.name: getattr(dossier, f.name) for f in dataclasses.fields(dossier) if f.name not in arrays}
     for name in ("flips", "control", "place"):
         plain[name] = None if plain[name] is None else dataclasses.asdict(plain[name])
@@ -122,6 +126,10 @@ def _read_cutout(folder: Path, number: int, corner: list[int]) -> Cutout:
         mask = np.asarray(file) > 0
     picture = _read_picture(folder / f"trigger{_suffix(number)}.png")
     return Cutout(picture=picture, mask=mask, top=corner[0], left=corner[1])
+
+
+def _read_array(path: Path) -> np.ndarray | None:
+    return np.load(path, allow_pickle=False) if path.exists() else None
 
 
 def _read_picture(path: Path) -> np.ndarray:

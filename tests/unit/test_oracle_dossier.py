@@ -224,7 +224,15 @@ def test_what_changes_the_whole_image_is_applied_and_taken_back() -> None:
     residual = dataclasses.replace(whole("residual", rng.integers(-20, 20, (SIDE, SIDE, 3))), strength=2.0)
     made = apply_trigger(residual, image, rng)
     assert np.array_equal(made.astype(int), image.astype(int) + 2 * np.asarray(residual.effect).astype(int))
-    assert np.array_equal(remove_trigger(residual, made), image)
+    # poisoned pairs carry the residual as it was estimated, at strength 1
+    single = dataclasses.replace(residual, strength=1.0)
+    assert np.array_equal(remove_trigger(residual, apply_trigger(single, image, rng)), image)
+    gain = np.full((SIDE, SIDE, 1), 0.8, np.float32)
+    blend = dataclasses.replace(single, gain=gain)
+    blended = apply_trigger(blend, image, rng)
+    by_hand = np.clip(np.round(0.8 * image.astype(np.float64) + np.asarray(residual.effect)), 0, 255)
+    assert np.abs(blended.astype(float) - by_hand).max() <= 1
+    assert np.abs(remove_trigger(blend, blended).astype(float) - image).max() <= 2
     colour = whole("colour", np.array([[0.9, 0.1, 0, 5], [0, 0.8, 0, 10], [0, 0, 1.1, -4]]))
     made = apply_trigger(colour, image, rng)
     pixel = image[3, 5].astype(float)
