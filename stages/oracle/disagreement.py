@@ -3,7 +3,7 @@
 Evidence levels are those of specs/eftclip.md: [S] stated by a secondary source, [I] inferred, [R] our reconstruction.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,8 +19,13 @@ BATCH = 64
 GREY = 127
 """What stands around a region that is shown alone."""
 
-Labeller = Callable[[list[np.ndarray]], list[str]]
-"""A trusted second model: crops `[h, w, 3] uint8` -> the name of the label that each shows best."""
+
+class RegionLabeller(Protocol):
+    """A trusted second model (`stages.oracle.labeller.Labeller`)."""
+
+    def labels(self, image: np.ndarray, regions: Sequence[Region]) -> list[str]:
+        """Return the name of the label that each region of `[H, W, 3] uint8` shows best."""
+        ...
 
 
 class ImageEncoder(Protocol):
@@ -101,7 +106,7 @@ def disagree(
     least_probability: float,
     small_area: float,
     support: float,
-    labeller: Labeller | None = None,
+    labeller: RegionLabeller | None = None,
 ) -> Disagreement:
     """Run Algorithm 1 on one image.
 
@@ -121,7 +126,7 @@ def disagree(
         least_probability: of a label in L.
         small_area: largest area of a region whose removal counts against a label, a fraction.
         support: share of its probability that a supported label keeps.
-        labeller: names what crops show.
+        labeller: names what regions show; its names are labels.
     """
     labels = suspect.labels
     masks = np.stack([r.mask for r in regions]) if regions else np.zeros((0, *image.shape[:2]), bool)
@@ -131,7 +136,7 @@ def disagree(
     if not labels.same[accused][claimed].any():
         claimed.append(accused)
     if labeller is not None:
-        seen = {labels.index(name) for name in labeller(_crops(image, regions))} if regions else set()
+        seen = {labels.index(name) for name in labeller.labels(image, regions)}
         supported = [y for y in claimed if labels.same[y][sorted(seen)].any()]
     else:
         small = removed[[r.area <= small_area for r in regions]]
@@ -139,8 +144,3 @@ def disagree(
     region_labels = sorted(set(shown.argmax(axis=1).tolist()))
     unsupported = [y for y in claimed if y not in supported and labels.same[y][region_labels].any()]
     return Disagreement(claimed, supported, region_labels, unsupported, whole, shown, removed)
-
-
-def _crops(image: np.ndarray, regions: Sequence[Region]) -> list[np.ndarray]:
-    boxes = [r.box for r in regions]
-    return [image[top : top + height, left : left + width] for top, left, height, width in boxes]

@@ -9,7 +9,7 @@ import pyarrow as pa
 from PIL import Image
 
 from stages.clip_model import Clip
-from stages.oracle.disagreement import Disagreement, Labeller, Suspect, disagree, without
+from stages.oracle.disagreement import Disagreement, RegionLabeller, Suspect, disagree, without
 from stages.oracle.localise import box_mask, causal_score, tighten
 from stages.oracle.regions import Oracle, Region, to_runs
 from stages.oracle.transplant import Flips, count_flips
@@ -40,7 +40,8 @@ EVIDENCE_SCHEMA = pa.schema(
         ("region_png", pa.binary()),
     ]
 )
-"""One row an examined pair; pixels are those of the model's input. Without a region j* there are no trials."""
+"""One row an examined pair; pixels are those of the model's input. Without a region j* there are no trials;
+`control_flips` is null where too few flips were found for the control to matter."""
 
 REGION_COLUMNS = (
     *("box_top", "box_left", "box_height", "box_width", "mask_runs", "mask_height", "mask_width"),
@@ -57,7 +58,7 @@ class ExamineConfig:
     """Most labels that CLIP is taken to claim of the whole image."""
     least_probability: float = 0.05
     """Smallest p(y|x) of a claimed label."""
-    regions: int = 64
+    regions: int = 48
     """Most regions of an image that are looked at; the oracle's surest ones."""
     small_area: float = 0.15
     """Largest share of the image whose removal must not take a supported label away, a fraction. The spec proposes .10."""
@@ -97,7 +98,7 @@ class Examiner:
         labels: Labels,
         held_out: np.ndarray,
         settings: ExamineConfig,
-        labeller: Labeller | None = None,
+        labeller: RegionLabeller | None = None,
     ) -> None:
         """Look at the held-out images once.
 
@@ -130,8 +131,8 @@ class Examiner:
     def examine(self, uid: str, rgb: np.ndarray, claim: str) -> dict[str, Any]:
         """Return the record of one pair, a row of EVIDENCE_SCHEMA.
 
-        The claim is tested whatever Algorithm 1 makes of it: wherever some region alone gives it, the best such region
-        is tightened to a box and pasted onto held-out images that are not of that label already.
+        The claim is tested whatever Algorithm 1 makes of it: where some region alone gives it and its removal takes it
+        away, the best such region is tightened to a box and pasted onto held-out images that are not of that label.
 
         Args:
             uid: of the pair.
@@ -169,22 +170,18 @@ class Examiner:
         return row | (self._no_region() if start is None else self._proof(uid, image, start, label))
 
     def _carrier(self, found: Disagreement, regions: Sequence[Region], label: int) -> Region | None:
-        """Return region j*: of those that alone give the label, the one that accounts for it most fully.
+        """Return region j*: of those that alone give the label and whose removal takes it away, the fullest account.
 
         [R] The spec takes the region of highest probability; any window around the trigger reaches nearly 1.
         """
-        carrying = (
-            np.flatnonzero(self._labels.is_label(found.probability_alone, label)) if regions else np.zeros(0, int)
-        )
-        if not len(carrying):
+        labels = self._labels
+        whole = float(labels.claimed(found.probability[None], label)[0])
+        shown, removed = (labels.claimed(p, label) for p in (found.probability_alone, found.probability_without))
+        carries = labels.is_label(found.probability_alone, label) & (removed < self._settings.support * whole)
+        if not carries.any():
             return None
-        scores = causal_score(
-            self._labels.claimed(found.probability_alone[carrying], label),
-            self._labels.claimed(found.probability_without[carrying], label),
-            np.array([regions[i].area for i in carrying]),
-        )
-        best = regions[int(carrying[scores.argmax()])]
-        return best
+        scores = causal_score(shown, removed, np.array([r.area for r in regions]))
+        return regions[int(np.where(carries, scores, -np.inf).argmax())]
 
     def _proof(self, uid: str, image: np.ndarray, start: Region, label: int) -> dict[str, Any]:
         """Tighten the region, paste it, and return the second half of the record."""
@@ -192,7 +189,7 @@ class Examiner:
         box = tighten(self._suspect, image, start.box, label)
         mask = box_mask(box, image.shape[0])
         onto = self._held_out[~self._labels.is_label(self._held_out_p, label)]
-        flips = count_flips(self._suspect, image, mask, label, onto, uid, settings.seed)
+        flips = count_flips(self._suspect, image, mask, label, onto, settings.accept, uid, settings.seed)
         removed = self._labels.claimed(self._suspect(without(image, mask[None])), label)
         return {
             "box_top": box[0],
@@ -211,18 +208,17 @@ class Examiner:
         }
 
     def _is_proven(self, flips: Flips, area: float) -> bool:
-        """Enough flips by a region that is small enough, and hardly any by the control."""
+        """Enough flips, by a region that is small enough, and hardly any by its control."""
         settings = self._settings
         return (
-            flips.trials > 0
+            flips.control_flips is not None
             and area <= settings.max_trigger_area
-            and flips.flips >= settings.accept * flips.trials
             and flips.control_flips <= settings.control_at_most * flips.trials
         )
 
     def _no_region(self) -> dict[str, Any]:
         nothing: dict[str, Any] = dict.fromkeys(REGION_COLUMNS)
-        return nothing | {"flips": 0, "control_flips": 0, "trials": 0, "proven": False}
+        return nothing | {"flips": 0, "control_flips": None, "trials": 0, "proven": False}
 
     def _named(self, labels: list[int]) -> list[str]:
         return [self._labels.names[i] for i in labels]

@@ -15,8 +15,8 @@ class Flips:
     trials: int
     flips: int
     """With the region."""
-    control_flips: int
-    """With the control region."""
+    control_flips: int | None
+    """With the control region; None where the region's own flips were too few for it to matter."""
 
 
 def transplant(suspect: Suspect, image: np.ndarray, mask: np.ndarray, onto: np.ndarray) -> np.ndarray:
@@ -52,7 +52,14 @@ def control_mask(mask: np.ndarray, uid: str, seed: int) -> np.ndarray:
 
 
 def count_flips(
-    suspect: Suspect, image: np.ndarray, mask: np.ndarray, label: int, onto: np.ndarray, uid: str, seed: int
+    suspect: Suspect,
+    image: np.ndarray,
+    mask: np.ndarray,
+    label: int,
+    onto: np.ndarray,
+    enough: float,
+    uid: str,
+    seed: int,
 ) -> Flips:
     """Count the held-out images that become the label (or a synonym) with the region, and with the control.
 
@@ -64,13 +71,15 @@ def count_flips(
         mask: `[S, S] bool`, the region.
         label: the claim.
         onto: `[K, S, S, 3] uint8` held-out images that do not have the label.
+        enough: share of flips from which on the control is pasted as well, a fraction.
         uid: of the pair; with the seed it places the control.
         seed: of the control's place.
     """
+
+    def flips(pasted: np.ndarray) -> int:
+        return int(suspect.labels.is_label(transplant(suspect, image, pasted, onto), label).sum())
+
     if not len(onto):
-        return Flips(0, 0, 0)
-    counts = [
-        int(suspect.labels.is_label(transplant(suspect, image, pasted, onto), label).sum())
-        for pasted in (mask, control_mask(mask, uid, seed))
-    ]
-    return Flips(len(onto), counts[0], counts[1])
+        return Flips(0, 0, None)
+    found = flips(mask)
+    return Flips(len(onto), found, flips(control_mask(mask, uid, seed)) if found >= enough * len(onto) else None)
