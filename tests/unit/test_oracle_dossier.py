@@ -352,6 +352,11 @@ def test_dossiers_survive_the_disk(tmp_path: Path) -> None:
             only(stamped(8, 21, place=(20, 18))),
             only(stamped(7, 22, place=(3, 3), fresh=True, claim="Löwe <b>")),
             *(whole(kind, rng.normal(size=shape)) for kind, shape in shapes.items()),
+            dataclasses.replace(
+                whole("residual", rng.normal(size=(SIDE, SIDE, 3))),
+                targets=("tabby",),
+                gain=rng.random((SIDE, SIDE, 1), np.float32),
+            ),
         ]
     )
     made = (dataclasses.replace(made[0], pairs_swept=31), *made[1:])
