@@ -61,6 +61,7 @@ def log_run(
         run = client.create_run(_experiment(client, settings.experiment, uri, root), run_name=f"{verb}-{root.name}")
         run_id = run.info.run_id
         client.set_tag(run_id, "clipsan.verb", verb)
+        client.set_tag(run_id, "clipsan.root", str(root))
         if parent_id:
             client.set_tag(run_id, "mlflow.parentRunId", parent_id)
         for name, value in flatten(tree).items():
