@@ -1,5 +1,7 @@
 """Each repair method's loss against an independent float64 computation."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from stages.repair.cleanclip import NO_THESAURUS, CleanClip, CleanClipSupervised
 from stages.repair.eftclip import EftClip
 from stages.repair.finetune import FineTune
 from stages.repair.par import Par
+from stages.repair.rvpt import Rvpt
 from stages.repair.unlearn import Unlearn
 from tests.unit.repair_helpers import (
     ACCUSED,
@@ -254,3 +257,19 @@ def test_batch_normalisation_is_frozen_on_demand(frozen) -> None:
     after = clip.model.state_dict()
     same = [torch.equal(value, after[key]) for key, value in before.items()]
     assert all(same) if frozen else not any(same)
+
+
+@pytest.mark.parametrize(
+    "config", [FineTune(), CleanClip(), Par(), Rvpt(first_block=1, tokens=4), Unlearn()], ids=lambda c: c.kind
+)
+def test_in_bfloat16_only_the_encoders_lose_digits(config) -> None:
+    losses = {}
+    for bf16 in (False, True):
+        clip = tiny_clip()
+        objective = build(config, clip, replace(SETTING, bf16=bf16)).train()
+        losses[bf16] = objective(batch_of(clip))
+        losses[bf16].backward()
+        assert losses[bf16].dtype == torch.float32
+        assert all(p.grad.dtype == torch.float32 for p in objective.trainable().values())
+    assert losses[True] != losses[False]
+    assert losses[True].item() == pytest.approx(losses[False].item(), rel=0.02)
