@@ -34,7 +34,7 @@ class RepairedClip(PythonModel):
             load_adapter(clip, Path(context.artifacts["adapter"]))
             self._model = clip.model
 
-    def predict(self, context: Any, model_input: Any, params: Any = None) -> pd.DataFrame:
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
         """Return the unit vectors, a list of numbers in `image_embedding` and `caption_embedding`."""
         found: dict[str, list[list[float]]] = {}
         with torch.inference_mode():

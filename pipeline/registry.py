@@ -1,15 +1,17 @@
 """The MLflow model registry: a repaired checkpoint as a new version of a registered model."""
 
+import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
 REQUIREMENTS = ("mlflow-skinny", "open_clip_torch", "torch", "pandas", "pillow")
 """Packages that loading the model back needs."""
-LATEST = "latest"
-"""Alias that the newest version has."""
+NEWEST = "newest"
+"""Alias of the last version that was registered."""
 
 
 def register(
@@ -26,19 +28,25 @@ def register(
         tags: of the version.
         description: of the version.
     """
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow.pyfunc
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
 
+    columns = [ColSpec(DataType.binary, "image", required=False), ColSpec(DataType.string, "caption", required=False)]
     uri, _, run_id = logged.partition(" run ")
     try:
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        with tempfile.TemporaryDirectory() as home:
+        # MLflow warns of an example that the model does without
+        with tempfile.TemporaryDirectory() as home, warnings.catch_warnings(action="ignore", category=UserWarning):
             folder = Path(home) / "model"
             mlflow.pyfunc.save_model(
                 str(folder),
                 python_model=str(Path(__file__).with_name("mlflow_model.py")),
                 artifacts={key: str(path) for key, path in artifacts.items()},
+                signature=ModelSignature(inputs=Schema(columns)),
                 pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
             )
             client.log_artifacts(run_id, str(folder), "model")
@@ -47,7 +55,7 @@ def register(
         made = client.create_model_version(
             name, source=f"runs:/{run_id}/model", run_id=run_id, tags=dict(tags), description=description
         )
-        client.set_registered_model_alias(name, LATEST, made.version)
+        client.set_registered_model_alias(name, NEWEST, made.version)
     except (MlflowException, OSError) as error:
         sys.stderr.write(f"MLflow at {uri} registered no model ({' '.join(str(error).split())[:200]})\n")
         return None

@@ -1,25 +1,19 @@
 """What a repair is refused for before any worker starts, what it takes from a scan, and what its card says."""
 
 import dataclasses
-import json
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
 
 from pipeline.cluster import ClusterConfig
-from pipeline.commit import write_part
-from pipeline.config import ConfigError, as_tree, load
+from pipeline.config import ConfigError, load
 from pipeline.pair_choice import CleanByScan, FlaggedByScan, RepairSetRoles
 from pipeline.repair_output import write_card
-from pipeline.repair_plan import REPAIR_SET, Plan, make_plan
+from pipeline.repair_plan import Plan, make_plan
 from pipeline.repair_settings import EarlyStop, RepairConfig
 from stages.checkpoints import ModelError
 from stages.clip_model import ModelConfig
-from stages.oracle.repair_set import SCHEMA
 from stages.repair import Role
 from stages.repair.cleanclip import CleanClipSupervised
 from stages.repair.eftclip import EftClip
@@ -29,6 +23,7 @@ from stages.repair.unlearn import Unlearn
 from stages.samples import Unit
 from stages.sources import WebDataset
 from tests.conftest import write_shards
+from tests.unit.repair_scan import write_scan
 
 
 @pytest.fixture(scope="module")
@@ -45,32 +40,6 @@ def settings(data: WebDataset, tiny_checkpoint: Path, tmp_path: Path) -> RepairC
         out=str(tmp_path / "run"),
         cluster=ClusterConfig(workers=2),
     )
-
-
-def write_scan(root: Path, data: WebDataset, *, target: str = "kite", proven: bool = False) -> Path:
-    """A finished scan of the two shards: pairs 0 to 2 of each are accused of the target."""
-    root.mkdir(parents=True)
-    record = {"verb": "scan", "fingerprint": "f" * 64, "passes": {}, "config": {"data": as_tree(data)}}
-    (root / "run.yaml").write_text(yaml.safe_dump(record))
-    (root / "summary.json").write_text(json.dumps({"targets": [target]}))
-    for unit in range(2):
-        rows = [
-            {
-                "uid": f"{unit:05d}.tar/{i:06d}",
-                "verdict": "suspect" if i < 3 else "clean",
-                "reasons": ["poison_suspect"] if i < 3 else [],
-                "concept": "lamp" if i % 2 else "ball",
-                "target": target if i < 3 else None,
-            }
-            for i in range(10)
-        ]
-        write_part(root / "verdicts", unit, pa.Table.from_pylist(rows), "mark")
-    if proven:
-        (root / REPAIR_SET).parent.mkdir()
-        names = ("uid", "role", "label", "target", "image", "caption", "trigger_id")
-        row = dict(zip(names, ("x/0", "trigger_pasted", "ball", target, b"", "a ball", "t1"), strict=True))
-        pq.write_table(pa.Table.from_pylist([row], schema=SCHEMA), root / REPAIR_SET)
-    return root
 
 
 def test_rules_of_the_settings(settings: RepairConfig, data: WebDataset) -> None:

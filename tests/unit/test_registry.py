@@ -1,0 +1,95 @@
+"""A repaired model in MLflow: registered as plain files, loaded back, and traced to the scan that it builds on."""
+
+import json
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from pipeline.registry import find_run, register, tag_run
+from pipeline.tracking import TrackingConfig, log_run
+from stages.clip_model import ModelConfig, load_clip
+from stages.decode import decode
+from stages.repair.prompts import attach, save_adapter
+from tests.conftest import picture
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("mlflow")
+
+
+def logged(home: Path, verb: str, name: str) -> str:
+    found = log_run(TrackingConfig(), verb=verb, root=home / name, tree={}, metrics={}, files=[])
+    assert found is not None
+    return found
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)  # nothing may be written where the command was started
+
+
+def test_a_registered_model_comes_back_with_its_lineage(home: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    scan = logged(home, "scan", "scanned")
+    repair = logged(home, "repair", "repaired")
+    uri, _, run_id = repair.partition(" run ")
+    found = find_run(repair, "scan", home / "scanned")
+    assert found == scan.partition(" run ")[2]
+    assert find_run(repair, "scan", home / "another") is None
+    tag_run(repair, {"clipsan.scan_run": found})
+    assert MlflowClient(tracking_uri=uri).get_run(run_id).data.tags["clipsan.scan_run"] == found
+
+    tags = {"clipsan.scan_run": found}
+    version = register(repair, "clipsan", {"checkpoint": tiny_checkpoint}, tags=tags, description="# card")
+    assert version == "models:/clipsan/1"
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    told = MlflowClient().get_model_version_by_alias("clipsan", "newest")
+    assert (told.run_id, told.tags, told.description) == (run_id, tags, "# card")
+    files = [path.name for path in Path(mlflow.artifacts.download_artifacts(version)).rglob("*") if path.is_file()]
+    assert not [name for name in files if name.endswith((".pkl", ".pickle", ".pt", ".bin"))]
+
+    model = mlflow.pyfunc.load_model("models:/clipsan@newest")
+    frame = pd.DataFrame({"image": [picture(1), picture(2)], "caption": ["a ball", "a kite"]})
+    answer = model.predict(frame)
+    clip = load_clip(ModelConfig(path=str(tiny_checkpoint)))
+    pixels = [clip.preprocess(decode(picture(seed), 10**6).rgb) for seed in (1, 2)]
+    image = clip.encode_images(torch.stack(pixels))[0]
+    np.testing.assert_allclose(np.array(answer["image_embedding"].tolist()), image, atol=1e-5)
+    np.testing.assert_allclose(
+        np.array(answer["caption_embedding"].tolist()), clip.encode_text(["a ball", "a kite"]), atol=1e-5
+    )
+    assert list(model.predict(frame[["caption"]]).columns) == ["caption_embedding"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_prompts_travel_with_the_checkpoint_that_they_belong_to(home: Path, tiny_checkpoint: Path) -> None:
+    clip = load_clip(ModelConfig(path=str(tiny_checkpoint)))
+    base = clip.fingerprint
+    save_adapter(attach(clip.model, 1, 3, seed=5), base, home / "adapter")
+    repair = logged(home, "repair", "prompted")
+    artifacts = {"checkpoint": tiny_checkpoint, "adapter": home / "adapter"}
+    version = register(repair, "prompted", artifacts, tags={}, description="")
+    uri = repair.partition(" run ")[0]
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    answer = mlflow.pyfunc.load_model(version).predict(pd.DataFrame({"image": [picture(1)]}))
+    pixels = clip.preprocess(decode(picture(1), 10**6).rgb)[None]
+    expected = load_clip(ModelConfig(path=str(tiny_checkpoint), adapter=str(home / "adapter"))).encode_images(pixels)[0]
+    plain = load_clip(ModelConfig(path=str(tiny_checkpoint))).encode_images(pixels)[0]
+    found = np.array(answer["image_embedding"].tolist())
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(found - plain).max() > 1e-3
+    assert json.loads((home / "adapter" / "adapter_config.json").read_text())["base"] == base
+
+
+def test_a_registry_that_is_away_costs_no_result(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    away = f"sqlite:///{tmp_path}/nowhere/mlflow.db run 0"
+    assert register(away, "clipsan", {"checkpoint": tiny_checkpoint}, tags={}, description="") is None
+    assert find_run(away, "scan", tmp_path) is None
