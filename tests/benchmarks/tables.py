@@ -377,10 +377,9 @@ def _is_numeric(column: Column, rows: list[Row]) -> bool:
 def _origin(found: Results, rows: list[Row]) -> str:
     machine = found.machine
     models = ", ".join(sorted({str(row["model"]) for row in rows if row.get("model")}))
-    models = f"{models}; " if models else ""
     seeds = f"seed {', '.join(map(str, found.seeds))}; " if found.seeds else ""
     return (
-        f"Measured by `{found.command}` on {found.date}: {models}{seeds}"
+        f"Measured by `{found.command}` on {found.date}: {models}; {seeds}"
         f"{machine.cores} cores ({machine.cpu}), {machine.memory_gib:.0f} GiB; "
         f"torch {found.versions['torch']}, ray {found.versions['ray']}."
     )
