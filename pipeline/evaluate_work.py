@@ -19,12 +19,9 @@ from stages.embed import REJECTED_SCHEMA
 from stages.evaluation.linear_probe import Probe
 from stages.evaluation.resistivity import resistivity
 from stages.evaluation.zero_shot import label_ranks, predict
-from stages.samples import RawPair, Reject, Unit, seeded_hash
+from stages.samples import CAPTION_REJECTS, RawPair, Reject, Unit, seeded_hash
 from stages.sources import SourceConfig, read_unit
 from stages.triggers import build_trigger
-
-CAPTION_REJECTS = (Reject.CAPTION_MISSING, Reject.CAPTION_EMPTY, Reject.CAPTION_NOT_UTF8)
-"""No reason to leave an image out where its label is what counts."""
 
 CLASS_LIST = pa.list_(pa.int32())
 VECTOR = pa.list_(pa.float32())

@@ -27,6 +27,7 @@ from pipeline.train_stop import StopRule
 from stages.clip_model import ModelConfig, load_clip, save_clip
 from stages.repair.rvpt import Rvpt
 from stages.repair.unlearn import Unlearn
+from stages.samples import Unit
 
 __all__ = ["EarlyStop", "RepairConfig", "RepairResult", "command", "make_plan", "run_plan", "run_repair"]
 
@@ -80,8 +81,8 @@ def run_plan(plan: Plan) -> RepairResult:
         summary = read_summary(folder.root)
         return RepairResult(repaired, summary["history"], summary)
     with ray_session(settings.cluster):
-        before = _evaluated(plan, settings.model, folder.root / "evaluate-before")
         order, found, counts = _order(plan, folder)
+        before = _evaluated(plan, settings.model, folder.root / "evaluate-before")
         training = time.monotonic()
         state = fit(order, folder)
         training_s = time.monotonic() - training
@@ -112,7 +113,10 @@ def run_plan(plan: Plan) -> RepairResult:
     total = sum(value.numel() for value in objective.model.parameters())
     write_card(target, plan, summary, objective.notes, (trained, total))
     write_summary(folder, summary)
-    _log(plan, folder, target, summary)
+    version = _log(plan, folder, target, summary)
+    if version is not None:
+        summary["registered"] = version
+        write_summary(folder, summary)
     return RepairResult(repaired, history, summary)
 
 
@@ -136,6 +140,8 @@ def _order(plan: Plan, folder: RunFolder) -> tuple[Order, Checked, dict[str, int
     settings = plan.config
     method = settings.method
     pairs, found = _checked(plan, folder, plan.main, folder.root / "checked", folder.rejected)
+    if method.labelled:
+        _check_labels(_table(folder.root / "checked", plan.main.units), plan.classes, "data")
     pairs = _sampled(plan, folder, pairs)
     counts = found.counts | {"used": pairs.pairs}
     beside = []
@@ -193,18 +199,30 @@ def _checked(plan: Plan, folder: RunFolder, picked: Picked, parts: Path, rejecte
 def _sampled(plan: Plan, folder: RunFolder, pairs: PairSet) -> PairSet:
     """Return the sample that the settings ask for: so many pairs, or so many images of each class."""
     settings = plan.config
-    indices = [unit.index for unit in pairs.units]
     if isinstance(settings.method, Rvpt):
         return _drawn(
-            pairs, _table(folder.root / "checked", indices), settings.method.shots, settings.seed, by_class=True
+            pairs, _table(folder.root / "checked", pairs.units), settings.method.shots, settings.seed, by_class=True
         )
     if settings.pairs is not None:
-        return _drawn(pairs, _table(folder.root / "checked", indices), settings.pairs, settings.seed, by_class=False)
+        return _drawn(
+            pairs, _table(folder.root / "checked", pairs.units), settings.pairs, settings.seed, by_class=False
+        )
     return pairs
 
 
-def _table(parts: Path, indices: list[int]) -> pa.Table:
-    return pa.concat_tables(read_parts(parts, indices, ["uid", "label"]))
+def _table(parts: Path, units: list[Unit]) -> pa.Table:
+    return pa.concat_tables(read_parts(parts, [unit.index for unit in units], ["uid", "label"]))
+
+
+def _check_labels(table: pa.Table, classes: tuple[str, ...], where: str, least: int = NOBODY) -> None:
+    """Refuse labels that name no class; with `least` NOBODY a pair may have none."""
+    labels = table.column("label").to_numpy()
+    wrong = labels[(labels < least) | (labels >= len(classes))]
+    if len(wrong):
+        raise ConfigError(
+            f"{where}: {len(wrong)} images have a label such as {wrong[0]} ({NOBODY}: none), but there are {len(classes)} "
+            "classes; name the label column or member in data, and every class in classes"
+        )
 
 
 def _drawn(pairs: PairSet, table: pa.Table, count: int, seed: int, *, by_class: bool) -> PairSet:
@@ -233,7 +251,8 @@ def _validation(plan: Plan, folder: RunFolder) -> PairSet | None:
     images, _ = _checked(plan, folder, plan.validation, home / "checked", home / "rejected")
     if not images.pairs:
         raise ConfigError(f"early_stop.data: no image of {stop.data.path} can be used: see {home / 'rejected'}")
-    table = _table(home / "checked", [unit.index for unit in images.units])
+    table = _table(home / "checked", images.units)
+    _check_labels(table, plan.classes, "early_stop.data", least=0)
     return _drawn(images, table, stop.images, plan.config.seed, by_class=False)
 
 
@@ -242,8 +261,10 @@ def _stop(plan: Plan) -> StopRule | None:
     if stop is None:
         return None
     evaluation = plan.config.evaluate or {}
-    classes, templates = plan.config.classes, tuple(evaluation.get("templates", plan.config.templates))
-    names = tuple(read_classes(classes)) if classes is not None else plan.classes
+    # what the scan accuses beside the classes is none of theirs
+    given = plan.config.classes or evaluation.get("classes")
+    names = plan.classes if given is None else tuple(read_classes(given))
+    templates = tuple(evaluation.get("templates", plan.config.templates))
     return StopRule(names, templates, stop.patience, stop.min_gain_points)
 
 
@@ -252,8 +273,8 @@ def _steps(order: Order, folder: RunFolder, history: list[dict[str, float]]) -> 
     return sum(job.steps_of(epoch) for epoch in range(len(history)))
 
 
-def _log(plan: Plan, folder: RunFolder, target: Path, summary: dict[str, Any]) -> None:
-    """Log the run, register the model, and say in both where they come from."""
+def _log(plan: Plan, folder: RunFolder, target: Path, summary: dict[str, Any]) -> str | None:
+    """Log the run, register the model, and say in both where they come from; return the registered version, if there is one."""
     settings = plan.config
     shown = {name: summary[name] for name in ("counts", "steps", "seconds", "training_seconds", "before", "after")}
     logged = log_run(
@@ -265,7 +286,7 @@ def _log(plan: Plan, folder: RunFolder, target: Path, summary: dict[str, Any]) -
         files=[folder.run_yaml, folder.summary, target / CARD],
     )
     if logged is None:
-        return
+        return None
     lineage = {"clipsan.suspect": plan.model_fingerprint, "clipsan.data": plan.data_fingerprint}
     if plan.scan is not None:
         lineage |= {"clipsan.scan": plan.scan.fingerprint, "clipsan.scan_root": str(plan.scan.root)}
@@ -273,7 +294,7 @@ def _log(plan: Plan, folder: RunFolder, target: Path, summary: dict[str, Any]) -
         lineage |= {} if scan_run is None else {"clipsan.scan_run": scan_run}
     tag_run(logged, lineage)
     if settings.register is None:
-        return
+        return None
     artifacts = {"checkpoint": target}
     if plan.is_adapter:
         base = load_clip(settings.model)
@@ -281,6 +302,4 @@ def _log(plan: Plan, folder: RunFolder, target: Path, summary: dict[str, Any]) -
         artifacts = {"checkpoint": folder.work / "suspect", "adapter": target}
     card = (target / CARD).read_text(encoding="utf-8")
     tags = {**lineage, "clipsan.method": settings.method.kind, "clipsan.fingerprint": plan.mark}
-    version = register(logged, settings.register, artifacts, tags=tags, description=card)
-    if version is not None:
-        write_summary(folder, {**summary, "registered": version})
+    return register(logged, settings.register, artifacts, tags=tags, description=card)

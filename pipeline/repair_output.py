@@ -16,8 +16,8 @@ SHOWN = {
     "accuracy_under_trigger_pct": "Accuracy under the trigger",
     "rebound_asr_pct": "Attack success rate after benign fine-tuning",
     "rebound_clean_accuracy_pct": "Zero-shot accuracy after benign fine-tuning",
-    "image_to_text_r1_pct": "Retrieval, image to text, R@1",
-    "text_to_image_r1_pct": "Retrieval, text to image, R@1",
+    "retrieval_r1_pct": "Retrieval R@1",
+    "resistivity": "Perturbation resistivity",
 }
 """Figure of an evaluation -> its words in the card; figures that were not measured are left out."""
 

@@ -154,6 +154,8 @@ def make_plan(settings: RepairConfig) -> Plan:
     main, beside = _pairs(settings, scan, classes)
     validation = None
     if settings.early_stop is not None:
+        if len(classes) < 2:
+            raise ConfigError("early_stop: clean accuracy needs class names; give classes")
         data = settings.early_stop.data
         validation = Picked("validation", data, list_units(data))
     data_fingerprint = fingerprint([_content(some) for some in (main, *beside)] + _scan_content(scan))

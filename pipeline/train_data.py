@@ -28,16 +28,13 @@ from pipeline.passes import Row
 from stages.clip_model import Inputs, ModelConfig, resolve_model
 from stages.decode import BadImage, decode
 from stages.embed import REJECTED_SCHEMA
-from stages.samples import RawPair, Reject, Unit, seeded_hash
+from stages.samples import CAPTION_REJECTS, RawPair, Reject, Unit, seeded_hash
 from stages.sources import SourceConfig, read_unit
 
 BLOCK_ROWS = 256
 """Pairs of a block on its way through Ray Data: 3 MB at 64 px, 38 MB at 224 px."""
 SHUFFLE_ROWS = 4096
 """Pairs in a worker's shuffle buffer when the data are streamed: 50 MB at 64 px, 620 MB at 224 px."""
-
-CAPTION_REJECTS = (Reject.CAPTION_MISSING, Reject.CAPTION_EMPTY, Reject.CAPTION_NOT_UTF8)
-"""No reason to leave an image out where its label is what counts."""
 
 CHECKED_SCHEMA = pa.schema([("uid", pa.string()), ("label", pa.int64())])
 """One row a pair that can be used; label is NOBODY where the data set has none."""

@@ -27,6 +27,10 @@ class Reject(StrEnum):
     """The shard ends or breaks here; what follows in it cannot be read. One record for each break."""
 
 
+CAPTION_REJECTS = (Reject.CAPTION_MISSING, Reject.CAPTION_EMPTY, Reject.CAPTION_NOT_UTF8)
+"""No reason to leave an image out where its label is what counts."""
+
+
 @dataclass(frozen=True, slots=True)
 class Unit:
     """The unit of work and of commit: one shard, or a bounded slice of a large one."""
