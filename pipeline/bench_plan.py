@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline import evaluate, poison, scan, train
+from pipeline import evaluate, poison, scan, scan_plan, train
 from pipeline.cluster import ClusterConfig
 from pipeline.commit import FingerprintError, fingerprint
 from pipeline.config import ConfigError, as_tree, load_group, validate
@@ -40,7 +40,7 @@ VERSIONS = {
     "poison": poison.VERSION,
     "train": train.TRAIN_VERSION,
     "evaluate": EVALUATE_VERSION,
-    "scan": [scan.EMBED_VERSION, scan.SCORE_VERSION, scan.VERDICT_VERSION],
+    "scan": [scan_plan.EMBED_VERSION, scan_plan.SCORE_VERSION, scan_plan.VERDICT_VERSION],
 }
 
 
@@ -373,5 +373,8 @@ class _Shared:
         tree = {k: v for k, v in as_tree(settings).items() if k not in FREE}
         for name in ("data", "model", "manifest"):
             tree.pop(name, None)
+        if tree.get("oracle", ...) is None:
+            # without an oracle nothing is proven, however a proof would be made
+            del tree["oracle"], tree["proof"]
         own = {"version": VERSIONS[verb], "settings": tree, "before": before, **(more or {})}
         return fingerprint(own)

@@ -10,8 +10,8 @@ from pipeline.commit import read_part
 from stages.detectors import Findings
 from stages.oracle.selection import select
 
-LEAST_GROUP = 20
-"""Fewer pictures leave a mean too noisy to show a faint trigger."""
+LEAST_FLAGGED = 20
+"""Of a concept with fewer flagged pairs, its most suspicious ones are compared."""
 UNNAMED_SHARE = 0.1
 """Of a concept that stands out and is not named, this share of its pairs is taken for its flagged group."""
 
@@ -98,12 +98,14 @@ def plan_proof(
         group_size: pairs of one side of a group at most.
         seed: of the held-out pictures and of the unflagged sides.
     """
-    names = [concept["name"] for concept in findings.concepts]
+    known = set(findings.vocabulary.names)
+    concepts = [concept for concept in findings.concepts if concept["name"] in known]
+    names = [concept["name"] for concept in concepts]
     read = _read(scores, parts, {name: i for i, name in enumerate(names)})
     targets = set(findings.targets)
     named = np.array([name in targets for name in names], bool)
     count = max(1, round(budget * len(read.ensemble)))
-    statistics = np.array([concept["statistic"] for concept in findings.concepts], np.float64)
+    statistics = np.array([concept["statistic"] for concept in concepts], np.float64)
     rows = select(read.ensemble, read.spectral, read.concept, statistics=statistics, named=named, cut=cut, count=count)
     claims = {
         index: dict(zip(uids, [names[c] for c in read.concept[own]], strict=True))
@@ -117,7 +119,7 @@ def plan_proof(
     found = []
     for c in order[:groups]:
         flagged, rest = _sides(read, c, bool(named[c]), cut, group_size)
-        if len(flagged) >= LEAST_GROUP:
+        if len(flagged):
             drawn = _draw(rest, group_size, (seed, GROUP_DRAW, c))
             found.append(Group(names[c], _picked(scores, parts, read, flagged), _picked(scores, parts, read, drawn)))
     held = _picked(scores, parts, read, _draw(calm, held_out, (seed, HELD_OUT_DRAW)))
@@ -129,8 +131,8 @@ def _sides(read: _Scores, concept: int, named: bool, cut: float, size: int) -> t
     members = np.flatnonzero(read.concept == concept)
     by_score = members[np.argsort(-read.spectral[members], kind="stable")]
     flagged = by_score[read.ensemble[by_score] >= cut] if named else by_score[:0]
-    if len(flagged) < LEAST_GROUP:
-        flagged = by_score[: max(LEAST_GROUP, round(UNNAMED_SHARE * len(members)))]
+    if len(flagged) < LEAST_FLAGGED:
+        flagged = by_score[: max(LEAST_FLAGGED, round(UNNAMED_SHARE * len(members)))]
     return flagged[:size], members[~np.isin(members, flagged)]
 
 

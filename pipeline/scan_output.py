@@ -16,9 +16,10 @@ from pipeline.commit import read_part
 from pipeline.config import ConfigError
 from pipeline.passes import Row, run_pass
 from pipeline.run_folder import RunFolder
+from stages.clip_model import Inputs, ModelConfig, resolve_model
 from stages.decode import decode
 from stages.evaluation.detection import detection_figures
-from stages.report.figures import thumbnail
+from stages.report.figures import overlay, thumbnail
 from stages.report.page import PICTURE_LIMIT
 from stages.samples import Unit, uid_array
 from stages.sources import SourceConfig, read_unit
@@ -31,13 +32,16 @@ class Counts:
 
     clean: int
     suspect: int
+    poisoned: int
     flagged: int
+    accused: int
+    """Flagged, or with a proven trigger."""
     reasons: dict[str, int]
     rejected: dict[str, int]
 
     @property
     def verdicts(self) -> int:
-        return self.clean + self.suspect
+        return self.clean + self.suspect + self.poisoned
 
     @property
     def pairs_in(self) -> int:
@@ -47,7 +51,11 @@ class Counts:
         """Return the counts as they stand in summary.json."""
         return {
             "pairs_in": self.pairs_in,
-            "verdicts": {Verdict.CLEAN.value: self.clean, Verdict.SUSPECT.value: self.suspect},
+            "verdicts": {
+                Verdict.CLEAN.value: self.clean,
+                Verdict.SUSPECT.value: self.suspect,
+                Verdict.POISONED.value: self.poisoned,
+            },
             "reasons": self.reasons,
             "rejected": sum(self.rejected.values()),
             "rejected_by_reason": self.rejected,
@@ -60,17 +68,21 @@ def count_pairs(folder: RunFolder, parts: Iterable[int]) -> Counts:
     verdicts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     rejected: Counter[str] = Counter()
+    accused = 0
     for index in parts:
         table = read_part(folder.verdicts, index, ["verdict", "reasons"])
         verdicts.update(table.column("verdict").to_pylist())
         reasons.update(pc.list_flatten(table.column("reasons")).to_pylist())
+        accused += sum(not ACCUSING.isdisjoint(found) for found in table.column("reasons").to_pylist())
     for path in sorted(folder.rejected.glob("part-*.parquet")):
         with path.open("rb") as source:
             rejected.update(pq.read_table(source, columns=["reason"]).column("reason").to_pylist())
     return Counts(
         clean=verdicts[Verdict.CLEAN.value],
         suspect=verdicts[Verdict.SUSPECT.value],
+        poisoned=verdicts[Verdict.POISONED.value],
         flagged=reasons[Reason.POISON_SUSPECT.value],
+        accused=accused,
         reasons=dict(sorted(reasons.items())),
         rejected=dict(sorted(rejected.items())),
     )
@@ -80,6 +92,15 @@ def column(folder: Path, parts: Iterable[int], name: str) -> np.ndarray:
     """Return one numeric column of all parts, in the order of the data set (4 bytes a pair)."""
     blocks = [read_part(folder, index, [name]).column(name).to_numpy() for index in parts]
     return np.concatenate(blocks) if blocks else np.empty(0, np.float32)
+
+
+def accused_mask(folder: Path, parts: Iterable[int]) -> np.ndarray:
+    """Return `[N] bool`: pairs whose verdict accuses them of poison, by the statistics or by proof."""
+    blocks = [
+        np.array([not ACCUSING.isdisjoint(reasons) for reasons in table.column("reasons").to_pylist()], bool)
+        for table in (read_part(folder, index, ["reasons"]) for index in parts)
+    ]
+    return np.concatenate(blocks) if blocks else np.empty(0, bool)
 
 
 def score_names(folder: Path, parts: Iterable[int]) -> list[str]:
@@ -137,6 +158,8 @@ class Flagged:
     score: float
     reasons: tuple[str, ...]
     concept: str | None
+    verdict: str
+    trigger_id: str | None
     scores: dict[str, float]
 
 
@@ -146,47 +169,80 @@ def most_suspicious(
     """Return the flagged pairs with the highest ensemble scores, ties by uid; never holds more than one part beside them."""
     best: list[Flagged] = []
     for index in parts:
-        table = read_part(folder.verdicts, index, ["uid", "caption", "reasons", "concept", *names])
-        flagged = [Reason.POISON_SUSPECT.value in reasons for reasons in table.column("reasons").to_pylist()]
+        table = read_part(
+            folder.verdicts, index, ["uid", "caption", "reasons", "concept", "verdict", "trigger_id", *names]
+        )
+        flagged = [not ACCUSING.isdisjoint(reasons) for reasons in table.column("reasons").to_pylist()]
         for row in table.filter(pa.array(flagged, pa.bool_())).to_pylist():
             scores = {name: float(row[name]) for name in names}
             best.append(
                 Flagged(
-                    index, row["uid"], row["caption"], scores["ensemble"], tuple(row["reasons"]), row["concept"], scores
+                    part=index,
+                    uid=row["uid"],
+                    caption=row["caption"],
+                    score=scores["ensemble"],
+                    reasons=tuple(row["reasons"]),
+                    concept=row["concept"],
+                    verdict=row["verdict"],
+                    trigger_id=row["trigger_id"],
+                    scores=scores,
                 )
             )
         best = sorted(best, key=lambda f: (-f.score, f.uid))[:limit]
     return best
 
 
-class PictureWork:
-    """Fetches the pictures of a few pairs of one unit, as thumbnails."""
+ACCUSING = frozenset({Reason.POISON_SUSPECT.value, Reason.PROVEN_TRIGGER.value})
+"""Reasons that put a pair on the wall."""
 
-    def __init__(self, source: SourceConfig, max_pixels: int) -> None:
+
+class PictureWork:
+    """Fetches the pictures of a few pairs of one unit, as thumbnails, and what carries the claim on them."""
+
+    def __init__(
+        self, source: SourceConfig, max_pixels: int, model: ModelConfig, masks: Mapping[str, np.ndarray]
+    ) -> None:
         self._source = source
         self._max_pixels = max_pixels
+        self._masks = masks
+        self._inputs = Inputs(resolve_model(model)) if masks else None
 
     def run(self, piece: tuple[Unit, frozenset[str]]) -> Row:
         unit, wanted = piece
-        pictures: dict[str, bytes] = {}
+        pictures: dict[str, tuple[bytes, bytes | None]] = {}
         for pair in read_unit(self._source, unit):
             if pair.reject is None and pair.uid in wanted and pair.image is not None:
-                pictures[pair.uid] = thumbnail(decode(pair.image, self._max_pixels).rgb)
+                rgb = decode(pair.image, self._max_pixels).rgb
+                pictures[pair.uid] = thumbnail(rgb), self._overlay(pair.uid, rgb)
             if len(pictures) == len(wanted):
                 break
         return {"pairs": len(pictures), "pictures": pictures}
 
+    def _overlay(self, uid: str, rgb: np.ndarray) -> bytes | None:
+        if self._inputs is None or uid not in self._masks:
+            return None
+        seen = self._inputs.preprocess(rgb).permute(1, 2, 0).numpy()
+        return overlay(np.ascontiguousarray(seen), self._masks[uid])
+
 
 def fetch_pictures(
-    source: SourceConfig, units: list[Unit], flagged: list[Flagged], *, max_pixels: int, cluster: ClusterConfig
-) -> dict[str, bytes]:
-    """Return uid -> thumbnail for the flagged pairs, read from the source again."""
+    source: SourceConfig,
+    units: list[Unit],
+    flagged: list[Flagged],
+    *,
+    max_pixels: int,
+    model: ModelConfig,
+    masks: Mapping[str, np.ndarray],
+    cluster: ClusterConfig,
+) -> dict[str, tuple[bytes, bytes | None]]:
+    """Return uid -> thumbnail, and the same with the region `masks[uid]` if there is one; read from the source again."""
     by_unit: dict[int, set[str]] = {}
     for pair in flagged:
         by_unit.setdefault(pair.part, set()).add(pair.uid)
     pieces = [(unit, frozenset(by_unit[unit.index])) for unit in units if unit.index in by_unit]
-    pictures: dict[str, bytes] = {}
-    for record in run_pass("pictures", pieces, PictureWork, (source, max_pixels), cluster=cluster):
+    pictures: dict[str, tuple[bytes, bytes | None]] = {}
+    args = (source, max_pixels, model, masks)
+    for record in run_pass("pictures", pieces, PictureWork, args, cluster=cluster):
         pictures |= record["pictures"]
     return pictures
 

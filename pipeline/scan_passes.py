@@ -147,10 +147,11 @@ class CombineWork:
 
 
 class JudgeWork:
-    """Pass 3: the verdicts of one part."""
+    """The verdicts of one part."""
 
-    def __init__(self, judge: Judge, embeddings: Path, scores: Path, folder: Path, mark: str) -> None:
+    def __init__(self, judge: Judge, views: Any, embeddings: Path, scores: Path, folder: Path, mark: str) -> None:
         self._judge = judge
+        self._views = views
         self._embeddings = embeddings
         self._scores = scores
         self._folder = folder
@@ -161,6 +162,8 @@ class JudgeWork:
         scores = read_part(self._scores, piece)
         for name in scores.column_names[1:]:
             table = table.append_column(name, scores.column(name))
+        for name, values in self._views.columns(piece, table.column("uid").to_pylist()).items():
+            table = table.append_column(name, values)
         write_part(self._folder, piece, self._judge(table), self._mark)
         return {"pairs": table.num_rows}
 

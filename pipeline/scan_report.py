@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 
 from pipeline import scan_output
-from pipeline.cluster import ClusterConfig
 from pipeline.commit import read_part
 from pipeline.config import as_tree
+from pipeline.prove import Proof
+from pipeline.prove_report import dossier_panels, masks_of
 from pipeline.run_folder import RunFolder, versions
 from pipeline.scan_output import Counts, column, score_names
+from pipeline.scan_plan import ScanConfig
 from stages.detectors import Findings
 from stages.detectors.streaming import vectors
 from stages.evaluation.detection import pr_points, roc_points
@@ -39,23 +41,35 @@ def build_report(
     cut: Cut,
     detection: Mapping[str, Any] | None,
     truth: np.ndarray | None,
-    settings: Any,
+    proof: Proof,
+    settings: ScanConfig,
     mark: str,
-    max_pixels: int,
-    seed: int,
-    cluster: ClusterConfig,
 ) -> ScanReport:
     """Gather everything that the page shows; pictures are read from the source again."""
     parts = [u.index for u in units]
     names = score_names(folder.scores, parts)
     best = scan_output.most_suspicious(folder, parts, names)
-    pictures = scan_output.fetch_pictures(source, units, best, max_pixels=max_pixels, cluster=cluster)
+    by_part: dict[int, list[str]] = {}
+    for pair in best:
+        by_part.setdefault(pair.part, []).append(pair.uid)
+    pictures = scan_output.fetch_pictures(
+        source,
+        units,
+        best,
+        max_pixels=settings.embed.max_pixels,
+        model=settings.model,
+        masks=masks_of(proof, by_part),
+        cluster=settings.cluster,
+    )
     poisoned = set(_poisoned_uids(folder, parts, truth)) if truth is not None else None
     wall = tuple(
         FlaggedPair(
             uid=pair.uid,
             caption=pair.caption,
-            picture=pictures[pair.uid],
+            picture=pictures[pair.uid][0],
+            heat=pictures[pair.uid][1],
+            verdict=pair.verdict if settings.oracle is not None else None,
+            trigger_id=pair.trigger_id,
             score=pair.score,
             rank=rank,
             reasons=pair.reasons,
@@ -67,27 +81,29 @@ def build_report(
         if pair.uid in pictures
     )
     flags = column(folder.scores, parts, "ensemble") >= cut.value
+    accused = scan_output.accused_mask(folder.verdicts, parts)
     targets = findings.targets
     return ScanReport(
         title=f"clipsan scan of {_short(source.path)}",
         pairs_in=counts.pairs_in,
         verdicts=counts.verdicts,
-        flagged_pairs=counts.flagged,
+        flagged_pairs=counts.accused,
         rejected=counts.rejected,
         decision=cut.meaning,
         targets=targets,
         next_steps=next_steps(folder, counts, targets),
+        dossiers=dossier_panels(proof),
         concepts=_concepts(findings, folder, parts),
         concept_threshold=findings.concept_threshold,
         flagged=wall,
         detectors=tuple(
             _panel(name, column(folder.scores, parts, name), flags, truth, detection, cut) for name in names
         ),
-        map=_map(folder, embeddings, parts, targets, truth, cut, seed),
+        map=_map(folder, embeddings, parts, targets, truth, cut, settings.detectors.density.seed),
         rejected_examples=tuple(
             RejectedExample(uid=r["uid"], reason=r["reason"]) for r in scan_output.rejected_examples(folder, EXAMPLES)
         ),
-        truth=None if truth is None else Truth(poisoned=int(truth.sum()), found=int((truth & flags).sum())),
+        truth=None if truth is None else Truth(poisoned=int(truth.sum()), found=int((truth & accused).sum())),
         settings=as_tree(settings),
         versions=versions(),
         fingerprint=mark,

@@ -83,7 +83,7 @@ def to_runs(mask: np.ndarray) -> list[int]:
     """Return the run lengths of a mask `[H, W] bool` in row order, beginning with a run of False that may be 0 long."""
     flat = np.concatenate([[False], mask.ravel(), [not mask.ravel()[-1]]])
     edges = np.flatnonzero(flat[1:] != flat[:-1])
-    return np.diff(np.concatenate([[0], edges])).tolist()
+    return [int(length) for length in np.diff(np.concatenate([[0], edges]))]
 
 
 def from_runs(runs: Sequence[int], height: int, width: int) -> np.ndarray:

@@ -1,0 +1,359 @@
+"""Passes 3 to 5 of the scan: from what the statistics suspect to triggers that are proven, and the pairs that carry them."""
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from pipeline.cluster import ClusterConfig, PoolConfig, check_pool
+from pipeline.commit import fingerprint, missing_parts, part_path, read_part
+from pipeline.config import ConfigError, as_tree
+from pipeline.passes import run_pass
+from pipeline.pixels import fetch_pixels, read_pixels
+from pipeline.prove_passes import (
+    Bench,
+    ConfirmWork,
+    DirectionWork,
+    ExamineWork,
+    GroupWork,
+    LabelWork,
+    SweepWork,
+    VerifyWork,
+)
+from pipeline.prove_plan import Group, Selection, plan_proof
+from pipeline.run_folder import RunFolder
+from pipeline.scan_passes import chunk
+from stages.clip_model import ModelConfig, load_clip
+from stages.detectors import Findings
+from stages.oracle import OracleConfig
+from stages.oracle.affected import LabelEvidence, affected_labels
+from stages.oracle.cluster import cluster
+from stages.oracle.dossier import Dossier, number
+from stages.oracle.dossier_files import write_dossiers
+from stages.oracle.examine import EVIDENCE_SCHEMA, ExamineConfig
+from stages.oracle.rivals import settle
+from stages.oracle.sweep import Direction
+from stages.oracle.vocabulary import Labels, finish, merge
+from stages.report.content import Example
+from stages.samples import Unit
+from stages.sources import SourceConfig
+from stages.stage import config
+
+PROOF_VERSION = 1
+"""Raised when the code comes to give another result, so that old parts are refused and not mixed in."""
+
+
+@config
+class ProofConfig:
+    """How suspicion is turned into proof; plays no part without an oracle."""
+
+    budget: float = 0.05
+    """Share of the scanned pairs that the oracle examines, the most suspicious first; 1 examines all."""
+    examine: ExamineConfig = field(default_factory=ExamineConfig)
+    """How a pair is examined."""
+    labeller: ModelConfig | None = None
+    """A second, trusted CLIP that says what a region shows; null asks the suspect model what it rests on."""
+    held_out: int = 384
+    """Inconspicuous pictures of the data set on which triggers are tried, and with which groups are compared."""
+    groups: int = 5
+    """Concepts, the most accused first, whose pictures are searched for a trigger that covers the whole image."""
+    group_size: int = 256
+    """Pictures of each side of such a concept."""
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    """Where the oracle's workers run."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.budget <= 1:
+            raise ValueError("budget is a fraction of the pairs, above 0 and at most 1")
+        if self.held_out < 2 or self.group_size < 2 or self.groups < 0:
+            raise ValueError("held_out and group_size must be at least 2, groups at least 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What the passes work on; put together by the scan."""
+
+    data: SourceConfig
+    units: list[Unit]
+    model: ModelConfig
+    layers: list[str]
+    max_pixels: int
+    oracle: OracleConfig
+    settings: ProofConfig
+    seed: int
+    cluster: ClusterConfig
+    folder: RunFolder
+    embeddings: Path
+    rows: dict[int, int]
+    mark: str
+
+    @property
+    def parts(self) -> list[int]:
+        return [unit.index for unit in self.units]
+
+    @property
+    def work(self) -> Path:
+        return self.folder.work / "proof"
+
+    @property
+    def device(self) -> str:
+        gpus = self.settings.pool.gpus_per_worker
+        return "cuda" if (self.cluster.gpus_per_worker if gpus is None else gpus) else "cpu"
+
+    def run(self, name: str, pieces: Sequence[Any], work: Any, args: tuple[Any, ...], total: int | None = None) -> Any:
+        """Run a pass of workers that hold the suspect model."""
+        pool = self.settings.pool
+        return run_pass(
+            name, pieces, work, args, cluster=self.cluster, total=total, heavy=True, ordered=True, pool=pool
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What was proven."""
+
+    dossiers: tuple[Dossier, ...] = ()
+    affected: tuple[LabelEvidence, ...] = ()
+    selection: Selection = field(default_factory=lambda: Selection({}, {}, ()))
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Of each step."""
+    examples: dict[str, tuple[Example, ...]] = field(default_factory=dict)
+    """Trigger id -> held-out pictures without it and with it, and what the model takes them for."""
+    evidence: Path | None = None
+    swept: Path | None = None
+
+    @property
+    def triggers(self) -> dict[str, str]:
+        """Trigger id -> target."""
+        return {dossier.id: dossier.targets[0] for dossier in self.dossiers}
+
+    def figures(self) -> dict[str, Any]:
+        """Return what summary.json says of the proof."""
+        return {
+            "examined": self.selection.examined,
+            "affected_labels": [e.label for e in self.affected if e.affected],
+            "seconds": self.seconds,
+            "triggers": [
+                {
+                    "id": d.id,
+                    "kind": d.kind,
+                    "targets": list(d.targets),
+                    "pairs_before_sweep": d.pairs,
+                    "pairs": d.pairs_swept,
+                    "flip_rate_pct": d.flips.pct,
+                    "flip_rate_pct_ci95": [d.flips.low_pct, d.flips.high_pct],
+                    "control_flip_rate_pct": d.control.pct,
+                }
+                for d in self.dossiers
+            ],
+        }
+
+
+def proof_mark(settings: ProofConfig, oracle: OracleConfig, scored: str, decision: Any) -> str:
+    """Return the fingerprint of everything that decides the proof; where it runs does not matter."""
+    tree = {name: value for name, value in as_tree(settings).items() if name != "pool"}
+    return fingerprint(
+        {
+            "version": PROOF_VERSION,
+            "score": scored,
+            "decision": as_tree(decision),
+            "oracle": as_tree(oracle),
+            "settings": tree,
+        }
+    )
+
+
+def prove(task: Task, findings: Findings, cut: float) -> Proof:
+    """Run the passes, or what is left of them.
+
+    Raises:
+        ConfigError: the oracle's pool asks for what no node of the cluster has.
+    """
+    settings = task.settings
+    check_pool(settings.pool, task.cluster)
+    selection = plan_proof(
+        task.folder.scores,
+        task.parts,
+        findings,
+        cut,
+        budget=settings.budget,
+        held_out=settings.held_out,
+        groups=settings.groups,
+        group_size=settings.group_size,
+        seed=task.seed,
+    )
+    if not selection.examined or len(Group.uids(selection.held_out)) < 2:
+        return Proof(selection=selection)
+    clock = _Clock()
+    bench = _bench(task, findings, selection)
+    clock.stop("prepare")
+    evidence = _examine(task, bench, selection)
+    clock.stop("examine")
+    candidates = cluster(evidence, seed=task.seed) + _groups(task, bench, selection)
+    proven, examples = _verify(task, bench, candidates)
+    clock.stop("prove")
+    swept, dossiers = _sweep(task, bench, proven, findings, _own_proofs(evidence))
+    clock.stop("sweep")
+    shutil.rmtree(task.folder.root / "triggers", ignore_errors=True)
+    write_dossiers(task.folder.root / "triggers", dossiers)
+    affected = affected_labels(evidence, bench.labels.names)
+    return Proof(dossiers, affected, selection, clock.seconds, examples, task.folder.root / "evidence", swept)
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def stop(self, step: str) -> None:
+        now = time.monotonic()
+        self.seconds[step] = round(now - self._last, 1)
+        self._last = now
+
+
+def _bench(task: Task, findings: Findings, selection: Selection) -> Bench:
+    """Learn the labels and fetch the pictures."""
+    sums = None
+    args = (findings.vocabulary, task.embeddings)
+    for record in run_pass("labels", chunk(task.rows), LabelWork, args, cluster=task.cluster, ordered=True):
+        sums = record["sums"] if sums is None else merge(sums, record["sums"])
+    if sums is None:
+        raise ConfigError("data: there is no pair to learn labels from")
+    clip = load_clip(task.model, "cpu")
+    labels: Labels = finish(findings.vocabulary.names, sums, float(clip.model.logit_scale.exp()))
+    pixels = task.work / "pixels"
+    fetch_pixels(
+        task.data,
+        task.units,
+        selection.pictures,
+        model=task.model,
+        max_pixels=task.max_pixels,
+        folder=pixels,
+        mark=task.mark,
+        cluster=task.cluster,
+    )
+    held_out = read_pixels(pixels, Group.uids(selection.held_out), clip.image_size, task.parts)
+    return Bench(task.model, task.device, labels, held_out, task.seed)
+
+
+def _examine(task: Task, bench: Bench, selection: Selection) -> pa.Table:
+    """Return the evidence of all examined pairs."""
+    settings, folder = task.settings, task.folder.root / "evidence"
+    todo = set(missing_parts(folder, selection.claims, task.mark))
+    pieces = [(unit, selection.claims[unit.index]) for unit in task.units if unit.index in todo]
+    args = (
+        bench,
+        task.oracle,
+        settings.examine,
+        settings.labeller,
+        task.data,
+        task.max_pixels,
+        folder,
+        task.mark,
+    )
+    for _ in task.run("oracle", pieces, ExamineWork, args, total=len(selection.claims)):
+        pass
+    tables = [read_part(folder, index) for index in sorted(selection.claims)]
+    return pa.concat_tables([table.select(EVIDENCE_SCHEMA.names) for table in tables])
+
+
+def _groups(task: Task, bench: Bench, selection: Selection) -> list[Dossier]:
+    args = (bench, task.work / "pixels", task.parts)
+    return [d for record in task.run("groups", selection.groups, GroupWork, args) for d in record["dossiers"]]
+
+
+def _verify(
+    task: Task, bench: Bench, candidates: Sequence[Dossier]
+) -> tuple[list[tuple[Dossier, Direction]], dict[str, tuple[Example, ...]]]:
+    """Return the candidates that flip a larger held-out set, numbered, each with its direction; and examples of each."""
+    verified = [record["dossier"] for record in task.run("verify", candidates, VerifyWork, (bench,))]
+    proven = number(settle([dossier for dossier in verified if dossier.proven]))
+    records = list(task.run("learn triggers", proven, DirectionWork, (bench, task.layers)))
+    directions = [record["direction"] for record in records]
+    examples = {dossier.id: record["examples"] for dossier, record in zip(proven, records, strict=True)}
+    return list(zip(proven, directions, strict=True)), examples
+
+
+def _own_proofs(evidence: pa.Table) -> set[str]:
+    return set(evidence.filter(evidence.column("proven")).column("uid").to_pylist())
+
+
+def _sweep(
+    task: Task,
+    bench: Bench,
+    triggers: Sequence[tuple[Dossier, Direction]],
+    findings: Findings,
+    own: set[str],
+) -> tuple[Path | None, tuple[Dossier, ...]]:
+    """Search the whole cache for the triggers; return the folder of what was found, and the dossiers with their pairs."""
+    if not triggers:
+        return None, ()
+    folder = task.folder.root / "evidence" / "swept"
+    found: dict[int, dict[str, tuple[str, float]]] = {}
+    args = (triggers, findings.vocabulary, task.embeddings)
+    for record in run_pass("sweep", task.parts, SweepWork, args, cluster=task.cluster, ordered=True):
+        if record["candidates"]:
+            found[record["part"]] = record["candidates"]
+    dossiers = [dossier for dossier, _ in triggers]
+    todo = set(missing_parts(folder, found, task.mark))
+    pieces = [(unit, found[unit.index]) for unit in task.units if unit.index in todo]
+    confirm = (bench, dossiers, task.settings.examine, task.data, task.max_pixels, folder, task.mark)
+    for _ in task.run("confirm", pieces, ConfirmWork, confirm, total=len(found)):
+        pass
+    carriers: dict[str, set[str]] = {d.id: {uid for uid in d.uids if uid in own} for d in dossiers}
+    for index in found:
+        table = read_part(folder, index, ["uid", "trigger_id", "confirmed"])
+        for row in table.filter(table.column("confirmed")).to_pylist():
+            carriers[row["trigger_id"]].add(row["uid"])
+    return folder, tuple(dataclasses.replace(d, pairs_swept=len(carriers[d.id])) for d in dossiers)
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """What the proof says of the pairs of each part, for their verdicts."""
+
+    evidence: Path | None
+    swept: Path | None
+    reads: ClassVar[frozenset[str]] = frozenset({"uid"})
+    adds: ClassVar[frozenset[str]] = frozenset({"claim", "oracle_view", "trigger_id"})
+
+    members: Mapping[str, str]
+    """Uid -> trigger, of the pairs whose own region is proven and belongs to a dossier."""
+
+    @classmethod
+    def of(cls, proof: Proof) -> "Views":
+        members = {uid: d.id for d in reversed(proof.dossiers) if d.kind == "patch" for uid in d.uids}
+        return cls(proof.evidence, proof.swept, members)
+
+    def columns(self, index: int, uids: Sequence[str]) -> dict[str, pa.Array]:
+        """Return `claim`, `oracle_view` and `trigger_id` of a part's pairs, null where nothing is known.
+
+        `oracle_view`: proven (its region flips other pictures), unsupported (one region carries the claim), supported (the
+        claim survives without any single region), unclaimed (the model does not claim it).
+        """
+        claim: dict[str, str] = {}
+        view: dict[str, str] = {}
+        trigger = {uid: self.members[uid] for uid in uids if uid in self.members}
+        if self.evidence is not None and part_path(self.evidence, index).exists():
+            names = ["uid", "claim", "proven", "labels", "supported", "unsupported"]
+            for row in read_part(self.evidence, index, names).to_pylist():
+                claim[row["uid"]], view[row["uid"]] = row["claim"], _view(row)
+        if self.swept is not None and part_path(self.swept, index).exists():
+            table = read_part(self.swept, index, ["uid", "trigger_id", "confirmed"])
+            trigger |= {r["uid"]: r["trigger_id"] for r in table.filter(table.column("confirmed")).to_pylist()}
+        found = {"claim": claim, "oracle_view": view, "trigger_id": trigger}
+        return {name: pa.array([values.get(uid) for uid in uids], pa.string()) for name, values in found.items()}
+
+
+def _view(row: Mapping[str, Any]) -> str:
+    if row["proven"]:
+        return "proven"
+    for name in ("unsupported", "supported"):
+        if row["claim"] in row[name]:
+            return name
+    return "unclaimed"
