@@ -40,8 +40,9 @@ EVIDENCE_SCHEMA = pa.schema(
         ("region_png", pa.binary()),
     ]
 )
-"""One row an examined pair; pixels are those of the model's input. Without a region j* there are no trials;
-`control_flips` is null where too few flips were found for the control to matter."""
+"""One row an examined pair; pixels are those of the model's input. `trials` is 0 where no region carries the claim, and
+where the one that does is too large for a trigger or not needed for the claim; `control_flips` is null where too few
+images flipped for the control to matter."""
 
 REGION_COLUMNS = (
     *("box_top", "box_left", "box_height", "box_width", "mask_runs", "mask_height", "mask_width"),
@@ -60,18 +61,19 @@ class ExamineConfig:
     """Smallest p(y|x) of a claimed label."""
     regions: int = 48
     """Most regions of an image that are looked at; the oracle's surest ones."""
-    small_area: float = 0.15
-    """Largest share of the image whose removal must not take a supported label away, a fraction. The spec proposes .10."""
     support: float = 0.5
-    """Share of its probability that a supported label keeps without any one small region."""
+    """A label keeps at least this share of its probability without any one small region when it is supported; a trigger
+    takes more away."""
     held_out: int = 32
     """Images onto which a region is pasted."""
     accept: float = 0.5
     """Smallest share of them that a trigger flips."""
     control_at_most: float = 0.1
     """Largest share that the control may flip."""
-    max_trigger_area: float = 0.25
-    """A larger region proves nothing, a fraction: a genuine object that fills the image changes its label as well."""
+    max_trigger_area: float = 0.15
+    """Largest share of an image that a trigger covers, a fraction: only the removal of regions up to it counts against a
+    label (the spec proposes .10), and only such regions are pasted. On a clean model the objects that flip half of the
+    held-out images cover more (.17 to .65)."""
     seed: int = 0
     """Of the control's place."""
 
@@ -80,8 +82,8 @@ class ExamineConfig:
             raise ValueError("top_labels, regions and held_out must be at least 1")
         if not 0 <= self.least_probability <= 1 or not 0 < self.support <= 1:
             raise ValueError("least_probability and support are fractions, and support is above 0")
-        if not 0 < self.small_area <= 1 or not 0 < self.max_trigger_area <= 1:
-            raise ValueError("small_area and max_trigger_area are fractions above 0")
+        if not 0 < self.max_trigger_area <= 1:
+            raise ValueError("max_trigger_area is a fraction above 0")
         if not 0 <= self.control_at_most < self.accept <= 1:
             raise ValueError("control_at_most and accept are fractions, the first below the second")
         if self.seed < 0:
@@ -153,7 +155,7 @@ class Examiner:
             label,
             top_labels=settings.top_labels,
             least_probability=settings.least_probability,
-            small_area=settings.small_area,
+            small_area=settings.max_trigger_area,
             support=settings.support,
             labeller=self._labeller,
         )
@@ -167,7 +169,7 @@ class Examiner:
             "probability": float(labels.claimed(found.probability[None], label)[0]),
         }
         start = self._carrier(found, regions, label)
-        return row | (self._no_region() if start is None else self._proof(uid, image, start, label))
+        return row | (self._no_region() if start is None else self._proof(found, uid, image, start, label))
 
     def _carrier(self, found: Disagreement, regions: Sequence[Region], label: int) -> Region | None:
         """Return region j*: of those that alone give the label and whose removal takes it away, the fullest account.
@@ -183,14 +185,24 @@ class Examiner:
         scores = causal_score(shown, removed, np.array([r.area for r in regions]))
         return regions[int(np.where(carries, scores, -np.inf).argmax())]
 
-    def _proof(self, uid: str, image: np.ndarray, start: Region, label: int) -> dict[str, Any]:
-        """Tighten the region, paste it, and return the second half of the record."""
-        settings = self._settings
+    def _proof(self, found: Disagreement, uid: str, image: np.ndarray, start: Region, label: int) -> dict[str, Any]:
+        """Tighten the region, paste it if it can be a trigger, and return the second half of the record.
+
+        [R] A trigger is small and needed: what is too large, or leaves the claim standing when it is removed, is a part
+        of what the picture shows.
+        """
+        settings, labels = self._settings, self._labels
         box = tighten(self._suspect, image, start.box, label)
         mask = box_mask(box, image.shape[0])
-        onto = self._held_out[~self._labels.is_label(self._held_out_p, label)]
-        flips = count_flips(self._suspect, image, mask, label, onto, settings.accept, uid, settings.seed)
-        removed = self._labels.claimed(self._suspect(without(image, mask[None])), label)
+        whole = float(labels.claimed(found.probability[None], label)[0])
+        removed = float(labels.claimed(self._suspect(without(image, mask[None])), label)[0])
+        can_be = mask.mean() <= settings.max_trigger_area and removed < settings.support * whole
+        onto = self._held_out[~labels.is_label(self._held_out_p, label)]
+        flips = (
+            count_flips(self._suspect, image, mask, label, onto, settings.accept, uid, settings.seed)
+            if can_be
+            else Flips(0, 0, None)
+        )
         return {
             "box_top": box[0],
             "box_left": box[1],
@@ -199,22 +211,14 @@ class Examiner:
             "mask_runs": to_runs(mask),
             "mask_height": mask.shape[0],
             "mask_width": mask.shape[1],
-            "probability_without": float(removed[0]),
+            "probability_without": removed,
             "flips": flips.flips,
             "control_flips": flips.control_flips,
             "trials": flips.trials,
-            "proven": self._is_proven(flips, float(mask.mean())),
+            "proven": flips.control_flips is not None
+            and flips.control_flips <= settings.control_at_most * flips.trials,
             "region_png": cut_out(image, mask),
         }
-
-    def _is_proven(self, flips: Flips, area: float) -> bool:
-        """Enough flips, by a region that is small enough, and hardly any by its control."""
-        settings = self._settings
-        return (
-            flips.control_flips is not None
-            and area <= settings.max_trigger_area
-            and flips.control_flips <= settings.control_at_most * flips.trials
-        )
 
     def _no_region(self) -> dict[str, Any]:
         nothing: dict[str, Any] = dict.fromkeys(REGION_COLUMNS)

@@ -66,15 +66,26 @@ def test_what_flips_by_its_control_too_is_not_proven() -> None:
     image[:, :6] = (10, 20, 0)
     everywhere = examiner(seen=[window(0, 6, SIZE, 18)], max_trigger_area=1.0)
     row = everywhere.examine("u", image, "target")
-    assert row["flips"] == 6
+    assert row["trials"] == row["flips"] == 6
     assert row["control_flips"] > 0
     assert row["proven"] is False
+
+
+def test_what_leaves_the_claim_standing_is_not_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = picture(mark=(2, 2))
+    image[10:14, 10:14] = (255, 0, 0)
+    both = examiner(seen=[window(0, 0, 16, 16)])  # carries both marks
+    monkeypatch.setattr("stages.oracle.examine.tighten", lambda *_: (2, 2, 4, 4))  # and is cut down to one of them
+    row = both.examine("u", image, "target")
+    assert (row["box_height"], row["trials"], row["proven"]) == (4, 0, False)
+    assert row["probability_without"] > 0.99
 
 
 def test_limits_decide_what_is_proven() -> None:
     image = picture(mark=(13, 17))
     assert examiner(max_trigger_area=16 / SIZE**2).examine("u", image, "target")["proven"] is True
-    assert examiner(max_trigger_area=15 / SIZE**2).examine("u", image, "target")["proven"] is False
+    small = examiner(max_trigger_area=15 / SIZE**2).examine("u", image, "target")
+    assert (small["box_height"], small["trials"], small["proven"]) == (4, 0, False)
 
 
 def test_only_the_surest_regions_are_looked_at() -> None:
