@@ -17,6 +17,7 @@ from pipeline.demo_data import DemoData, DemoSet, make_data
 from pipeline.run_folder import RunFolder, open_run, write_summary
 from pipeline.tracking import TrackingConfig, log_run, metrics_of
 from stages.checkpoints import ModelConfig
+from stages.oracle import OracleConfig
 from stages.poisoning import AttackConfig
 from stages.sources import ParquetSource, list_units
 from stages.stage import config
@@ -53,6 +54,8 @@ class DemoConfig:
     """Sentences for zero-shot classification."""
     decision: Decision
     """Where the scan cuts."""
+    oracle: OracleConfig
+    """What segments the pictures of suspicious pairs, to prove the trigger."""
     out: str
     """Run folder; each verb has its own folder in it."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -106,6 +109,8 @@ def run_demo(settings: DemoConfig) -> dict[str, Any]:
         "counts": found["counts"],
         "poisoned": found["poisoned"],
         "poisoned_flagged": found["poisoned_flagged"],
+        "poisoned_proven": found["poisoned_proven"],
+        "proof": found["proof"],
         "target": settings.attack.target,
         "targets": found["targets"],
         "concepts": found["concepts"],
@@ -115,6 +120,7 @@ def run_demo(settings: DemoConfig) -> dict[str, Any]:
             "evaluation": twin_evaluation,
             "targets": clean["targets"],
             "flagged": clean["counts"]["flagged"],
+            "triggers": len(clean["proof"]["triggers"]),
             "concepts": clean["concepts"],
             "report": clean["report"],
         },
@@ -150,11 +156,22 @@ def story(summary: dict[str, Any]) -> str:
     for concept in summary["concepts"][:4]:
         mark = "  <- named as the target of a backdoor" if concept["named"] else ""
         lines.append(f"{concept['name']:<20}{concept['n']:>8}{concept['statistic']:>11.2f}{mark}")
+    proven = summary["proof"]["triggers"]
+    for trigger in proven:
+        flips, control = trigger["flip_rate_pct"], trigger["control_flip_rate_pct"]
+        lines += [
+            "",
+            f"proven       {trigger['id']}: a {trigger['kind']} that turns {flips:.0f} % of held-out pictures into "
+            f"{', '.join(trigger['targets'])!r} (control {control:.0f} %), on {trigger['pairs']} pairs",
+        ]
     lines += [
         "",
         f"scan         named {', '.join(summary['targets']) or 'no concept'}; flagged {counts['flagged']} pairs, "
         f"{summary['poisoned_flagged']} of the {summary['poisoned']} poisoned ones among them",
-        f"clean twin   named {', '.join(twin['targets']) or 'no concept'}; flagged {twin['flagged']} pairs",
+        f"verdicts     {counts['verdicts']['poisoned']} poisoned, {summary['poisoned_proven']} of them rightly; "
+        f"{counts['verdicts']['suspect']} suspect",
+        f"clean twin   named {', '.join(twin['targets']) or 'no concept'}; flagged {twin['flagged']} pairs; "
+        f"{twin['triggers']} triggers proven",
         f"report       {summary['report']}",
         f"done in {summary['seconds']:.0f} s",
         "",
@@ -213,6 +230,7 @@ def _scan(
         model=model,
         out=str(out),
         decision=settings.decision,
+        oracle=settings.oracle,
         manifest=str(manifest) if manifest else None,
         cluster=settings.cluster,
         tracking=settings.tracking,

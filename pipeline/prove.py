@@ -36,6 +36,7 @@ from stages.oracle.cluster import cluster
 from stages.oracle.dossier import Dossier, number
 from stages.oracle.dossier_files import write_dossiers
 from stages.oracle.examine import EVIDENCE_SCHEMA, ExamineConfig
+from stages.oracle.repair_set import RepairSetConfig
 from stages.oracle.rivals import settle
 from stages.oracle.sweep import Direction
 from stages.oracle.vocabulary import Labels, finish, merge
@@ -64,6 +65,8 @@ class ProofConfig:
     """Concepts, the most accused first, whose pictures are searched for a trigger that covers the whole image."""
     group_size: int = 256
     """Pictures of each side of such a concept."""
+    repair_set: RepairSetConfig = field(default_factory=RepairSetConfig)
+    """The compact set for `clipsan repair`, written to OUT/repair/ when a trigger is proven."""
     pool: PoolConfig = field(default_factory=PoolConfig)
     """Where the oracle's workers run."""
 
@@ -126,6 +129,8 @@ class Proof:
     """Trigger id -> held-out pictures without it and with it, and what the model takes them for."""
     evidence: Path | None = None
     swept: Path | None = None
+    bench: Bench | None = None
+    """What the workers held, for passes that come after the verdicts."""
 
     @property
     def triggers(self) -> dict[str, str]:
@@ -202,7 +207,7 @@ def prove(task: Task, findings: Findings, cut: float) -> Proof:
     shutil.rmtree(task.folder.root / "triggers", ignore_errors=True)
     write_dossiers(task.folder.root / "triggers", dossiers)
     affected = affected_labels(evidence, bench.labels.names)
-    return Proof(dossiers, affected, selection, clock.seconds, examples, task.folder.root / "evidence", swept)
+    return Proof(dossiers, affected, selection, clock.seconds, examples, task.folder.root / "evidence", swept, bench)
 
 
 class _Clock:

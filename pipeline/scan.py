@@ -12,9 +12,18 @@ from pipeline.commit import fingerprint, missing_parts, write_text
 from pipeline.config import ConfigError, as_tree, load
 from pipeline.passes import run_pass
 from pipeline.prove import Proof, Task, Views, prove
+from pipeline.prove_repair_set import write_repair_set
 from pipeline.rewrite import rewrite
 from pipeline.run_folder import RunFolder, open_run, part_rows, write_summary
-from pipeline.scan_output import column, count_pairs, detection_summary, manifest_uids, save_uid_lists, truth_mask
+from pipeline.scan_output import (
+    accused_mask,
+    column,
+    count_pairs,
+    detection_summary,
+    manifest_uids,
+    save_uid_lists,
+    truth_mask,
+)
 from pipeline.scan_plan import Plan, ScanConfig, make_plan
 from pipeline.scan_report import build_report
 from pipeline.scan_statistics import embed_pairs, score_pairs
@@ -71,8 +80,10 @@ def run_scan(plan: Plan) -> dict[str, Any]:
             raise ConfigError(f"data: none of the pairs could be read; {folder.rejected} says why")
         findings = score_pairs(plan, folder, embeddings, rows)
         cut = _cut(plan, folder, parts, findings)
-        proof = _prove(plan, folder, embeddings, rows, findings, cut)
+        task = _task(plan, folder, embeddings, rows)
+        proof = prove(task, findings, cut.value) if task is not None else Proof()
         _judge(plan, folder, embeddings, parts, findings, cut, proof)
+        repair_pairs = write_repair_set(task, proof, settings.proof.repair_set) if task is not None else 0
         for kind in settings.write:
             rewrite(
                 settings.data,
@@ -119,13 +130,16 @@ def run_scan(plan: Plan) -> dict[str, Any]:
         "cut": {"value": cut.value, "meaning": cut.meaning},
         "concepts": findings.concepts[:CONCEPTS_IN_SUMMARY],
         "detectors": findings.detectors,
-        **({"proof": proof.figures()} if settings.oracle is not None else {}),
+        **({"proof": proof.figures() | {"repair_pairs": repair_pairs}} if task is not None else {}),
         "report": str(folder.report),
     }
     if detection is not None:
         summary["detection"] = detection
     if truth is not None:
         summary["poisoned"] = int(truth.sum())
+        summary["poisoned_proven"] = int(
+            (truth & accused_mask(folder.verdicts, parts, frozenset({Reason.PROVEN_TRIGGER.value}))).sum()
+        )
         summary["poisoned_flagged"] = int((truth & (column(folder.scores, parts, "ensemble") >= cut.value)).sum())
     write_summary(folder, summary)
     files = [folder.report, folder.run_yaml, folder.summary]
@@ -164,14 +178,12 @@ def _cut(plan: Plan, folder: RunFolder, parts: list[int], findings: Findings) ->
     return place_cut(ensemble, plan.config.decision, findings.threshold, findings.calibration)
 
 
-def _prove(
-    plan: Plan, folder: RunFolder, embeddings: Path, rows: dict[int, int], findings: Findings, cut: Cut
-) -> Proof:
-    """Turn suspicion into proof, where there is an oracle."""
+def _task(plan: Plan, folder: RunFolder, embeddings: Path, rows: dict[int, int]) -> Task | None:
+    """Return what the proof works on; None without an oracle."""
     settings = plan.config
     if settings.oracle is None or plan.proof_mark is None:
-        return Proof()
-    task = Task(
+        return None
+    return Task(
         data=settings.data,
         units=plan.units,
         model=settings.model,
@@ -186,7 +198,6 @@ def _prove(
         rows=rows,
         mark=plan.proof_mark,
     )
-    return prove(task, findings, cut.value)
 
 
 def _judge(

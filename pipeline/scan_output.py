@@ -94,10 +94,11 @@ def column(folder: Path, parts: Iterable[int], name: str) -> np.ndarray:
     return np.concatenate(blocks) if blocks else np.empty(0, np.float32)
 
 
-def accused_mask(folder: Path, parts: Iterable[int]) -> np.ndarray:
-    """Return `[N] bool`: pairs whose verdict accuses them of poison, by the statistics or by proof."""
+def accused_mask(folder: Path, parts: Iterable[int], reasons: frozenset[str] | None = None) -> np.ndarray:
+    """Return `[N] bool`: pairs with one of the reasons; None: accused of poison, by the statistics or by proof."""
+    wanted = ACCUSING if reasons is None else reasons
     blocks = [
-        np.array([not ACCUSING.isdisjoint(reasons) for reasons in table.column("reasons").to_pylist()], bool)
+        np.array([not wanted.isdisjoint(found) for found in table.column("reasons").to_pylist()], bool)
         for table in (read_part(folder, index, ["reasons"]) for index in parts)
     ]
     return np.concatenate(blocks) if blocks else np.empty(0, bool)
