@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from stages.oracle.regions import Region
+from stages.oracle.regions import Region, RegionLimits
 from stages.oracle.sam_layout import load_sam
 from stages.scenes import SceneConfig, render
 from tests.benchmarks import tiny_sam
-from tests.benchmarks.tiny_sam import Recipe, best_ious, checkpoint, point_loss, points_of
+from tests.benchmarks.oracle_quality import look
+from tests.benchmarks.tiny_sam import Recipe, checkpoint, labelled, point_loss, points_of
 
 
 def test_clicks_lie_on_what_they_ask_for():
@@ -44,14 +45,15 @@ def test_loss_is_that_of_the_best_mask_and_the_error_of_every_estimate():
     assert point_loss(*tensors).item() == pytest.approx(np.mean(best) + np.mean(errors), rel=1e-5)
 
 
-def test_the_best_region_counts_for_each_thing_and_none_for_nothing():
-    scene = next(s for s in (render(k, SceneConfig(count=50)) for k in range(50)) if (s.masks == 2).any())
-    assert best_ious([], scene, 0.0)[:2] == [0.0, 0.0]
-    exact = [Region(scene.masks == 1, 0.5), Region(scene.masks != 1, 0.9)]
-    ious = best_ious(exact, scene, 0.0)
-    assert ious[0] == 1.0
-    second = (scene.masks == 2).sum() / (scene.masks != 1).sum()
-    assert ious[1] == pytest.approx(second)
+def test_a_scene_is_judged_by_the_masks_of_its_things():
+    scene = next(s for s in (render(k, SceneConfig(count=50)) for k in range(50)) if (s.masks == 2).sum() > 10)
+    picture = labelled(scene)
+    found = look([Region(scene.masks == 1, 0.5), Region(scene.masks != 1, 0.9)], picture)
+    assert picture.names == {k + 1: thing.concept for k, thing in enumerate(scene.things)}
+    assert found.ious[0] == 1.0
+    background = (scene.masks != 1).mean()
+    second = (scene.masks == 2).sum() / (scene.masks != 1).sum() if background <= RegionLimits().max_area else 0.0
+    assert found.ious[1] == pytest.approx(second)
 
 
 def test_a_checkpoint_is_trained_once_and_loads_by_path(tmp_path, monkeypatch):
