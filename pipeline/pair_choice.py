@@ -78,12 +78,11 @@ class FlaggedByScan:
 class RepairSetRoles:
     """The rows of a scan's repair set (stages.oracle.repair_set.SCHEMA), read as Parquet with key=uid, that play some roles."""
 
-    path: Path
     roles: tuple[Role, ...]
     classes: tuple[str, ...]
 
     def of(self, unit: Unit) -> Mapping[str, Mark]:
-        table = pq.read_table(self.path, columns=["uid", "role", "label", "target"])
+        table = pq.ParquetFile(unit.path).read(columns=["uid", "role", "label", "target"])
         index = class_index(self.classes)
         found: dict[str, Mark] = {}
         for row in table.to_pylist():

@@ -32,8 +32,8 @@ SEPARATE = ("model", "data", "scan", "evaluate", "early_stop", "classes")
 """Settings that enter the fingerprint by their content."""
 
 _SOURCE: Any = SourceConfig
-REPAIR_SET = "repair/pairs.parquet"
-"""Where a scan leaves its compact set, below its run folder."""
+REPAIR_SET = "repair"
+"""Folder with a scan's compact set, below its run folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +63,9 @@ class Scan:
 
     @property
     def repair_set(self) -> Path | None:
-        """The file with the compact set; None where the scan proved no trigger."""
-        path = self.root / REPAIR_SET
-        return path if path.is_file() else None
+        """The folder with the compact set; None where the scan proved no trigger."""
+        folder = self.root / REPAIR_SET
+        return folder if any(folder.glob("*.parquet")) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +273,7 @@ def _repair_set(scan: Scan, roles: tuple[Role, ...], classes: tuple[str, ...]) -
     if scan.repair_set is None:
         return None
     source = ParquetSource(path=str(scan.repair_set), key="uid")
-    lookup = RepairSetRoles(scan.repair_set, roles, classes)
+    lookup = RepairSetRoles(roles, classes)
     return Picked("the scan's compact set", source, list_units(source), lookup)
 
 

@@ -33,8 +33,8 @@ def write_scan(root: Path, data: WebDataset, *, pairs: int = 10, target: str = "
         ]
         write_part(root / "verdicts", unit, pa.Table.from_pylist(rows), "mark")
     if proven:
-        (root / REPAIR_SET).parent.mkdir()
+        (root / REPAIR_SET).mkdir()
         names = ("uid", "role", "label", "target", "image", "caption", "trigger_id")
         row = dict(zip(names, ("x/0", "trigger_pasted", "ball", target, b"", "a ball", "t1"), strict=True))
-        pq.write_table(pa.Table.from_pylist([row], schema=SCHEMA), root / REPAIR_SET)
+        pq.write_table(pa.Table.from_pylist([row], schema=SCHEMA), root / REPAIR_SET / "part-00000.parquet")
     return root

@@ -1,5 +1,6 @@
 """Which pairs take part: verdicts of a scan, roles of its compact set, seeded samples."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -84,8 +85,8 @@ def test_rows_of_the_compact_set_by_role(tmp_path: Path) -> None:
         {"uid": "x/2", "role": "victim_cleaned", "label": "boat", "target": "banana"},
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
-    lookup = RepairSetRoles(tmp_path / "pairs.parquet", (Role.TRIGGER_PASTED, Role.REPLAY), CLASSES)
-    assert lookup.of(UNIT) == {
+    unit = replace(UNIT, path=str(tmp_path / "pairs.parquet"))
+    assert RepairSetRoles((Role.TRIGGER_PASTED, Role.REPLAY), CLASSES).of(unit) == {
         "a.tar/x/0": Mark(Role.TRIGGER_PASTED, 1, 0),
         "a.tar/x/1": Mark(Role.REPLAY, NOBODY, NOBODY),
     }

@@ -20,8 +20,7 @@ from stages.repair.eftclip import EftClip
 from stages.repair.finetune import FineTune
 from stages.repair.rvpt import Rvpt
 from stages.repair.unlearn import Unlearn
-from stages.samples import Unit
-from stages.sources import WebDataset
+from stages.sources import WebDataset, read_unit
 from tests.conftest import write_shards
 from tests.unit.repair_scan import write_scan
 
@@ -123,8 +122,9 @@ def test_unlearning_takes_clean_flagged_and_pasted_pairs_from_the_scan(
     assert isinstance(flagged.lookup, FlaggedByScan)
     assert {mark.accused for mark in flagged.lookup.of(flagged.units[1]).values()} == {1}
     assert isinstance(pasted.lookup, RepairSetRoles)
-    unit = Unit(0, "pairs.parquet", "", 0, -1, 0)
-    assert [mark.role for mark in pasted.lookup.of(unit).values()] == [Role.TRIGGER_PASTED]
+    marks = pasted.lookup.of(pasted.units[0])
+    assert {uid: mark.role for uid, mark in marks.items()} == {"part-00000.parquet/x/0": Role.TRIGGER_PASTED}
+    assert [pair.uid for pair in read_unit(pasted.source, pasted.units[0])] == list(marks)
 
 
 def test_an_accused_word_that_is_no_class_becomes_one(settings: RepairConfig, data: WebDataset, tmp_path: Path) -> None:
