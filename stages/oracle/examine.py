@@ -10,7 +10,7 @@ from PIL import Image
 
 from stages.clip_model import Clip
 from stages.oracle.disagreement import Disagreement, RegionLabeller, Suspect, disagree, without
-from stages.oracle.localise import box_mask, causal_score, tighten
+from stages.oracle.localise import Box, box_mask, causal_score, complete, tighten
 from stages.oracle.regions import Oracle, Region, to_runs
 from stages.oracle.transplant import Flips, count_flips
 from stages.oracle.vocabulary import Labels
@@ -51,6 +51,10 @@ REGION_COLUMNS = (
 """Null where no region carries the claim."""
 
 
+COMPLETED_ON = 4
+"""Held-out images that help to find a region's extent and so have no vote on whether it is a trigger."""
+
+
 @config
 class ExamineConfig:
     """How a pair is examined and what counts as proof."""
@@ -64,8 +68,8 @@ class ExamineConfig:
     support: float = 0.5
     """A label keeps at least this share of its probability without any one small region when it is supported; a trigger
     takes more away."""
-    held_out: int = 32
-    """Images onto which a region is pasted."""
+    held_out: int = 36
+    """Images onto which a region is pasted: COMPLETED_ON to find its whole extent, the others to count flips."""
     accept: float = 0.5
     """Smallest share of them that a trigger flips."""
     control_at_most: float = 0.1
@@ -78,8 +82,10 @@ class ExamineConfig:
     """Of the control's place."""
 
     def __post_init__(self) -> None:
-        if min(self.top_labels, self.regions, self.held_out) < 1:
-            raise ValueError("top_labels, regions and held_out must be at least 1")
+        if min(self.top_labels, self.regions) < 1:
+            raise ValueError("top_labels and regions must be at least 1")
+        if self.held_out <= COMPLETED_ON:
+            raise ValueError(f"held_out must be above {COMPLETED_ON}: those only help to find a region's extent")
         if not 0 <= self.least_probability <= 1 or not 0 < self.support <= 1:
             raise ValueError("least_probability and support are fractions, and support is above 0")
         if not 0 < self.max_trigger_area <= 1:
@@ -192,17 +198,23 @@ class Examiner:
         of what the picture shows.
         """
         settings, labels = self._settings, self._labels
-        box = tighten(self._suspect, image, start.box, label)
-        mask = box_mask(box, image.shape[0])
         whole = float(labels.claimed(found.probability[None], label)[0])
-        removed = float(labels.claimed(self._suspect(without(image, mask[None])), label)[0])
-        can_be = mask.mean() <= settings.max_trigger_area and removed < settings.support * whole
         onto = self._held_out[~labels.is_label(self._held_out_p, label)]
-        flips = (
-            count_flips(self._suspect, image, mask, label, onto, settings.accept, uid, settings.seed)
-            if can_be
-            else Flips(0, 0, None)
-        )
+
+        def look(box: Box) -> tuple[np.ndarray, float, bool]:
+            mask = box_mask(box, image.shape[0])
+            removed = float(labels.claimed(self._suspect(without(image, mask[None])), label)[0])
+            return mask, removed, mask.mean() <= settings.max_trigger_area and removed < settings.support * whole
+
+        box = tighten(self._suspect, image, start.box, label)
+        mask, removed, can_be = look(box)
+        if can_be:
+            box = complete(self._suspect, image, box, label, onto[:COMPLETED_ON])
+            mask, removed, can_be = look(box)
+        flips = Flips(0, 0, None)
+        if can_be:
+            onto = onto[COMPLETED_ON:]
+            flips = count_flips(self._suspect, image, mask, label, onto, settings.accept, uid, settings.seed)
         return {
             "box_top": box[0],
             "box_left": box[1],

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from stages.oracle.disagreement import BATCH, GREY, Disagreement, Suspect, alone, disagree, without
-from stages.oracle.localise import AREA_PRICE, box_mask, causal_score, tighten
+from stages.oracle.localise import AREA_PRICE, box_mask, causal_score, complete, tighten
 from stages.oracle.regions import Region
 from tests.unit.oracle_helpers import MARK, NAMES, SCALE, SIZE, RedCounter, labels, picture, window
 
@@ -136,3 +136,16 @@ def test_tightening_finds_the_exact_block(start: tuple[int, int, int, int]) -> N
 def test_tightening_stays_inside_the_image() -> None:
     image = picture(mark=(28, 28))
     assert tighten(Suspect(RedCounter(), labels()), image, (24, 24, 8, 8), TARGET) == (28, 28, 4, 4)
+
+
+@pytest.mark.parametrize("start", [(9, 10, 2, 2), (10, 11, 3, 3), (9, 10, 4, 4)])
+def test_completing_grows_to_the_exact_block_and_no_further(start: tuple[int, int, int, int]) -> None:
+    image = picture(mark=(9, 10))
+    onto = np.stack([picture(), picture(blue=250)])
+    assert complete(Suspect(RedCounter(), labels()), image, start, TARGET, onto) == (9, 10, 4, 4)
+    assert complete(Suspect(RedCounter(), labels()), image, start, TARGET, onto[:0]) == start
+
+
+def test_completing_never_shrinks() -> None:
+    found = complete(Suspect(RedCounter(), labels()), picture(mark=(9, 10)), (8, 8, 8, 8), TARGET, picture()[None])
+    assert found == (8, 8, 8, 8)

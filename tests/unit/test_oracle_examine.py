@@ -11,11 +11,11 @@ from stages.oracle.regions import Region, from_runs
 from tests.unit.oracle_helpers import SIZE, RedCounter, labels, picture, window
 
 GRID = [window(top, left, 8, 8) for top in range(0, 25, 4) for left in range(0, 25, 4)]
-HELD_OUT = np.stack([picture(blue=10 * i) for i in range(6)] + [picture(mark=(0, 0)), picture(mark=(9, 9))])
+HELD_OUT = np.stack([picture(blue=10 * i) for i in range(10)] + [picture(mark=(0, 0)), picture(mark=(9, 9))])
 
 
 def examiner(seen: list[Region] = GRID, onto: np.ndarray = HELD_OUT, **changes: Any) -> Examiner:
-    settings = ExamineConfig(**{"held_out": 8, **changes})
+    settings = ExamineConfig(**{"held_out": 12, **changes})
     return Examiner(cast(Clip, RedCounter()), lambda image: seen, labels(), onto, settings)
 
 
@@ -27,7 +27,12 @@ def test_a_trigger_is_found_to_the_pixel_and_proven() -> None:
     assert row["supported"] == []
     assert row["unsupported"] == ["target"]
     assert row["region_labels"] == ["cat", "target"]
-    assert (row["trials"], row["flips"], row["control_flips"], row["proven"]) == (6, 6, 0, True)  # two were targets
+    assert (row["trials"], row["flips"], row["control_flips"], row["proven"]) == (
+        6,
+        6,
+        0,
+        True,
+    )  # ten are no targets, and four of them do not vote
     assert row["probability"] > 0.99
     assert row["probability_without"] < 0.01
     mask = from_runs(row["mask_runs"], row["mask_height"], row["mask_width"])
@@ -106,11 +111,13 @@ def test_a_record_depends_on_its_pair_alone() -> None:
 
 
 def test_bad_input_is_refused_with_its_rule() -> None:
-    with pytest.raises(ValueError, match="8 held-out images are wanted, and there are 3"):
+    with pytest.raises(ValueError, match="12 held-out images are wanted, and there are 3"):
         examiner(onto=HELD_OUT[:3])
     with pytest.raises(ValueError, match=r"held-out images are \[K, 32, 32, 3\] uint8"):
         examiner(onto=HELD_OUT[:, :16])
     with pytest.raises(ValueError, match="'whale' is no label"):
         examiner().examine("u", picture(), "whale")
+    with pytest.raises(ValueError, match="held_out must be above 4"):
+        ExamineConfig(held_out=4)
     with pytest.raises(ValueError, match="control_at_most and accept"):
         ExamineConfig(accept=0.1, control_at_most=0.2)
