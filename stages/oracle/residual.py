@@ -24,6 +24,8 @@ from stages.triggers.pixels import to_uint8
 LEAST_GROUP = 8
 """Fewer images have no mean worth the name."""
 LEAST_CLEAN = 32
+CONTROLS = 8
+"""Random groups whose patterns share the held-out images of the control."""
 STRENGTHS = (1.0, 1.5)
 """Factors on the change, tried in this order until one proves it."""
 
@@ -112,18 +114,6 @@ class Estimate:
     shift: Shift
     members: np.ndarray
     """`[n] bool`: images of the group that carry it, the ones that the estimate rests on."""
-    detector: np.ndarray
-    """`[S, S, 3] float32`: a matched filter on the cosine transform of an image less the mean clean one."""
-
-    def share(self, images: np.ndarray) -> np.ndarray:
-        """Return how much of the pattern each of `[N, S, S, 3] uint8` carries, `[N] float32`: 1 like members, 0 if none."""
-        parts = (_transform(image - self.shift.centre) for image in images.astype(np.float32))
-        return np.array([float((part * self.detector).sum()) for part in parts], dtype=np.float32)
-
-    def carries(self, images: np.ndarray) -> np.ndarray:
-        """Return `[N] bool`: they carry more than half of the pattern."""
-        found: np.ndarray = self.share(images) > 0.5
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +157,9 @@ class ResidualProof:
 class Sides:
     """Both sides of a concept: where most of it is poisoned, statistics flag what is genuine."""
 
-    flagged: ResidualProof
+    flagged: ResidualProof | None
     rest: ResidualProof | None
-    """None when the rest is too small."""
+    """A side with fewer than LEAST_GROUP images is None."""
 
     @property
     def carrier(self) -> ResidualProof | None:
@@ -197,22 +187,19 @@ def prove_sides(
     Args:
         suspect: the model.
         claim: the concept, a position in its labels.
-        flagged: `[n, S, S, 3] uint8`, images of the concept that the statistics accuse, n >= LEAST_GROUP.
-        rest: `[r, S, S, 3] uint8`, other images of the concept; those that do not carry what the flagged side has in common
-            are its control, when there are LEAST_GROUP of them.
+        flagged: `[n, S, S, 3] uint8`, images of the concept that the statistics accuse.
+        rest: `[r, S, S, 3] uint8`, other images of the concept.
         clean: `[m, S, S, 3] uint8`, unflagged images of other concepts in random order; the first half is the background,
-            the second the control of the rest. Some hundreds do.
+            controls are drawn from the second. Some hundreds do.
         held_out: `[K, S, S, 3] uint8`, images of other concepts that are in none of the groups.
     """
     half = len(clean) // 2
     background, others = clean[:half], clean[half:]
-    found = estimate(flagged, background)
-    control = rest[~found.carries(rest)]
-    control = control if len(control) >= LEAST_GROUP else others
-    first = prove(suspect, claim, found, control[: len(flagged)], held_out)
-    if len(rest) < LEAST_GROUP:
-        return Sides(first, None)
-    return Sides(first, prove(suspect, claim, estimate(rest, background), others[: len(rest)], held_out))
+    first, second = (
+        prove(suspect, claim, estimate(group, background), others, held_out) if len(group) >= LEAST_GROUP else None
+        for group in (flagged, rest)
+    )
+    return Sides(first, second)
 
 
 def prove(
@@ -225,33 +212,52 @@ def prove(
 ) -> ResidualProof:
     """Do to held-out images what a group has in common, and count those that become the claim.
 
-    The control has the same tone, contrast and strength, with the unshrunk pattern of the group `control`
-    (`[c, S, S, 3] uint8`) scaled to the same L2 norm. Strengths are tried in order; the first that proves the trigger is
-    reported, else the first one.
+    In the control each image gets the same tone, contrast and strength, with the unshrunk pattern of one of CONTROLS
+    random groups, scaled to the same L2 norm. Those groups are of other concepts: the claim's own mean picture, blown up
+    to the norm of a patch, makes bananas of a tenth of all images.
+
+    Args:
+        suspect: the model.
+        claim: the concept, a position in its labels.
+        found: what the group has in common.
+        control: `[c, S, S, 3] uint8`, images of other concepts that groups are drawn from.
+        held_out: `[K, S, S, 3] uint8`.
+        strengths: tried in order; the first that proves the trigger is reported, else the first one.
 
     Raises:
         ValueError: the control is too small, or every held-out image has the label already.
     """
     shift = found.shift
-    if len(control) < LEAST_GROUP:
-        raise ValueError(f"a control needs at least {LEAST_GROUP} images, not {len(control)}")
+    if len(control) < 2 * LEAST_GROUP:
+        raise ValueError(f"a control needs at least {2 * LEAST_GROUP} images, not {len(control)}")
     usable = held_out[~suspect.labels.is_label(suspect(held_out), claim)]
     if not len(usable):
         raise ValueError("every held-out image has the label already; give others")
-    other = control.astype(np.float32).mean(axis=0) - shift.centre
-    other -= other.mean(axis=(0, 1))
-    other *= np.linalg.norm(shift.pattern) / max(float(np.linalg.norm(other)), 1e-6)
+    others = _other_patterns(shift, control, int(found.members.sum()))
     proofs: list[ResidualProof] = []
     for strength in strengths:
         at = replace(shift, strength=strength)
+        controls = [replace(at, pattern=other)(usable[i::CONTROLS]) for i, other in enumerate(others)]
         counts = [
-            int(suspect.labels.is_label(suspect(changed(usable)), claim).sum())
-            for changed in (at, replace(at, pattern=other))
+            int(suspect.labels.is_label(suspect(images), claim).sum())
+            for images in (at(usable), np.concatenate(controls))
         ]
         proofs.append(ResidualProof(at, found.members, counts[0], counts[1], len(usable)))
         if proofs[-1].proven:
             return proofs[-1]
     return proofs[0]
+
+
+def _other_patterns(shift: Shift, control: np.ndarray, count: int) -> list[np.ndarray]:
+    """Return the patterns of CONTROLS random groups of `count` images, or half of the control where that is less."""
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(CONTROLS):
+        drawn = rng.choice(len(control), min(count, len(control) // 2), replace=False)
+        other = control[drawn].astype(np.float32).mean(axis=0) - shift.centre
+        other -= other.mean(axis=(0, 1))
+        found.append(other * np.linalg.norm(shift.pattern) / max(float(np.linalg.norm(other)), 1e-6))
+    return found
 
 
 def estimate(group: np.ndarray, background: np.ndarray) -> Estimate:
@@ -285,10 +291,7 @@ def estimate(group: np.ndarray, background: np.ndarray) -> Estimate:
     kept = _kept(mean, known, int(members.sum()))
     tone = (mean[0, 0] / mean.shape[0]).astype(np.float32)
     gain = _gain(group[members].astype(np.float32), known)
-    weight = kept * mean / (known.power + 1.0)
-    scale = float((weight * mean).sum())
-    detector = weight / scale if scale > 0 else weight
-    return Estimate(Shift(gain, known.centre, tone, _inverse(kept * mean)), members, detector)
+    return Estimate(Shift(gain, known.centre, tone, _inverse(kept * mean)), members)
 
 
 def _background(images: np.ndarray) -> _Background:
