@@ -62,7 +62,19 @@ class PoolConfig:
                 raise ValueError(f"resources.{name} must be positive")
 
 
-def check_pool(pool: PoolConfig, cluster: ClusterConfig) -> None:
+def check_private(pool: PoolConfig, cluster: ClusterConfig) -> None:
+    """Refuse resources where no node can have any.
+
+    Raises:
+        ConfigError: the pool names resources, and Ray will be a private one.
+    """
+    if pool.resources and cluster.address is None:
+        raise ConfigError(
+            f"pool.resources={dict(pool.resources)}: a private Ray on this machine has none; set cluster.address, or leave them out"
+        )
+
+
+def check_pool(pool: PoolConfig) -> None:
     """Refuse a pool that would wait for ever, once Ray has been joined.
 
     Raises:
@@ -70,10 +82,6 @@ def check_pool(pool: PoolConfig, cluster: ClusterConfig) -> None:
     """
     if not pool.resources:
         return
-    if cluster.address is None:
-        raise ConfigError(
-            f"resources {', '.join(pool.resources)}: a private Ray on this machine has none; set cluster.address, or leave them out"
-        )
     import ray
 
     for name, amount in pool.resources.items():

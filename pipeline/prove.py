@@ -180,7 +180,7 @@ def prove(task: Task, findings: Findings, cut: float) -> Proof:
         ConfigError: the oracle's pool asks for what no node of the cluster has.
     """
     settings = task.settings
-    check_pool(settings.pool, task.cluster)
+    check_pool(settings.pool)
     selection = plan_proof(
         task.folder.scores,
         task.parts,
@@ -230,7 +230,7 @@ def _bench(task: Task, findings: Findings, selection: Selection) -> Bench:
     if sums is None:
         raise ConfigError("data: there is no pair to learn labels from")
     clip = load_clip(task.model, "cpu")
-    labels: Labels = finish(findings.vocabulary.names, sums, float(clip.model.logit_scale.exp()))
+    labels: Labels = finish(findings.vocabulary.names, sums, clip.model.logit_scale.exp().item())
     pixels = task.work / "pixels"
     fetch_pixels(
         task.data,

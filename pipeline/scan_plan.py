@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pipeline.cluster import ClusterConfig
+from pipeline.cluster import ClusterConfig, check_private
 from pipeline.commit import fingerprint
 from pipeline.config import ConfigError, as_tree
 from pipeline.prove import ProofConfig, Views, proof_mark
@@ -136,6 +136,7 @@ def make_plan(settings: ScanConfig) -> Plan:
     judged = {"version": VERDICT_VERSION, "score": score_mark, "decision": as_tree(settings.decision)}
     proof = None
     if settings.oracle is not None:
+        check_private(settings.proof.pool, settings.cluster)
         proof = proof_mark(settings.proof, settings.oracle, score_mark, settings.decision)
         judged["proof"] = proof
     verdict_mark = fingerprint(judged)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from stages.oracle.dossier import Dossier
 
+SLACK_POINTS = 15.0
+"""A patch is the better account of what also is a change of the whole image while it flips at most so much less."""
 SHARED = 0.5
 """Two dossiers are of one trigger when they share this part of the smaller one's pairs."""
 
@@ -12,9 +14,9 @@ SHARED = 0.5
 def settle(dossiers: Sequence[Dossier]) -> list[Dossier]:
     """Return the dossiers without the rivals that explain the same pairs less well, in the order given.
 
-    Of a patch and a change of the whole image with the same target, the patch stays when that change is itself local, else
-    the change: a part of it cannot be all of it. Of two patches the one with more pairs stays. What stays takes over the
-    other's pairs.
+    Of a patch and a change of the whole image with the same target, the patch stays when that change is itself local, or
+    when the patch does nearly all of its work (SLACK_POINTS); else the change, of which the patch is a part. Of two patches
+    the one with more pairs stays. What stays takes over the other's pairs.
     """
     kept = list(dossiers)
     for i, better in enumerate(kept):
@@ -33,6 +35,7 @@ def _same(a: Dossier, b: Dossier) -> bool:
 
 def _better(a: Dossier, b: Dossier) -> bool:
     if (a.kind == "patch") != (b.kind == "patch"):
-        whole = b if a.kind == "patch" else a
-        return (a.kind == "patch") == (whole.heat is not None)
+        patch, whole = (a, b) if a.kind == "patch" else (b, a)
+        suffices = whole.heat is not None or patch.flips.pct >= whole.flips.pct - SLACK_POINTS
+        return suffices == (a is patch)
     return len(a.uids) >= len(b.uids)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import poison, rewrite, scan, scan_output, scan_passes
+from pipeline import pixels, poison, prove, prove_repair_set, rewrite, scan, scan_output, scan_passes, scan_statistics
 from pipeline.cluster import ClusterConfig
 from pipeline.scan import ScanConfig, make_plan, run_scan
 from pipeline.tracking import TrackingConfig
@@ -27,7 +27,8 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
         worker = work(*args) if pieces else None
         yield from (worker.run(piece) for piece in pieces)
 
-    for module in (poison, rewrite, scan, scan_output, scan_passes):
+    passes = (pixels, poison, prove, prove_repair_set, rewrite, scan, scan_output, scan_passes, scan_statistics)
+    for module in passes:
         monkeypatch.setattr(module, "run_pass", run_pass)
     for module in (poison, scan):
         monkeypatch.setattr(module, "ray_session", lambda _: nullcontext())

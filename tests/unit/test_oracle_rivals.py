@@ -8,9 +8,10 @@ from stages.oracle.rivals import settle
 SIDE = 8
 
 
-def dossier(kind: str, uids: str, *, target: str = "cat", local: bool = False) -> Dossier:
-    ones = np.ones(4, np.int64)
-    shared = {"id": "", "targets": (target,), "side": SIDE, "flips": rate(ones, ones), "control": rate(0 * ones, ones)}
+def dossier(kind: str, uids: str, *, target: str = "cat", local: bool = False, flips: int = 10) -> Dossier:
+    ones = np.ones(10, np.int64)
+    hits = (np.arange(10) < flips).astype(np.int64)
+    shared = {"id": "", "targets": (target,), "side": SIDE, "flips": rate(hits, ones), "control": rate(0 * ones, ones)}
     if kind == "patch":
         cutout = Cutout(picture=np.zeros((2, 2, 3), np.uint8), mask=np.ones((2, 2), bool), top=0, left=0)
         place = Place(fixed=True, top=0, left=0, top_std=0, left_std=0, mode_share=1)
@@ -24,11 +25,15 @@ def kinds(*given: Dossier) -> list[tuple[str, str]]:
 
 
 def test_a_local_change_of_the_group_is_the_patch() -> None:
-    assert kinds(dossier("residual", "abcd", local=True), dossier("patch", "bcde")) == [("patch", "abcde")]
+    assert kinds(dossier("residual", "abcd", local=True), dossier("patch", "bcde", flips=6)) == [("patch", "abcde")]
+
+
+def test_a_patch_that_does_nearly_all_of_the_work_stays() -> None:
+    assert kinds(dossier("residual", "abcd"), dossier("patch", "bcde", flips=9)) == [("patch", "abcde")]
 
 
 def test_a_crop_of_what_covers_the_image_gives_way() -> None:
-    assert kinds(dossier("patch", "bcde"), dossier("residual", "abcd")) == [("residual", "abcde")]
+    assert kinds(dossier("patch", "bcde", flips=8), dossier("residual", "abcd")) == [("residual", "abcde")]
 
 
 def test_other_targets_and_other_pairs_are_other_triggers() -> None:
