@@ -33,7 +33,7 @@ def run_pass(
     ordered: bool = False,
     pool: PoolConfig | None = None,
 ) -> Iterator[Row]:
-    """Do all pieces on the workers and yield their records as they come.
+    """Do all pieces on the workers and yield their records as they come, each with the `node` that it was done on.
 
     Args:
         name: of the pass, for progress.
@@ -98,6 +98,7 @@ class _Actor:
 
         torch.set_num_threads(threads)
         self._work = work(*ray.get(args))
+        self._node = ray.get_runtime_context().get_node_id()
 
     def __call__(self, row: Row) -> Row:
-        return {"record": pickle.dumps(self._work.run(pickle.loads(row["piece"])))}
+        return {"record": pickle.dumps({**self._work.run(pickle.loads(row["piece"])), "node": self._node})}

@@ -125,6 +125,8 @@ class Proof:
     selection: Selection = field(default_factory=lambda: Selection({}, {}, ()))
     seconds: dict[str, float] = field(default_factory=dict)
     """Of each step."""
+    oracle_nodes: int = 0
+    """Machines that the oracle ran on."""
     examples: dict[str, tuple[Example, ...]] = field(default_factory=dict)
     """Trigger id -> held-out pictures without it and with it, and what the model takes them for."""
     evidence: Path | None = None
@@ -143,6 +145,7 @@ class Proof:
             "examined": self.selection.examined,
             "affected_labels": [e.label for e in self.affected if e.affected],
             "seconds": self.seconds,
+            "oracle_nodes": self.oracle_nodes,
             "triggers": [
                 {
                     "id": d.id,
@@ -197,7 +200,7 @@ def prove(task: Task, findings: Findings, cut: float) -> Proof:
     clock = _Clock()
     bench = _bench(task, findings, selection)
     clock.stop("prepare")
-    evidence = _examine(task, bench, selection)
+    evidence, nodes = _examine(task, bench, selection)
     clock.stop("examine")
     candidates = cluster(evidence, seed=task.seed) + _groups(task, bench, selection)
     proven, examples = _verify(task, bench, candidates)
@@ -207,7 +210,9 @@ def prove(task: Task, findings: Findings, cut: float) -> Proof:
     shutil.rmtree(task.folder.root / "triggers", ignore_errors=True)
     write_dossiers(task.folder.root / "triggers", dossiers)
     affected = affected_labels(evidence, bench.labels.names)
-    return Proof(dossiers, affected, selection, clock.seconds, examples, task.folder.root / "evidence", swept, bench)
+    return Proof(
+        dossiers, affected, selection, clock.seconds, nodes, examples, task.folder.root / "evidence", swept, bench
+    )
 
 
 class _Clock:
@@ -246,8 +251,8 @@ def _bench(task: Task, findings: Findings, selection: Selection) -> Bench:
     return Bench(task.model, task.device, labels, held_out, task.seed)
 
 
-def _examine(task: Task, bench: Bench, selection: Selection) -> pa.Table:
-    """Return the evidence of all examined pairs."""
+def _examine(task: Task, bench: Bench, selection: Selection) -> tuple[pa.Table, int]:
+    """Return the evidence of all examined pairs, and on how many nodes it was made; 0 if it was there already."""
     settings, folder = task.settings, task.folder.root / "evidence"
     todo = set(missing_parts(folder, selection.claims, task.mark))
     pieces = [(unit, selection.claims[unit.index]) for unit in task.units if unit.index in todo]
@@ -261,10 +266,11 @@ def _examine(task: Task, bench: Bench, selection: Selection) -> pa.Table:
         folder,
         task.mark,
     )
-    for _ in task.run("oracle", pieces, ExamineWork, args, total=len(selection.claims)):
-        pass
+    nodes = {
+        record.get("node") for record in task.run("oracle", pieces, ExamineWork, args, total=len(selection.claims))
+    }
     tables = [read_part(folder, index) for index in sorted(selection.claims)]
-    return pa.concat_tables([table.select(EVIDENCE_SCHEMA.names) for table in tables])
+    return pa.concat_tables([table.select(EVIDENCE_SCHEMA.names) for table in tables]), len(nodes)
 
 
 def _groups(task: Task, bench: Bench, selection: Selection) -> list[Dossier]:

@@ -96,7 +96,8 @@ def write_repair_set(task: Task, proof: Proof, options: RepairSetConfig) -> int:
         found = merge(found, record["candidates"], options)
         kept = {candidate.uid for candidate in found}
         part_of = {uid: part for uid, part in part_of.items() if uid in kept}
-        part_of |= dict.fromkeys(kept.intersection(record["uids"]), record["part"])
+        for uid in kept.intersection(record["uids"]):
+            part_of[uid] = record["part"]
     chosen: dict[int, dict[str, Candidate]] = {}
     for uid, candidate in plan(found, options).items():
         chosen.setdefault(part_of[uid], {})[uid] = candidate

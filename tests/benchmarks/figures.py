@@ -9,6 +9,9 @@ from tests.benchmarks.results import Row
 PHOTO_COMMANDS = "python -m tests.benchmarks.photos; python -m tests.benchmarks.zoo"
 """What measures the attacks and the detectors on photos, trained from scratch and by fine-tuning."""
 
+ORACLE_COMMANDS = "; ".join(f"python -m tests.benchmarks.{name}" for name in ("oracle_quality", "tiny_sam", "proof"))
+"""What measures the oracles: on photos, on scenes, and in the scans of poisoned photos."""
+
 ADMITTED_ASR_PCT = 90.0
 """An attack that succeeds less often is no test of a detector: the model has not learned what it would have to find."""
 

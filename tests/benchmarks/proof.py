@@ -24,9 +24,9 @@ from pipeline.bench_table import is_target
 from pipeline.run_folder import read_summary
 from stages.oracle.regions import from_runs, iou
 from tests.benchmarks import photos
+from tests.benchmarks.figures import ORACLE_COMMANDS
 from tests.benchmarks.results import Row, record
 
-COMMAND = "python -m tests.benchmarks.oracle_quality; python -m tests.benchmarks.proof"
 CELLS = Path("runs/zoo/common/cells")
 RUNS = Path("runs/proof")
 ORACLE = "superpixels"
@@ -108,7 +108,7 @@ def row_of(cell: str) -> Row:
     affected, triggers = proof["affected_labels"], proof["triggers"]
     named = sorted({target for trigger in triggers for target in trigger["targets"]})
     right = [name for name in named if truth.target is not None and is_target(name, truth.target)]
-    best = max(triggers, key=lambda t: (t["pairs"] or 0), default=None)
+    best = max(triggers, key=lambda t: t["pairs"] or 0, default=None)
     ious = sorted(_ious(evidence, truth))
     pairs = summary["counts"]["pairs_in"]
     return {
@@ -160,7 +160,9 @@ def _ious(evidence: list[dict[str, Any]], truth: Truth) -> Iterator[float]:
 
 def main() -> int:
     """Run the scans, print their commands, or store their figures."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.proof", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.proof", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("cells", nargs="*", metavar="CELL", help="default: all whose models are there")
     parser.add_argument("--commands", action="store_true", help="print the commands and run nothing")
     parser.add_argument("--store", action="store_true", help="store the figures of what has run and run nothing")
@@ -178,7 +180,7 @@ def main() -> int:
         if not options.store:
             photos.run(RUNS / cell, arguments(cell), folder)
         if (photos.ROOT / RUNS / cell / "summary.json").exists():
-            record("oracle", [row_of(cell)], command=COMMAND)
+            record("oracle", [row_of(cell)], command=ORACLE_COMMANDS)
     return 0
 
 

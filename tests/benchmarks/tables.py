@@ -8,12 +8,12 @@ A table stands between `<!-- table:NAME -->` and `<!-- /table:NAME -->`; what is
 import argparse
 import re
 import sys
-from functools import partial
 from pathlib import Path
 
 from tests.benchmarks import results
 from tests.benchmarks.density_table import admitted_side_by_side, density_finding
-from tests.benchmarks.figures import PHOTO_COMMANDS, WHOLE_SCAN
+from tests.benchmarks.figures import ORACLE_COMMANDS, PHOTO_COMMANDS, WHOLE_SCAN
+from tests.benchmarks.oracle_tables import PROOF, QUALITY
 from tests.benchmarks.results import Results, Row, Value
 from tests.benchmarks.sections import Column, Section, Table
 from tests.benchmarks.zoo_tables import DETECTORS, attacks, decisions, matrix, not_of_zoo
@@ -28,7 +28,7 @@ COMMANDS = {
     "demo": "python -m tests.benchmarks.demo",
     "naming": "python -m tests.benchmarks.naming SCAN...",
     "density": "python -m tests.benchmarks.density",
-    "oracle": "python -m tests.benchmarks.oracle_quality",
+    "oracle": ORACLE_COMMANDS,
 }
 
 
@@ -50,11 +50,6 @@ def _detectors(rows: list[Row]) -> list[Row]:
     found = [row for row in not_of_zoo(rows) if row["detector"] != WHOLE_SCAN]
     cells = list(dict.fromkeys(_cell(row) for row in found))
     return sorted(found, key=lambda row: (cells.index(_cell(row)), -_number(row["average_precision"])))
-
-
-def _of_set(name: str, rows: list[Row]) -> list[Row]:
-    """What each oracle sees in one set of images, the one with the best regions first."""
-    return sorted((row for row in rows if row["set"] == name), key=lambda row: -_number(row.get("mean_iou")))
 
 
 def _admitted(rows: list[Row]) -> list[Row]:
@@ -238,26 +233,8 @@ SECTIONS = {
             Table((Column("attack", "attack"), *DETECTOR), _detectors, "Every detector:"),
         ),
     ),
-    "oracle-quality": Section(
-        "oracle",
-        (
-            Table(
-                (
-                    Column("oracle", "oracle"),
-                    Column("images", "images"),
-                    Column("true segments", "segments"),
-                    Column("regions an image", "regions", 1),
-                    Column("mean IoU of the best region", "mean_iou"),
-                    Column("segments at IoU .5 %", "covered_pct", 1),
-                    Column("label precision %", "label_precision_pct", 1),
-                    Column("label recall %", "label_recall_pct", 1),
-                    Column("mean IoU of the classes", "class_iou"),
-                    Column("CPU seconds an image", "seconds_per_image"),
-                ),
-                partial(_of_set, "coco-val128"),
-            ),
-        ),
-    ),
+    "oracle-quality": QUALITY,
+    "proof": PROOF,
     "density": Section(
         "density",
         (

@@ -23,12 +23,12 @@ from stages.oracle.sam import Sam, SamConfig
 from stages.oracle.sam_layout import PIXEL_MEAN, PIXEL_STD, DecoderLayout, EncoderLayout, build_sam
 from stages.oracle.superpixels import Superpixels, SuperpixelsConfig
 from stages.scenes import Scene, SceneConfig, render
-from tests.benchmarks import oracle_quality
+from tests.benchmarks.figures import ORACLE_COMMANDS
 from tests.benchmarks.oracle_quality import Photo, measure
 from tests.benchmarks.results import record
 
 FOLDER = Path(__file__).resolve().parents[2] / "runs" / "oracle"
-COMMAND = f"{oracle_quality.COMMAND}; python -m tests.benchmarks.tiny_sam"
+COMMAND = "python -m tests.benchmarks.tiny_sam"
 """What fills the file of figures; the rows on photos come from the first."""
 SET = "scenes"
 SIDE_PX = 64
@@ -159,7 +159,7 @@ def main() -> int:
     known = [labelled(render(index, UNSEEN)) for index in range(UNSEEN.count)]
     for name, oracle in (("sam", Sam(trained, "cpu")), ("superpixels", Superpixels(SuperpixelsConfig()))):
         row = {**measure(name, oracle, known), "set": SET}
-        record("oracle", [row], command=COMMAND)
+        record("oracle", [row], command=ORACLE_COMMANDS)
         sys.stdout.write(" ".join(f"{field}={value}" for field, value in row.items()) + "\n")
     return 0
 

@@ -1,0 +1,47 @@
+"""Run by test_two_nodes: a scan on a local Ray cluster of two nodes, of which one alone is meant for the oracle."""
+
+import sys
+from pathlib import Path
+
+import ray
+from ray.cluster_utils import Cluster
+
+from pipeline.cluster import ClusterConfig, PoolConfig
+from pipeline.config import ConfigError
+from pipeline.prove import ProofConfig
+from pipeline.scan import ScanConfig, make_plan, run_scan
+from pipeline.tracking import TrackingConfig
+from stages.clip_model import ModelConfig
+from stages.oracle import SuperpixelsConfig
+from stages.sources import ParquetSource
+from stages.verdicts import ThresholdDecision
+from tests.closed_form import make_case
+
+
+def main(home: Path) -> None:
+    """Print what was refused, then on how many nodes the oracle ran and the targets that it proved."""
+    case = make_case(home / "case", scenes=800, poisoned=30)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "object_store_memory": 2**28})
+    settings = ScanConfig(
+        data=ParquetSource(path=str(case.data / "*.parquet"), label="label", key="key"),
+        model=ModelConfig(path=str(case.checkpoint)),
+        out=str(home / "run"),
+        decision=ThresholdDecision(),
+        oracle=SuperpixelsConfig(),
+        proof=ProofConfig(budget=0.1, held_out=128, groups=1, pool=PoolConfig(workers=2, resources={"oracle": 1})),
+        cluster=ClusterConfig(address=cluster.address, workers=2),
+        tracking=TrackingConfig(enabled=False),
+    )
+    try:
+        run_scan(make_plan(settings))
+    except ConfigError as error:
+        sys.stdout.write(f"refused: {error}\n")
+    ray.shutdown()
+    cluster.add_node(num_cpus=3, resources={"oracle": 2}, object_store_memory=2**28)
+    summary = run_scan(make_plan(settings))
+    targets = [target for trigger in summary["proof"]["triggers"] for target in trigger["targets"]]
+    sys.stdout.write(f"nodes: {summary['proof']['oracle_nodes']}, proven: {', '.join(targets)}\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
