@@ -15,6 +15,8 @@ WORKING_SIDE = 64
 """Regions are compared at no more than this side, in pixels: the likeness of a trigger needs no more."""
 MIN_OVERLAP = 0.6
 """Two regions are compared where they share at least this part of the smaller one."""
+TIE = 0.1
+"""Likenesses this close count as equal when the shift is chosen."""
 NOISE = 12.0
 """Levels of 0 to 255 that do not count as a difference; flat regions are compared by their colour alone."""
 
@@ -93,7 +95,8 @@ def likeness(a: Sighting, b: Sighting) -> tuple[float, int, int]:
     The measure is Lin's concordance of the pixels that both masks cover, all channels together:
     2 cov / (var a + var b + (mean a - mean b)^2), with `NOISE`^2 added above and below. Unlike the correlation it asks
     for the same levels, so a flat patch is known by its colour and two smooth gradients are not alike. 1 is equal; 0 or
-    less is unrelated, also where no shift gives enough overlap. Sums over all shifts come from Fourier transforms, as in
+    less is unrelated, also where no shift gives enough overlap. Of shifts that are as good, within `TIE`, the one with the
+    largest overlap is taken. Sums over all shifts come from Fourier transforms, as in
     Padfield, Masked object registration in the Fourier domain (2012).
     """
     size = 2 * (a.spectrum.shape[2] - 1)
@@ -116,7 +119,8 @@ def likeness(a: Sighting, b: Sighting) -> tuple[float, int, int]:
     spread = square_a / count - mean_a**2 + square_b / count - mean_b**2 + (mean_a - mean_b) ** 2
     score = (2 * covariance + NOISE**2) / (spread + NOISE**2)
     score[shared < max(MIN_OVERLAP * smaller, 1.0) - 0.5] = -1.0
-    best = int(score.argmax())
+    # a pattern that repeats itself fits at several shifts, the same place among them where there is one
+    best = int(np.where(score >= score.max() - TIE, shared, -1.0).argmax())
     down, right = divmod(best, size)
     step = -(-len(a.mask) // WORKING_SIDE)
     return (
