@@ -3,6 +3,8 @@
 EftCLIP names this its limitation (specs/eftclip.md, item 7); the route here is ours. Whatever a trigger adds or lays over
 every image survives in the mean of the images that carry it: blends with one picture, waves, marks at fixed places. What
 is drawn anew for every image (fresh stripes or noise, patches at random places) or moves pixels (warps) does not.
+Out of reach as well are colour filters: of a clean model's jellyfish the tone alone turns nearly every image into a
+jellyfish, so a flip by tone tells no trigger from a concept's own colour.
 
 A group that statistics single out differs from other images without any trigger too: jellyfish come on blue. So the mean
 difference is taken apart into tone (its mean colour), contrast, and pattern (everything that has a shape), and a trigger
