@@ -4,6 +4,7 @@ import io
 import json
 import os
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -12,6 +13,7 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 # Ray starts its workers at the lowest priority; beside anything else on the machine the tests would crawl.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
+import mlflow
 import numpy as np
 import pytest
 import torch
@@ -56,6 +58,15 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
     clip = load_clip(ModelConfig(config=str(home / "tiny.json")), init_seed=7)
     save_clip(clip.model, clip.model_cfg, clip.preprocess_cfg, home / "checkpoint")
     return home / "checkpoint"
+
+
+@pytest.fixture
+def mlflow_address() -> Iterator[None]:
+    """For tests that call mlflow.set_tracking_uri: it also sets the variable, which later tests would obey."""
+    yield
+    mlflow.set_tracking_uri(None)
+    mlflow.set_registry_uri(None)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 def picture(seed: int, side: int = 32) -> bytes:

@@ -129,7 +129,9 @@ def test_the_summary_accounts_for_pairs_and_holds_both_evaluations(
     assert told["suspect"] in card
 
 
-def test_the_model_is_registered_with_its_lineage(repaired: RepairResult, settings: RepairConfig, scan: Path) -> None:
+def test_the_model_is_registered_with_its_lineage(
+    repaired: RepairResult, settings: RepairConfig, scan: Path, mlflow_address: None
+) -> None:
     uri = str(settings.tracking.uri)
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     version = client.get_model_version_by_alias("clipsan", "newest")

@@ -1,8 +1,6 @@
 """A repaired model in MLflow: registered as plain files, loaded back, and traced to the scan that it builds on."""
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -32,13 +30,9 @@ def logged(home: Path, verb: str, name: str) -> str:
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mlflow_address: None) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)  # nothing may be written where the command was started
-    yield
-    # mlflow.set_tracking_uri also sets the variable, which later tests would obey
-    mlflow.set_tracking_uri(None)
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 def test_a_registered_model_comes_back_with_its_lineage(home: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
