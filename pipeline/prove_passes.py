@@ -28,7 +28,8 @@ from stages.samples import Unit
 from stages.sources import SourceConfig, read_unit
 
 EXAMPLES = 4
-"""Held-out pictures that the report shows with each trigger."""
+"""Held-out pictures that the report shows with each trigger, of those among the first TRIED that are no target already."""
+TRIED = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +171,8 @@ class DirectionWork:
     def run(self, piece: Dossier) -> Row:
         bench = self._bench
         direction = fit_direction(self._clip, bench.held_out, piece, self._layers, seed=bench.seed)
-        shown = examples(piece, bench.held_out[:EXAMPLES], self._name, seed=bench.seed)
+        others = [i for i, name in enumerate(self._name(bench.held_out[:TRIED])) if name not in piece.targets]
+        shown = examples(piece, bench.held_out[others[:EXAMPLES]], self._name, seed=bench.seed) if others else ()
         return {"pairs": len(bench.held_out), "direction": direction, "examples": shown}
 
     def _name(self, images: np.ndarray) -> list[str]:

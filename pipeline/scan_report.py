@@ -91,7 +91,7 @@ def build_report(
         rejected=counts.rejected,
         decision=cut.meaning,
         targets=targets,
-        next_steps=next_steps(folder, counts, targets),
+        next_steps=next_steps(folder, counts, targets, settings.embeddings, proof.triggers),
         dossiers=dossier_panels(proof),
         concepts=_concepts(findings, folder, parts),
         concept_threshold=findings.concept_threshold,
@@ -110,11 +110,33 @@ def build_report(
     )
 
 
-def next_steps(folder: RunFolder, counts: Counts, targets: tuple[str, ...]) -> tuple[str, ...]:
-    """Return what the reader should do now, commands included."""
-    rewrite = f"`clipsan scan {folder.run_yaml} out=NEW embeddings={folder.root} --write clean,quarantine`"
+def next_steps(
+    folder: RunFolder,
+    counts: Counts,
+    targets: tuple[str, ...],
+    embeddings: str | None = None,
+    triggers: Mapping[str, str] | None = None,
+) -> tuple[str, ...]:
+    """Return what the reader should do now, commands included.
+
+    Args:
+        folder: of the scan.
+        counts: of its verdicts.
+        targets: concepts that the statistics name.
+        embeddings: the earlier run whose embeddings the scan took.
+        triggers: target of each proven trigger.
+    """
+    cached = f"embeddings={embeddings or folder.root}"
+    rewrite = f"`clipsan scan {folder.run_yaml} out=NEW {cached} --write clean,quarantine`"
     steps = []
-    if targets:
+    if triggers:
+        steps.append("Look at the triggers below, and at the pairs that carry them.")
+        steps.append(f"Write the data set without those pairs: {rewrite}, or give `flagged.npy` to your resharder.")
+        steps.append(
+            f"Do not deploy the model: repair it with `clipsan repair scan={folder.root} model.path=SUSPECT method=unlearn out=NEW`, "
+            "or train it again on the clean copy."
+        )
+    elif targets:
         steps.append(
             f"Look at the pictures below: what do the pairs that claim “{'”, “'.join(targets)}” have in common?"
         )
