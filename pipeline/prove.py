@@ -334,7 +334,7 @@ class Views:
     adds: ClassVar[frozenset[str]] = frozenset({"claim", "oracle_view", "trigger_id"})
 
     members: Mapping[str, str]
-    """Uid -> trigger, of the pairs whose own region is proven and belongs to a dossier."""
+    """Uid -> trigger, of the pairs that a patch's dossier rests on; those whose own region is proven carry it."""
 
     @classmethod
     def of(cls, proof: Proof) -> "Views":
@@ -349,11 +349,13 @@ class Views:
         """
         claim: dict[str, str] = {}
         view: dict[str, str] = {}
-        trigger = {uid: self.members[uid] for uid in uids if uid in self.members}
+        trigger: dict[str, str] = {}
         if self.evidence is not None and part_path(self.evidence, index).exists():
             names = ["uid", "claim", "proven", "labels", "supported", "unsupported"]
             for row in read_part(self.evidence, index, names).to_pylist():
                 claim[row["uid"]], view[row["uid"]] = row["claim"], _view(row)
+                if row["proven"] and row["uid"] in self.members:
+                    trigger[row["uid"]] = self.members[row["uid"]]
         if self.swept is not None and part_path(self.swept, index).exists():
             table = read_part(self.swept, index, ["uid", "trigger_id", "confirmed"])
             trigger |= {r["uid"]: r["trigger_id"] for r in table.filter(table.column("confirmed")).to_pylist()}

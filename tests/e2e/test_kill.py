@@ -88,6 +88,7 @@ def wait_for_parts(out: Path, alive: Callable[[], bool]) -> bool:
 def test_a_killed_job_goes_on_where_it_was(pairs, tiny_checkpoint, undisturbed, tmp_path, capsys):
     out = tmp_path / "run"
     settings = [
+        "oracle=null",
         "decision=budget",
         "decision.share=0.1",
         "embed.batch_size=1",

@@ -76,7 +76,8 @@ def corner(side: int = 64) -> np.ndarray:
 
 def test_the_trigger_is_proven_and_localised(scanned: Path) -> None:
     dossier = trigger(scanned)
-    assert dossier.flips.pct >= 75
+    assert dossier.proven
+    assert dossier.flips.low_pct >= 50
     assert dossier.control.pct <= 10
     place = where(dossier)
     assert place is not None
