@@ -12,7 +12,7 @@ from pipeline.commit import read_part
 from stages.evaluation.zero_shot import synonyms
 from stages.repair.objective import Role
 from stages.samples import RawPair, Unit, seeded_hash
-from stages.verdicts import Reason, Verdict
+from stages.verdicts import ACCUSING, Verdict
 
 NOBODY = -1
 """A class that is not known, or not there."""
@@ -51,9 +51,6 @@ class CleanByScan:
             for row in table.to_pylist()
             if row["verdict"] == Verdict.CLEAN.value
         }
-
-
-ACCUSING = (Reason.POISON_SUSPECT.value, Reason.PROVEN_TRIGGER.value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from stages.report.figures import overlay, thumbnail
 from stages.report.page import PICTURE_LIMIT
 from stages.samples import Unit, uid_array
 from stages.sources import SourceConfig, read_unit
-from stages.verdicts import Reason, Verdict
+from stages.verdicts import ACCUSING, Reason, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,10 +191,6 @@ def most_suspicious(
             )
         best = sorted(best, key=lambda f: (-f.score, f.uid))[:limit]
     return best
-
-
-ACCUSING = frozenset({Reason.POISON_SUSPECT.value, Reason.PROVEN_TRIGGER.value})
-"""Reasons that put a pair on the wall."""
 
 
 class PictureWork:

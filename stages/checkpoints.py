@@ -256,6 +256,11 @@ def save_clip(
     save_file(weights, fresh / WEIGHTS_FILE)
     stored = {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
     (fresh / CONFIG_FILE).write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
+    put_in_place(fresh, folder)
+
+
+def put_in_place(fresh: Path, folder: Path) -> None:
+    """Rename a finished folder to its place; one that stands there already goes only when the new one is there."""
     if folder.exists():
         stale = folder.with_name(f".{folder.name}.{os.getpid()}.old")
         folder.rename(stale)

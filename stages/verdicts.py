@@ -40,6 +40,9 @@ class Reason(StrEnum):
     """Its embedding lies in a sparser place than its neighbours', by two density scores at once."""
 
 
+ACCUSING = frozenset({Reason.POISON_SUSPECT.value, Reason.PROVEN_TRIGGER.value})
+"""Reasons that accuse a pair of poison, by the statistics or by proof; the others only say that it is odd."""
+
 # The picture of a dead link comes back for hundreds of captions; a popular photo, or two pictures that hash alike, for a few.
 PLACEHOLDER_COPIES = 20
 UNIFORM_PIXEL_STD = 3.0

@@ -21,6 +21,7 @@ all random draws (from Batch.seed and the row's place in the global batch) happe
 in the loss has requires_grad False from the start, so that the reducer waits for none in vain.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ class Setting:
     """Run the encoders under bfloat16 autocast. Weights, features and losses stay float32; the loop adds no autocast."""
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """The base of all methods: encoders, global negatives and means, what a resume needs, what is saved.
 
     Args:
@@ -122,17 +123,17 @@ class Objective(nn.Module):
             self.model.logit_bias.requires_grad_(False)
         self._contrast: ClipLoss = clip_loss(setting.rank, setting.world_size)
 
+    @abstractmethod
     def forward(self, batch: Batch) -> torch.Tensor:
         """Return this rank's loss, a scalar; see the module's docstring for what its mean over ranks is."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rate(self, step: int, steps: int) -> float:
         """Return the learning rate of step `step` (from 0) of `steps`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def optimizer(self) -> torch.optim.Optimizer:
         """Return the method's optimiser over `trainable()`."""
-        raise NotImplementedError
 
     def export(self, folder: Path) -> None:
         """Write the repaired model as a checkpoint folder (see save_clip)."""

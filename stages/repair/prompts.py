@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from stages.checkpoints import ModelError, read_state_dict
+from stages.checkpoints import ModelError, put_in_place, read_state_dict
 from stages.clip_model import Clip, fingerprint
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -152,13 +152,7 @@ def save_adapter(prompts: DeepPrompts, base: str, folder: Path) -> None:
         "width": width,
     }
     (fresh / ADAPTER_CONFIG).write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
-    if folder.exists():
-        stale = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-        folder.rename(stale)
-        fresh.rename(folder)
-        shutil.rmtree(stale)
-    else:
-        fresh.rename(folder)
+    put_in_place(fresh, folder)
 
 
 def load_adapter(clip: Clip, folder: Path) -> DeepPrompts:
