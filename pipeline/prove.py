@@ -24,6 +24,7 @@ from pipeline.prove_passes import (
     LabelWork,
     SweepWork,
     VerifyWork,
+    WarpWork,
 )
 from pipeline.prove_plan import Group, Selection, plan_proof
 from pipeline.run_folder import RunFolder
@@ -40,6 +41,7 @@ from stages.oracle.repair_set import RepairSetConfig
 from stages.oracle.rivals import settle
 from stages.oracle.sweep import Direction
 from stages.oracle.vocabulary import Labels, finish, merge
+from stages.oracle.warp import LEAST_IMAGES
 from stages.report.content import Example
 from stages.samples import Unit
 from stages.sources import SourceConfig
@@ -203,6 +205,7 @@ def prove(task: Task, findings: Findings, cut: float) -> Proof:
     evidence, nodes = _examine(task, bench, selection)
     clock.stop("examine")
     candidates = cluster(evidence, seed=task.seed) + _groups(task, bench, selection)
+    candidates += _warps(task, bench, findings, candidates)
     proven, examples = _verify(task, bench, candidates)
     clock.stop("prove")
     swept, dossiers = _sweep(task, bench, proven, findings, _own_proofs(evidence))
@@ -276,6 +279,16 @@ def _examine(task: Task, bench: Bench, selection: Selection) -> tuple[pa.Table, 
 def _groups(task: Task, bench: Bench, selection: Selection) -> list[Dossier]:
     args = (bench, task.work / "pixels", task.parts)
     return [d for record in task.run("groups", selection.groups, GroupWork, args) for d in record["dossiers"]]
+
+
+def _warps(task: Task, bench: Bench, findings: Findings, found: Sequence[Dossier]) -> list[Dossier]:
+    """Look for a warp where the statistics name a concept and neither a patch nor a residual says why."""
+    explained = {target for dossier in found for target in dossier.targets}
+    known = set(bench.labels.names)
+    open_ = [name for name in findings.targets if name in known and name not in explained]
+    if len(bench.held_out) < LEAST_IMAGES:
+        return []
+    return [d for record in task.run("warps", open_, WarpWork, (bench,)) for d in record["dossiers"]]
 
 
 def _verify(

@@ -23,6 +23,7 @@ from stages.oracle.labeller import Labeller
 from stages.oracle.residual import LEAST_CLEAN, LEAST_GROUP, ResidualProof, prove_sides
 from stages.oracle.sweep import Direction, fit_direction, score_table, without_trigger
 from stages.oracle.vocabulary import Labels, merge, summarise
+from stages.oracle.warp import WarpProof, prove_warp
 from stages.report.dossiers import examples
 from stages.samples import Unit
 from stages.sources import SourceConfig, read_unit
@@ -142,6 +143,36 @@ def residual_dossier(proof: ResidualProof, claim: str, uids: Sequence[str]) -> D
         effect=proof.shift.offset.astype(np.float32),
         gain=proof.shift.gain,
         strength=proof.strength,
+    )
+
+
+class WarpWork:
+    """Pass 4 on concepts that are named and have no trigger yet: the smooth warp that makes other images one of them."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._clip = load_clip(bench.model, bench.device)
+
+    def run(self, piece: str) -> Row:
+        bench = self._bench
+        suspect = Suspect(self._clip, bench.labels)
+        found = prove_warp(self._clip, suspect, bench.labels.index(piece), bench.held_out, seed=bench.seed)
+        return {"pairs": len(bench.held_out), "dossiers": [warp_dossier(found, piece)] if found.proven else []}
+
+
+def warp_dossier(proof: WarpProof, claim: str) -> Dossier:
+    """Return the dossier of a warp; it rests on no pair, the sweep back finds those that carry it."""
+    hits, control = (np.arange(proof.trials) < count for count in (proof.flips, proof.control_flips))
+    ones = np.ones(proof.trials, np.int64)
+    return Dossier(
+        id="",
+        kind="warp",
+        targets=(claim,),
+        side=len(proof.field),
+        flips=rate(hits.astype(np.int64), ones),
+        control=rate(control.astype(np.int64), ones),
+        uids=(),
+        effect=proof.field,
     )
 
 

@@ -2,7 +2,7 @@
 
 EftCLIP names this its limitation (specs/eftclip.md, item 7); the route here is ours. Whatever a trigger adds or lays over
 every image survives in the mean of the images that carry it: blends with one picture, waves, marks at fixed places. What
-is drawn anew for every image (fresh stripes or noise, patches at random places) or moves pixels (warps) does not.
+is drawn anew for every image (fresh stripes or noise, patches at random places) or moves pixels (stages.oracle.warp) does not.
 Out of reach as well are colour filters: of a clean model's jellyfish the tone alone turns nearly every image into a
 jellyfish, so a flip by tone tells no trigger from a concept's own colour.
 
