@@ -36,7 +36,7 @@ def attack_row(cell: Mapping[str, Any], evaluation: Mapping[str, Any], **counts:
         if name in ("images", "attacked_images") or (name.endswith(("_pct", "_pct_ci95")) and "top5" not in name)
     }
     asr = evaluation.get("asr_pct")
-    return {**cell, **counts, **_rounded(figures), "admitted": None if asr is None else asr >= ADMITTED_ASR_PCT}
+    return {**cell, **counts, **rounded(figures), "admitted": None if asr is None else asr >= ADMITTED_ASR_PCT}
 
 
 def scan_row(cell: Mapping[str, Any], summary: Mapping[str, Any], target: str | None) -> Row:
@@ -89,7 +89,8 @@ def detector_figures(figures: Mapping[str, Any]) -> Row:
     return flat
 
 
-def _rounded(figures: Mapping[str, Any]) -> Row:
+def rounded(figures: Mapping[str, Any]) -> Row:
+    """Return figures with two digits, as they are stored."""
     return {
         name: [round(v, 2) for v in value]
         if isinstance(value, list)

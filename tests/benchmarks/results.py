@@ -28,6 +28,7 @@ KEYS = {
     "throughput": ("method", "data", "model"),
     "naming": ("cell", "clean_pct", "poisoned", "concept_poisoned_pct"),
     "demo": ("data", "attack", "detector", "model", "seed"),
+    "repair": ("data", "attack", "method", "model", "seed"),
     "oracle": ("set", "oracle", "attack", "seed"),
     "density": (
         *("data", "attack", "rate_pct", "model", "seed"),

@@ -14,6 +14,7 @@ from tests.benchmarks import results
 from tests.benchmarks.density_table import admitted_side_by_side, density_finding
 from tests.benchmarks.figures import ORACLE_COMMANDS, PHOTO_COMMANDS, WHOLE_SCAN
 from tests.benchmarks.oracle_tables import PROOF, QUALITY
+from tests.benchmarks.repair_tables import REPAIR
 from tests.benchmarks.results import Results, Row, Value
 from tests.benchmarks.sections import Column, Section, Table
 from tests.benchmarks.zoo_tables import DETECTORS, attacks, decisions, matrix, not_of_zoo
@@ -29,6 +30,7 @@ COMMANDS = {
     "naming": "python -m tests.benchmarks.naming SCAN...",
     "density": "python -m tests.benchmarks.density",
     "oracle": ORACLE_COMMANDS,
+    "repair": "python -m tests.benchmarks.repair",
 }
 
 
@@ -235,6 +237,7 @@ SECTIONS = {
     ),
     "oracle-quality": QUALITY,
     "proof": PROOF,
+    "repair": REPAIR,
     "density": Section(
         "density",
         (

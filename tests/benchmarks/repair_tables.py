@@ -1,0 +1,33 @@
+"""README's table of the repairs: what each method leaves of the accuracy and of the backdoor."""
+
+from tests.benchmarks.results import Row
+from tests.benchmarks.sections import Column, Section, Table
+
+ORDER = ("none", "finetune", "cleanclip", "cleanclip-supervised", "par", "rvpt", "eftclip", "unlearn")
+
+
+def by_attack(rows: list[Row]) -> list[Row]:
+    """Return the rows attack by attack, the suspect model first and clipsan's own repair last."""
+    return sorted(rows, key=lambda row: (str(row["attack"]), row["seed"], ORDER.index(str(row["method"]))))
+
+
+REPAIR = Section(
+    "repair",
+    (
+        Table(
+            (
+                Column("attack", "attack"),
+                Column("seed", "seed"),
+                Column("repair", "method"),
+                Column("clean accuracy %", "clean_accuracy_pct", 1),
+                Column("change, points", "clean_accuracy_change_points", 1),
+                Column("ASR %", "asr_pct", 1),
+                Column("accuracy under trigger %", "accuracy_under_trigger_pct", 1),
+                Column("ASR % after 300 benign steps", "rebound_asr_pct", 1),
+                Column("clean accuracy % then", "rebound_clean_accuracy_pct", 1),
+                Column("seconds of training", "seconds", 0),
+            ),
+            by_attack,
+        ),
+    ),
+)
