@@ -80,7 +80,7 @@ SHARED = ("trigger", "target", "also", "text_key", "victim")
 POISONING_ONLY = {declared.name for declared in dataclasses.fields(AttackConfig)} - set(SHARED)
 
 
-def _without_poisoning(tree: Any) -> Any:
+def without_poisoning(tree: Any) -> Any:
     """Leave out the settings of a conf/attack file that say how pairs are poisoned."""
     return {k: v for k, v in tree.items() if k not in POISONING_ONLY} if isinstance(tree, dict) else tree
 
@@ -177,7 +177,7 @@ class EvaluateConfig:
     """Sentences with {} where the class name goes."""
     out: str
     """Run folder."""
-    attack: Annotated[EvaluationAttack, pydantic.BeforeValidator(_without_poisoning)] | None = None
+    attack: Annotated[EvaluationAttack, pydantic.BeforeValidator(without_poisoning)] | None = None
     """Null: clean accuracy alone."""
     retrieval: RetrievalConfig | None = None
     """Null: no retrieval."""

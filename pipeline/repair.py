@@ -29,7 +29,7 @@ from stages.repair.rvpt import Rvpt
 from stages.repair.unlearn import Unlearn
 from stages.samples import Unit
 
-__all__ = ["EarlyStop", "RepairConfig", "RepairResult", "command", "make_plan", "run_plan", "run_repair"]
+__all__ = ["EarlyStop", "RepairConfig", "RepairResult", "command", "make_plan", "prepare", "run_plan", "run_repair"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def run_plan(plan: Plan) -> RepairResult:
         summary = read_summary(folder.root)
         return RepairResult(repaired, summary["history"], summary)
     with ray_session(settings.cluster):
-        order, found, counts = _order(plan, folder)
+        order, found, counts = prepare(plan, folder)
         before = _evaluated(plan, settings.model, folder.root / "evaluate-before")
         training = time.monotonic()
         state = fit(order, folder)
@@ -135,7 +135,7 @@ def _evaluated(plan: Plan, model: ModelConfig, out: Path) -> dict[str, Any] | No
     return None if plan.config.evaluate is None else evaluate.run_evaluate(plan.evaluation(model, out))
 
 
-def _order(plan: Plan, folder: RunFolder) -> tuple[Order, Checked, dict[str, int]]:
+def prepare(plan: Plan, folder: RunFolder) -> tuple[Order, Checked, dict[str, int]]:
     """Check all pairs; return the training, what the check found, and how many pairs of each kind there are."""
     settings = plan.config
     method = settings.method

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,10 @@ class RepairTask:
             bf16=self.bf16,
         )
         return build(self.method, load_clip(self.model, device), setting)
+
+    def on(self, model: ModelConfig) -> "RepairTask":
+        """Return the same method for another model."""
+        return replace(self, model=model)
 
     def begin(self, device: torch.device, share: Share) -> "RepairCourse":
         """Load the suspect model on one worker."""

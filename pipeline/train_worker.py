@@ -117,7 +117,7 @@ def train_worker(settings: dict[str, Job]) -> None:
     committed = len(history)
     # the first worker's file may be behind or ahead of what was committed when the last run was killed
     _tell(job, share, step=min(committed * job.steps, job.total_steps), checkpointed=committed)
-    loop = _Loop(job, share, device, course, committed)
+    loop = Loop(job, share, device, course, committed)
     if job.finished(history):
         return
     feed = _feed(job, share, committed)
@@ -156,7 +156,7 @@ def _feed(job: Job, share: Share, first_epoch: int) -> CachedFeed | StreamFeed:
     return StreamFeed(shard, share, job.seed, first_epoch, beside, job.beside_rows)
 
 
-class _Loop:
+class Loop:
     """The steps of an epoch on one worker."""
 
     def __init__(self, job: Job, share: Share, device: torch.device, course: Course, committed: int) -> None:
@@ -172,7 +172,7 @@ class _Loop:
         started = told = time.monotonic()
         total = torch.zeros((), device=self._device)
         rate, steps = 0.0, job.steps_of(epoch)
-        for number, batches in enumerate(self._batches(epoch, feed, steps)):
+        for number, batches in enumerate(self.batches(epoch, feed, steps)):
             step = epoch * job.steps + number
             loss, rate = self._course.step(batches, step, job.total_steps)
             total += loss
@@ -193,7 +193,7 @@ class _Loop:
             "pairs_per_s": round(steps * job.accumulate * job.batch_size / seconds, 1),
         }
 
-    def _batches(self, epoch: int, feed: CachedFeed | StreamFeed, steps: int) -> Iterator[list[Batch]]:
+    def batches(self, epoch: int, feed: CachedFeed | StreamFeed, steps: int) -> Iterator[list[Batch]]:
         """Yield the batches of each optimiser step."""
         job = self._job
         first = epoch * job.steps * job.accumulate
