@@ -13,14 +13,21 @@ VERBS = {
     "train": "train or fine-tune a CLIP on pairs",
     "repair": "repair a suspect checkpoint: fine-tune, CleanCLIP, PAR, RVPT, EftCLIP, or unlearn what a scan flags",
     "evaluate": "zero-shot accuracy, ASR and accuracy under trigger of a model",
+    "run": "the whole story for a batch queue: scan, clean copy, repair, figures before and after, report, registry",
     "trigger": "make the optimised patch of BadCLIP on a clean model",
     "bench": "attacks x detectors in one table: poison, train, measure and scan every cell of a matrix",
     "demo": "the whole story on rendered scenes (or CIFAR-10): poison, train, scan, report",
 }
 
+RUN_STATUS = (
+    "Exit status: 0 the scan accuses nothing, or the model is repaired as max_asr_pct and max_loss_points ask; 3 a backdoor was "
+    "found and no model meets them, so a person must look (summary.json says why); 2 a setting or an input must be changed; "
+    "130 stopped; 1 anything else. After a stop or a kill the same command goes on."
+)
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one verb; return the exit status: 0 done, 2 the user must change something, 1 anything else."""
+    """Run one verb; return the exit status: 0 done, 2 the user must change something, 1 anything else; `run` has RUN_STATUS."""
     options, overrides = _parse(arguments)
     warnings.filterwarnings("ignore", category=FutureWarning)
     from pipeline.config import ConfigError
@@ -55,7 +62,7 @@ def _parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, text in VERBS.items():
-        sub = verbs.add_parser(verb, help=text, description=text)
+        sub = verbs.add_parser(verb, help=text, description=text, epilog=RUN_STATUS if verb == "run" else None)
         sub.add_argument("settings", nargs="*", metavar="FILE.yaml | key=value", help=f"default file: conf/{verb}.yaml")
         sub.add_argument("--dry-run", action="store_true", help="print the resolved plan and stop")
         sub.add_argument("--write", default="", help="scan: clean, quarantine, or both with a comma")

@@ -21,7 +21,7 @@ from stages.evaluation.resistivity import resistivity
 from stages.evaluation.zero_shot import label_ranks, predict
 from stages.samples import CAPTION_REJECTS, RawPair, Reject, Unit, seeded_hash
 from stages.sources import SourceConfig, read_unit
-from stages.triggers import build_trigger
+from stages.triggers import ProvenTrigger, Trigger, build_trigger
 
 CLASS_LIST = pa.list_(pa.int32())
 VECTOR = pa.list_(pa.float32())
@@ -86,8 +86,16 @@ class Pictures:
     def triggered(self, rgb: np.ndarray, uid: str) -> list[torch.Tensor]:
         """Return the inputs with each strand's trigger; none without an attack. What a trigger draws hangs on the uid."""
         draw = int(seeded_hash([uid], self._settings.seed, "evaluate.trigger")[0])
-        marked = (trigger(rgb, np.random.default_rng([draw, i]))[0] for i, trigger in enumerate(self._triggers))
-        return [self._clip.preprocess(self._stored(image)) for image in marked]
+        return [
+            self._triggered(trigger, rgb, np.random.default_rng([draw, i])) for i, trigger in enumerate(self._triggers)
+        ]
+
+    def _triggered(self, trigger: Trigger, rgb: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+        if isinstance(trigger, ProvenTrigger):
+            # known as the model sees it, not at the image's own size
+            seen = np.ascontiguousarray(self.clean(rgb).permute(1, 2, 0).numpy())
+            return torch.from_numpy(np.ascontiguousarray(trigger(seen, rng)[0].transpose(2, 0, 1)))
+        return self._clip.preprocess(self._stored(trigger(rgb, rng)[0]))
 
     def views(self, rgb: np.ndarray, uid: str) -> list[torch.Tensor]:
         """Return the clean input and the triggered ones."""

@@ -141,14 +141,9 @@ def make_plan(settings: RepairConfig) -> Plan:
     """
     # Ray Train starts its workers in a folder of their own.
     settings = dataclasses.replace(settings, model=settings.model.absolute())
-    method = settings.method
-    workers = settings.cluster.worker_count()
-    if method.batch_size % workers:
-        raise ConfigError(
-            f"method.batch_size={method.batch_size}: must be a multiple of the workers, {workers} (cluster.workers)"
-        )
+    check_batch(settings)
     clip = load_clip(settings.model)
-    _check_out(settings)
+    check_out(settings)
     scan = None if settings.scan is None else read_scan(settings.scan)
     classes = _classes(settings, scan)
     main, beside = _pairs(settings, scan, classes)
@@ -192,11 +187,18 @@ def make_plan(settings: RepairConfig) -> Plan:
     return plan
 
 
-def _check_out(settings: RepairConfig) -> None:
+def check_out(settings: RepairConfig) -> None:
     """Refuse an output that lies in the suspect checkpoint or around it."""
     out, suspect = Path(settings.out).expanduser().resolve(), Path(str(settings.model.path))
     if out == suspect or out in suspect.parents or suspect in out.parents:
         raise ConfigError(f"out={settings.out}: the suspect checkpoint {suspect} is there; give another `out`")
+
+
+def check_batch(settings: RepairConfig) -> None:
+    """Refuse a batch that the workers cannot share."""
+    size, workers = settings.method.batch_size, settings.cluster.worker_count()
+    if size % workers:
+        raise ConfigError(f"method.batch_size={size}: must be a multiple of the workers, {workers} (cluster.workers)")
 
 
 def read_scan(run: str) -> Scan:

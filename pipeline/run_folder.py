@@ -123,6 +123,15 @@ def read_summary(root: Path) -> dict[str, Any]:
     return found
 
 
+def finished(root: Path, mark: str) -> dict[str, Any] | None:
+    """Return the summary of a run folder that is finished and has this fingerprint; None where it is not."""
+    folder = RunFolder(root)
+    if not folder.run_yaml.is_file() or not folder.summary.is_file():
+        return None
+    record = yaml.safe_load(folder.run_yaml.read_text(encoding="utf-8"))
+    return read_summary(root) if record["fingerprint"] == mark else None
+
+
 def part_rows(folder: Path) -> dict[int, int]:
     """Return part index -> rows, for the committed parts of a pass, from their footers alone."""
     return {

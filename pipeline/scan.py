@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline import scan_passes
 from pipeline.cluster import ray_session
-from pipeline.commit import fingerprint, missing_parts, write_text
+from pipeline.commit import missing_parts, write_text
 from pipeline.config import ConfigError, as_tree, load
 from pipeline.passes import run_pass
 from pipeline.prove import Proof, Task, Views, prove
@@ -162,15 +162,7 @@ def _open(plan: Plan) -> RunFolder:
         "score": count,
         "verdict": count,
     }
-    mark = fingerprint(
-        {
-            "verdict": plan.verdict_mark,
-            "write": settings.write,
-            "quarantine": as_tree(settings.quarantine),
-            "manifest": settings.manifest,
-        }
-    )
-    return open_run(settings.out, verb="scan", tree=as_tree(settings), mark=mark, passes=passes)
+    return open_run(settings.out, verb="scan", tree=as_tree(settings), mark=plan.mark, passes=passes)
 
 
 def _cut(plan: Plan, folder: RunFolder, parts: list[int], findings: Findings) -> Cut:

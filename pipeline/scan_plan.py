@@ -78,6 +78,13 @@ class Plan:
     proof_mark: str | None
     verdict_mark: str
 
+    @property
+    def mark(self) -> str:
+        """Fingerprint of the run folder: of the verdicts and of all that is made of them."""
+        c = self.config
+        made = {"write": c.write, "quarantine": as_tree(c.quarantine), "manifest": c.manifest}
+        return fingerprint({"verdict": self.verdict_mark, **made})
+
     def describe(self) -> str:
         """Return the plan as text for --dry-run."""
         c = self.config

@@ -19,6 +19,7 @@ from stages.triggers.controls import (
     ResizeTrigger,
 )
 from stages.triggers.patch import PatchConfig, PatchTrigger
+from stages.triggers.proven import ProvenConfig, ProvenTrigger
 from stages.triggers.replace import ReplaceConfig, ReplaceTrigger
 from stages.triggers.sinusoid import SigBlendedConfig, SigConfig, SinusoidTrigger
 from stages.triggers.warp import WanetConfig, WanetUnsmoothedConfig, WarpTrigger
@@ -31,6 +32,8 @@ __all__ = [
     "NashvilleConfig",
     "PatchConfig",
     "PatchTrigger",
+    "ProvenConfig",
+    "ProvenTrigger",
     "ReplaceConfig",
     "ResizeConfig",
     "SigBlendedConfig",
@@ -53,7 +56,8 @@ TriggerConfig = Annotated[
     | ReplaceConfig
     | IdentityConfig
     | ResizeConfig
-    | DarkenConfig,
+    | DarkenConfig
+    | ProvenConfig,
     pydantic.Discriminator("kind"),
 ]
 
@@ -95,3 +99,5 @@ def build_trigger(config: TriggerConfig) -> Trigger:
             return ResizeTrigger(config)
         case DarkenConfig():
             return DarkenTrigger(config)
+        case ProvenConfig():
+            return ProvenTrigger(config)

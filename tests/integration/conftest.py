@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 
-from pipeline import pixels, poison, prove, prove_repair_set, rewrite, scan, scan_output, scan_passes, scan_statistics
+from pipeline import (
+    pixels,
+    poison,
+    prove,
+    prove_repair_set,
+    rewrite,
+    run,
+    scan,
+    scan_output,
+    scan_passes,
+    scan_statistics,
+)
 from pipeline.cluster import ClusterConfig
 from pipeline.scan import ScanConfig, make_plan, run_scan
 from pipeline.tracking import TrackingConfig
@@ -30,7 +41,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     passes = (pixels, poison, prove, prove_repair_set, rewrite, scan, scan_output, scan_passes, scan_statistics)
     for module in passes:
         monkeypatch.setattr(module, "run_pass", run_pass)
-    for module in (poison, scan):
+    for module in (poison, run, scan):
         monkeypatch.setattr(module, "ray_session", lambda _: nullcontext())
 
 

@@ -93,7 +93,7 @@ def test_every_file_of_settings_gives_a_trigger_that_keeps_the_contract(file: Pa
 def test_there_is_a_file_for_every_kind() -> None:
     kinds = {yaml.safe_load(file.read_text(encoding="utf-8"))["kind"] for file in CONF.glob("*.yaml")}
     union = pydantic.TypeAdapter(TriggerConfig).json_schema()["discriminator"]["mapping"]
-    assert kinds == set(union)
+    assert kinds == set(union) - {"proven"}  # a scan writes the files of that one
 
 
 def test_grid_is_hanxunh_s_tensor() -> None:

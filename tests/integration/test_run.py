@@ -1,0 +1,81 @@
+"""`clipsan run` on a small backdoored model: found, repaired, told; and on its clean twin, where nothing is done."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.cluster import ClusterConfig
+from pipeline.run import describe, run_story
+from pipeline.run_settings import RunConfig
+from pipeline.tracking import TrackingConfig
+from stages.clip_model import ModelConfig
+from stages.scenes import CONCEPTS
+from stages.sources import ParquetSource
+from tests.closed_form import TARGET, Case, make_case
+
+pytestmark = pytest.mark.ray
+
+SCENES, POISONED = 1200, 40
+
+
+def story(case: Case, out: Path, **changes: Any) -> RunConfig:
+    images = {"kind": "parquet", "path": str(case.data / "0.parquet"), "label": "label", "key": "key"}
+    settings = RunConfig(
+        data=ParquetSource(path=str(case.data / "*.parquet"), label="label", key="key"),
+        model=ModelConfig(path=str(case.checkpoint)),
+        scan={
+            "decision": {"kind": "threshold"},
+            "oracle": {"kind": "superpixels"},
+            "proof": {"budget": 0.1, "held_out": 192, "groups": 2, "group_size": 100},
+            "write": ["clean", "quarantine"],
+        },
+        repair={"method": {"kind": "unlearn", "batch_size": 64}, "steps": 24},
+        evaluate={"data": images, "classes": list(CONCEPTS), "templates": ["a {}."]},
+        max_loss_points=None,
+        out=str(out),
+        cluster=ClusterConfig(workers=2),
+        tracking=TrackingConfig(enabled=False),
+    )
+    return dataclasses.replace(settings, **changes)
+
+
+@pytest.fixture(scope="module")
+def backdoored(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return make_case(tmp_path_factory.mktemp("backdoored"), scenes=SCENES, poisoned=POISONED)
+
+
+def test_a_backdoor_is_found_repaired_and_told(backdoored: Case, tmp_path: Path, in_process: None) -> None:
+    settings = story(backdoored, tmp_path / "run")
+    assert "which is still to do" in describe(settings)
+    summary = run_story(settings)
+    assert (summary["outcome"], summary["exit_status"], summary["targets"]) == ("repaired", 0, [TARGET])
+    # measured with the trigger that the scan cut out, as the truth is not known to it
+    assert summary["after"]["asr_pct"] <= 10 < 50 <= summary["before"]["asr_pct"]
+    assert set(summary["copies"]) == {"clean", "quarantine"}
+    page = Path(summary["report"]).read_text(encoding="utf-8")
+    assert "Backdoor found and repaired" in page
+    assert "Before and after" in page
+    assert "t1: a patch" in page
+
+    made = (tmp_path / "run" / "scan" / "report.html").stat().st_mtime_ns
+    again = run_story(settings)
+    assert (tmp_path / "run" / "scan" / "report.html").stat().st_mtime_ns == made
+    assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in summary.items() if k != "seconds"}
+    assert "suspect" in describe(settings)
+    # the same run judged by another demand
+    stricter = run_story(dataclasses.replace(settings, max_loss_points=0.0))
+    assert (stricter["outcome"], stricter["exit_status"]) == ("not repaired", 3)
+
+
+def test_where_nothing_is_found_nothing_is_repaired(tmp_path: Path, in_process: None) -> None:
+    clean = make_case(tmp_path / "clean", scenes=400, poisoned=0)
+    settings = story(clean, tmp_path / "run")
+    summary = run_story(dataclasses.replace(settings, scan={"decision": {"kind": "threshold"}}))
+    assert (summary["outcome"], summary["exit_status"]) == ("clean", 0)
+    assert summary["skipped"] == {"repair": "the scan names no concept and proves no trigger"}
+    assert not (tmp_path / "run" / "repair").exists()
+    page = Path(summary["report"]).read_text(encoding="utf-8")
+    assert "No backdoor found" in page
+    assert "skipped: the scan names no concept" in page
