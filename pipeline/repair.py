@@ -29,7 +29,17 @@ from stages.repair.rvpt import Rvpt
 from stages.repair.unlearn import Unlearn
 from stages.samples import Unit
 
-__all__ = ["EarlyStop", "RepairConfig", "RepairResult", "command", "make_plan", "prepare", "run_plan", "run_repair"]
+__all__ = [
+    "EarlyStop",
+    "RepairConfig",
+    "RepairResult",
+    "command",
+    "make_plan",
+    "prepare",
+    "registered",
+    "run_plan",
+    "run_repair",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,21 +295,35 @@ def _log(plan: Plan, folder: RunFolder, target: Path, summary: dict[str, Any]) -
         metrics=metrics_of({name: value for name, value in shown.items() if value is not None}),
         files=[folder.run_yaml, folder.summary, target / CARD],
     )
-    if logged is None:
-        return None
+    return None if logged is None else registered(plan, folder, target, logged, settings.register, {})
+
+
+def registered(
+    plan: Plan, folder: RunFolder, target: Path, logged: str, name: str | None, more: dict[str, str]
+) -> str | None:
+    """Say in a logged run where a repaired model comes from, and register it; return the version, if there is one.
+
+    Args:
+        plan: the repair.
+        folder: of the run that made the model.
+        target: the checkpoint or adapter, with its card.
+        logged: what log_run returned.
+        name: of the registered model; None: it is not registered.
+        more: further tags of the version.
+    """
     lineage = {"clipsan.suspect": plan.model_fingerprint, "clipsan.data": plan.data_fingerprint}
     if plan.scan is not None:
         lineage |= {"clipsan.scan": plan.scan.fingerprint, "clipsan.scan_root": str(plan.scan.root)}
         scan_run = find_run(logged, "scan", plan.scan.root)
         lineage |= {} if scan_run is None else {"clipsan.scan_run": scan_run}
     tag_run(logged, lineage)
-    if settings.register is None:
+    if name is None:
         return None
     artifacts = {"checkpoint": target}
     if plan.is_adapter:
-        base = load_clip(settings.model)
+        base = load_clip(plan.config.model)
         save_clip(base.model, base.model_cfg, base.preprocess_cfg, folder.work / "suspect")
         artifacts = {"checkpoint": folder.work / "suspect", "adapter": target}
     card = (target / CARD).read_text(encoding="utf-8")
-    tags = {**lineage, "clipsan.method": settings.method.kind, "clipsan.fingerprint": plan.mark}
-    return register(logged, settings.register, artifacts, tags=tags, description=card)
+    tags = {**lineage, "clipsan.method": plan.config.method.kind, "clipsan.fingerprint": plan.mark, **more}
+    return register(logged, name, artifacts, tags=tags, description=card)
