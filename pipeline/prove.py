@@ -47,7 +47,7 @@ from stages.samples import Unit
 from stages.sources import SourceConfig
 from stages.stage import config
 
-PROOF_VERSION = 1
+PROOF_VERSION = 2
 """Raised when the code comes to give another result, so that old parts are refused and not mixed in."""
 
 

@@ -17,11 +17,12 @@ from stages.clip_model import ModelConfig, load_clip
 from stages.decode import decode
 from stages.oracle import OracleConfig, build_oracle
 from stages.oracle.disagreement import Suspect
-from stages.oracle.dossier import Dossier, hits_of, rate, verify
+from stages.oracle.dossier import Dossier, Rate, hits_of, rate, verify
 from stages.oracle.examine import ExamineConfig, Examiner, evidence_table
 from stages.oracle.labeller import Labeller
 from stages.oracle.residual import LEAST_CLEAN, LEAST_GROUP, ResidualProof, prove_sides
 from stages.oracle.sweep import Direction, fit_direction, score_table, without_trigger
+from stages.oracle.texture import TextureProof, prove_texture
 from stages.oracle.vocabulary import Labels, merge, summarise
 from stages.oracle.warp import WarpProof, prove_warp
 from stages.report.dossiers import examples
@@ -99,7 +100,8 @@ class ExamineWork:
 
 
 class GroupWork:
-    """Pass 4 on groups: what the pictures of a concept's flagged side have in common that others lack."""
+    """Pass 4 on groups: what the pictures of a concept's flagged side have in common that others lack, in the mean or else in
+    the spectrum."""
 
     def __init__(self, bench: Bench, pixels: Path, parts: Sequence[int]) -> None:
         self._bench = bench
@@ -120,30 +122,72 @@ class GroupWork:
         suspect = Suspect(self._clip, bench.labels)
         sides = prove_sides(suspect, bench.labels.index(piece.concept), flagged, rest, clean, held_out)
         found = sides.carrier
-        if found is None:
-            return {"pairs": done, "dossiers": []}
-        carriers = uids[0] if found is sides.flagged else uids[1]
-        return {"pairs": done, "dossiers": [residual_dossier(found, piece.concept, carriers)]}
+        if found is not None:
+            carriers = uids[0] if found is sides.flagged else uids[1]
+            return {"pairs": done, "dossiers": [residual_dossier(found, piece.concept, carriers)]}
+        for side, pictures in zip(uids, (flagged, rest), strict=True):
+            if len(pictures) < LEAST_GROUP:
+                continue
+            claim = bench.labels.index(piece.concept)
+            drawn = prove_texture(suspect, claim, pictures, clean, held_out, seed=bench.seed)
+            if drawn is not None and drawn.proven:
+                return {"pairs": done, "dossiers": [texture_dossier(drawn, piece.concept, side)]}
+        return {"pairs": done, "dossiers": []}
 
 
 def residual_dossier(proof: ResidualProof, claim: str, uids: Sequence[str]) -> Dossier:
     """Return the dossier of a trigger that lies over the whole image; `uids [n]` are those of the group."""
-    hits, control = (np.arange(proof.trials) < count for count in (proof.flips, proof.control_flips))
-    ones = np.ones(proof.trials, np.int64)
     region = proof.shift.region()
     return Dossier(
         id="",
         kind="residual",
         targets=(claim,),
         side=len(proof.shift.pattern),
-        flips=rate(hits.astype(np.int64), ones),
-        control=rate(control.astype(np.int64), ones),
-        uids=tuple(sorted(uid for uid, carries in zip(uids, proof.members, strict=True) if carries)),
+        flips=_share(proof.flips, proof.trials),
+        control=_share(proof.control_flips, proof.trials),
+        uids=_carrying(uids, proof.members),
         heat=None if region is None else region.mask.astype(np.float32),
         effect=proof.shift.offset.astype(np.float32),
         gain=proof.shift.gain,
         strength=proof.strength,
     )
+
+
+def texture_dossier(proof: TextureProof, claim: str, uids: Sequence[str]) -> Dossier:
+    """Return the dossier of a trigger that is drawn anew for every image; `uids [n]` are those of the group."""
+    return Dossier(
+        id="",
+        kind="texture",
+        targets=(claim,),
+        side=len(proof.texture.keep),
+        flips=_share(proof.flips, proof.trials),
+        control=_share(proof.control_flips, proof.trials),
+        uids=_carrying(uids, proof.members),
+        effect=proof.texture.patterns,
+        band=proof.texture.keep,
+    )
+
+
+def warp_dossier(proof: WarpProof, claim: str) -> Dossier:
+    """Return the dossier of a warp; it rests on no pair, the sweep back finds those that carry it."""
+    return Dossier(
+        id="",
+        kind="warp",
+        targets=(claim,),
+        side=len(proof.field),
+        flips=_share(proof.flips, proof.trials),
+        control=_share(proof.control_flips, proof.trials),
+        uids=(),
+        effect=proof.field,
+    )
+
+
+def _share(hits: int, trials: int) -> Rate:
+    return rate((np.arange(trials) < hits).astype(np.int64), np.ones(trials, np.int64))
+
+
+def _carrying(uids: Sequence[str], members: np.ndarray) -> tuple[str, ...]:
+    return tuple(sorted(uid for uid, carries in zip(uids, members, strict=True) if carries))
 
 
 class WarpWork:
@@ -158,22 +202,6 @@ class WarpWork:
         suspect = Suspect(self._clip, bench.labels)
         found = prove_warp(self._clip, suspect, bench.labels.index(piece), bench.held_out, seed=bench.seed)
         return {"pairs": len(bench.held_out), "dossiers": [warp_dossier(found, piece)] if found.proven else []}
-
-
-def warp_dossier(proof: WarpProof, claim: str) -> Dossier:
-    """Return the dossier of a warp; it rests on no pair, the sweep back finds those that carry it."""
-    hits, control = (np.arange(proof.trials) < count for count in (proof.flips, proof.control_flips))
-    ones = np.ones(proof.trials, np.int64)
-    return Dossier(
-        id="",
-        kind="warp",
-        targets=(claim,),
-        side=len(proof.field),
-        flips=rate(hits.astype(np.int64), ones),
-        control=rate(control.astype(np.int64), ones),
-        uids=(),
-        effect=proof.field,
-    )
 
 
 class VerifyWork:

@@ -10,9 +10,10 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from stages.evaluation.intervals import rate_interval
 from stages.oracle.disagreement import Suspect
+from stages.oracle.spectrum import put, take_away
 from stages.triggers.pixels import to_uint8
 
-Kind = Literal["patch", "residual", "colour", "warp"]
+Kind = Literal["patch", "residual", "texture", "warp"]
 LEAST_GAIN = 0.5
 """A pixel that keeps less than this of its contrast is covered; what was there is unknown."""
 
@@ -102,11 +103,13 @@ class Dossier:
     heat: np.ndarray | None = None
     """`[side, side] float32`: share of the members whose region covers the pixel; None: the whole image."""
     effect: np.ndarray | None = None
-    """residual: `[side, side, 3] float32`, added to what `gain` leaves, in levels of 0 to 255. colour: `[3, 4] float32`, the
-    affine map of RGB, the last column in levels. warp: `[side, side, 2] float32`, how far down and right of its place a
-    pixel is read, in pixels."""
+    """residual: `[side, side, 3] float32`, added to what `gain` leaves, in levels of 0 to 255. texture: `[V, side, side, 3]
+    float32`, patterns of which one takes the place of the image's own part in `band`. warp: `[side, side, 2] float32`, how
+    far down and right of its place a pixel is read, in pixels."""
     gain: np.ndarray | None = None
     """residual: `[side, side, 1] float32`, what an image keeps of its contrast, 0 where it is covered; None: everything."""
+    band: np.ndarray | None = None
+    """texture: `[side, side] float32`, see stages.oracle.spectrum."""
     strength: float = 1.0
     """Factor of a residual's whole change."""
     pairs_swept: int | None = None
@@ -119,9 +122,19 @@ class Dossier:
             if not self.cutouts or self.place is None or self.effect is not None:
                 raise ValueError("a patch has cutouts and a place, and no effect on the whole image")
             return
-        shapes = {"residual": (self.side, self.side, 3), "colour": (3, 4), "warp": (self.side, self.side, 2)}
-        if self.cutouts or self.effect is None or self.effect.shape != shapes[self.kind]:
-            raise ValueError(f"a trigger of kind {self.kind} is an array {list(shapes[self.kind])}, without cutouts")
+        shape = (self.side, self.side, 2 if self.kind == "warp" else 3)
+        texture = self.kind == "texture"
+        if (
+            self.cutouts
+            or self.effect is None
+            or self.effect.shape[texture:] != shape
+            or texture != (self.band is not None)
+        ):
+            many = "V, " if texture else ""
+            raise ValueError(
+                f"a trigger of kind {self.kind} is an array [{many}{', '.join(map(str, shape))}], without cutouts"
+                + (", and a band" if texture else "")
+            )
 
     @property
     def pairs(self) -> int:
@@ -167,22 +180,24 @@ def apply_trigger(dossier: Dossier, image: np.ndarray, rng: np.random.Generator)
     Args:
         dossier: of any kind.
         image: `[side, side, 3] uint8`, as the model sees it (`Inputs.preprocess`).
-        rng: draws the place of a patch without a fixed one, and the picture of a varying one.
+        rng: draws the place of a patch without a fixed one, and the picture of what varies.
     """
     _check_size(dossier, image)
     if dossier.kind == "patch":
         return paste(image, *_draw(dossier, rng))
-    return _changed(dossier, image, 1.0)
+    return _changed(dossier, image, 1.0, rng)
 
 
-def _changed(dossier: Dossier, image: np.ndarray, sign: float) -> np.ndarray:
+def _changed(dossier: Dossier, image: np.ndarray, sign: float, rng: np.random.Generator | None = None) -> np.ndarray:
+    """Return the image with the trigger (sign 1; a texture is drawn by `rng`) or without it (sign -1)."""
     effect = np.asarray(dossier.effect)
     if dossier.kind == "residual":
         return _blended(dossier, image, effect) if sign > 0 else _unblended(dossier, image, effect)
-    if dossier.kind == "colour":
-        matrix, shift = effect[:, :3].astype(np.float64), effect[:, 3].astype(np.float64)
-        pixels = image.astype(np.float64)
-        return to_uint8(pixels @ matrix.T + shift if sign > 0 else (pixels - shift) @ np.linalg.inv(matrix).T)
+    if dossier.kind == "texture":
+        band = np.asarray(dossier.band)
+        if rng is None:
+            return take_away(image[None], band)[0]
+        return put(image[None], band, effect[int(rng.integers(len(effect)))][None])[0]
     rows, columns = np.mgrid[: dossier.side, : dossier.side].astype(np.float64)
     source = [rows + sign * effect[..., 0], columns + sign * effect[..., 1]]
     channels = [map_coordinates(image[..., c].astype(np.float64), source, order=1, mode="nearest") for c in range(3)]
@@ -208,8 +223,8 @@ def _unblended(dossier: Dossier, image: np.ndarray, offset: np.ndarray) -> np.nd
 def remove_trigger(dossier: Dossier, image: np.ndarray, region: np.ndarray | None = None) -> np.ndarray | None:
     """Return a copy of a victim's image without the trigger, or None when nobody knows where it sits.
 
-    A patch is filled from around it; a residual is subtracted and a colour map inverted, both up to what was clamped; a
-    warp is undone to first order.
+    A patch is filled from around it; a residual is subtracted, up to what was clamped; a texture's band is brought down to
+    the energy that other images have there; a warp is undone to first order.
 
     Args:
         dossier: of any kind.
@@ -298,7 +313,7 @@ def verify(hits: Hits, dossier: Dossier, held_out: np.ndarray, *, seed: int) -> 
             picture = other[top : top + height, left : left + width]
             control[i] = paste(image, dataclasses.replace(cutout, picture=picture), top, left)
             continue
-        triggered[i] = _changed(dossier, image, 1.0)
+        triggered[i] = _changed(dossier, image, 1.0, rng)
     usable = ~hits(held_out, dossier.targets)
     if not usable.any():
         raise ValueError("every held-out image has the target's label already; give others")

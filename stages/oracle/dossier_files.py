@@ -20,8 +20,8 @@ def write_dossier(folder: Path, dossier: Dossier) -> None:
 
     dossier.json holds every figure. trigger.png and mask.png are the canonical picture and its pixels, further pictures of
     a varying patch are trigger-2.png and mask-2.png on, mean.png is the mean of the members. What changes the whole image is
-    residual.npy (with gain.npy), colour.npy or warp.npy, exact, and the picture of it is residual.png and so on. heat.npy is
-    the heat map.
+    residual.npy (with gain.npy), texture.npy (with band.npy) or warp.npy, exact, and the picture of it is residual.png and
+    so on. heat.npy is the heat map.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for i, cutout in enumerate(dossier.cutouts, 1):
@@ -29,7 +29,7 @@ def write_dossier(folder: Path, dossier: Dossier) -> None:
         Image.fromarray(255 * cutout.mask.astype(np.uint8)).save(folder / f"mask{_suffix(i)}.png")
     if dossier.mean is not None:
         Image.fromarray(dossier.mean).save(folder / "mean.png")
-    for name in ("heat", "gain"):
+    for name in ("heat", "gain", "band"):
         if (array := getattr(dossier, name)) is not None:
             np.save(folder / f"{name}.npy", array)
     if dossier.effect is not None:
@@ -65,6 +65,7 @@ def read_dossier(folder: Path) -> Dossier:
         mean=_read_picture(folder / "mean.png") if (folder / "mean.png").exists() else None,
         heat=_read_array(folder / "heat.npy"),
         gain=_read_array(folder / "gain.npy"),
+        band=_read_array(folder / "band.npy"),
         effect=_read_array(folder / f"{stored['kind']}.npy"),
     )
 
@@ -84,17 +85,15 @@ def read_dossiers(folder: Path) -> tuple[Dossier, ...]:
 def visible(dossier: Dossier) -> np.ndarray:
     """Return a picture of the trigger, `[h, w, 3] uint8`: a patch's own, grey outside its mask; else what an effect does.
 
-    A residual is drawn as its change of a grey image, the largest one at the end of the scale. A colour map is drawn on a chart of hues
-    by brightness, original in the upper half; a warp as its displacement, red down and green right, around grey.
+    A residual is drawn as its change of a grey image, the largest one at the end of the scale, and of a texture one pattern;
+    a warp as its displacement, red down and green right, around grey.
     """
     if dossier.kind == "patch":
         cutout = dossier.cutouts[0]
         return np.where(cutout.mask[..., None], cutout.picture, GREY).astype(np.uint8)
     effect = np.asarray(dossier.effect, np.float64)
-    if dossier.kind == "colour":
-        chart = _chart(dossier.side)
-        changed = to_uint8(chart.astype(np.float64) @ effect[:, :3].T + effect[:, 3])
-        return np.concatenate([chart[: dossier.side // 2], changed[dossier.side // 2 :]])
+    if dossier.kind == "texture":
+        effect = effect[0]
     if dossier.gain is not None:
         effect = effect + (dossier.gain - 1) * GREY
     if dossier.kind == "warp":
@@ -102,15 +101,8 @@ def visible(dossier: Dossier) -> np.ndarray:
     return to_uint8(GREY + 127 * effect / max(float(np.abs(effect).max()), 1e-9))
 
 
-def _chart(side: int) -> np.ndarray:
-    hue = np.broadcast_to(np.linspace(0, 255, side), (side, side))
-    value = np.tile(np.linspace(255, 96, -(-side // 2)), 2)[:side, None] + np.zeros((side, side))
-    hsv = np.stack([hue, np.full_like(hue, 160), value], axis=-1).astype(np.uint8)
-    return np.asarray(Image.fromarray(hsv, "HSV").convert("RGB"))
-
-
 def _to_json(dossier: Dossier) -> dict[str, Any]:
-    arrays = {"mean", "heat", "gain", "effect", "cutouts"}
+    arrays = {"mean", "heat", "gain", "band", "effect", "cutouts"}
     plain = {f.name: getattr(dossier, f.name) for f in dataclasses.fields(dossier) if f.name not in arrays}
     for name in ("flips", "control", "place"):
         plain[name] = None if plain[name] is None else dataclasses.asdict(plain[name])

@@ -20,7 +20,7 @@ DETECTORS = {
 KINDS = {
     "patch": "a patch",
     "residual": "added to the whole picture",
-    "colour": "a change of all colours",
+    "texture": "drawn anew over every picture",
     "warp": "a warp of the whole picture",
 }
 

@@ -203,7 +203,7 @@ def test_the_trigger_is_pasted_where_it_sits_or_anywhere() -> None:
         apply_trigger(fixed, image[:16], rng)
 
 
-def whole(kind: str, effect: np.ndarray) -> Dossier:
+def whole(kind: str, effect: np.ndarray, band: np.ndarray | None = None) -> Dossier:
     few = Rate(pct=90.0, low_pct=70.0, high_pct=97.0, trials=32)
     none = Rate(pct=0.0, low_pct=0.0, high_pct=10.0, trials=32)
     return Dossier(
@@ -215,6 +215,7 @@ def whole(kind: str, effect: np.ndarray) -> Dossier:
         control=none,
         uids=("a", "b"),
         effect=effect.astype(np.float32),
+        band=band,
     )
 
 
@@ -233,13 +234,16 @@ def test_what_changes_the_whole_image_is_applied_and_taken_back() -> None:
     by_hand = np.clip(np.round(0.8 * image.astype(np.float64) + np.asarray(residual.effect)), 0, 255)
     assert np.abs(blended.astype(float) - by_hand).max() <= 1
     assert np.abs(remove_trigger(blend, blended).astype(float) - image).max() <= 2
-    colour = whole("colour", np.array([[0.9, 0.1, 0, 5], [0, 0.8, 0, 10], [0, 0, 1.1, -4]]))
-    made = apply_trigger(colour, image, rng)
-    pixel = image[3, 5].astype(float)
-    assert (
-        np.abs(made[3, 5] - [0.9 * pixel[0] + 0.1 * pixel[1] + 5, 0.8 * pixel[1] + 10, 1.1 * pixel[2] - 4]).max() < 0.51
-    )
-    assert np.abs(remove_trigger(colour, made).astype(int) - image).max() <= 1  # type: ignore[union-attr]
+    keep = np.ones((SIDE, SIDE), np.float32)
+    keep[0, SIDE // 2 :] = 0.0
+    stripes = np.where(np.arange(SIDE) % 2, 30.0, -30.0)[None, None, :, None] * np.ones((2, SIDE, SIDE, 3))
+    texture = dataclasses.replace(whole("texture", stripes, band=keep))
+    plain = np.full((SIDE, SIDE, 3), 100, np.uint8)
+    striped = apply_trigger(texture, plain, rng)
+    assert set(np.unique(striped)) == {70, 130}
+    left = remove_trigger(texture, striped)
+    assert left is not None
+    assert np.abs(left.astype(int) - 100).max() <= 15
     shift = np.zeros((SIDE, SIDE, 2))
     shift[..., 0] = 1
     down = apply_trigger(whole("warp", shift), image, rng)
@@ -346,12 +350,13 @@ def assert_equal(a: Dossier, b: Dossier) -> None:
 
 def test_dossiers_survive_the_disk(tmp_path: Path) -> None:
     rng = np.random.default_rng(7)
-    shapes = {"residual": (SIDE, SIDE, 3), "colour": (3, 4), "warp": (SIDE, SIDE, 2)}
+    shapes = {"residual": (SIDE, SIDE, 3), "texture": (4, SIDE, SIDE, 3), "warp": (SIDE, SIDE, 2)}
+    bands = {"texture": rng.random((SIDE, SIDE), np.float32)}
     made = number(
         [
             only(stamped(8, 21, place=(20, 18))),
             only(stamped(7, 22, place=(3, 3), fresh=True, claim="Löwe <b>")),
-            *(whole(kind, rng.normal(size=shape)) for kind, shape in shapes.items()),
+            *(whole(kind, rng.normal(size=shape), band=bands.get(kind)) for kind, shape in shapes.items()),
             dataclasses.replace(
                 whole("residual", rng.normal(size=(SIDE, SIDE, 3))),
                 targets=("tabby",),
