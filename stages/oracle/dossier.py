@@ -196,8 +196,8 @@ def _changed(dossier: Dossier, image: np.ndarray, sign: float, rng: np.random.Ge
     if dossier.kind == "texture":
         band = np.asarray(dossier.band)
         if rng is None:
-            return take_away(image[None], band)[0]
-        return put(image[None], band, effect[int(rng.integers(len(effect)))][None])[0]
+            return np.asarray(take_away(image[None], band)[0])
+        return np.asarray(put(image[None], band, effect[int(rng.integers(len(effect)))][None])[0])
     rows, columns = np.mgrid[: dossier.side, : dossier.side].astype(np.float64)
     source = [rows + sign * effect[..., 0], columns + sign * effect[..., 1]]
     channels = [map_coordinates(image[..., c].astype(np.float64), source, order=1, mode="nearest") for c in range(3)]
