@@ -1,7 +1,9 @@
 """Ray as clipsan uses it: a private quiet instance on one machine, or a cluster that the user names."""
 
+import json
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import field
@@ -51,12 +53,16 @@ class PoolConfig:
     """GPUs of a worker, fractions share one; null: as the other passes."""
     resources: dict[str, float] = field(default_factory=dict)
     """What a worker takes of the resources that nodes of a cluster were started with, as `oracle: 1`: it runs on those nodes only."""
+    wait_s: float = 0.0
+    """Seconds that an autoscaler has to start the first node with these resources; 0: one must be there already."""
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
             raise ValueError("workers must be at least 1")
         if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
             raise ValueError("gpus_per_worker must not be negative")
+        if self.wait_s < 0:
+            raise ValueError("wait_s must not be negative")
         for name, amount in self.resources.items():
             if amount <= 0:
                 raise ValueError(f"resources.{name} must be positive")
@@ -75,21 +81,49 @@ def check_private(pool: PoolConfig, cluster: ClusterConfig) -> None:
 
 
 def check_pool(pool: PoolConfig) -> None:
-    """Refuse a pool that would wait for ever, once Ray has been joined.
+    """Refuse a pool that would wait for ever, once Ray has been joined; `pool.wait_s` leaves an autoscaler time to start a node.
 
     Raises:
         ConfigError: no node of the cluster offers what a worker of the pool takes.
     """
-    if not pool.resources:
+    if not pool.resources or _offered(pool.resources):
         return
+    if pool.wait_s and _autoscaled(pool):
+        return
+    wanted = ", ".join(f"resources.{name}={amount:g}" for name, amount in pool.resources.items())
+    start = json.dumps(dict(pool.resources))
+    waited = f" and none came in {pool.wait_s:g} s" if pool.wait_s else ""
+    raise ConfigError(
+        f"{wanted}: no node of the cluster offers that much{waited}; start one with `ray start --resources '{start}'`"
+    )
+
+
+def _offered(resources: dict[str, float]) -> bool:
+    """Whether one living node has all of them."""
     import ray
 
-    for name, amount in pool.resources.items():
-        if all(node["Resources"].get(name, 0) < amount for node in ray.nodes() if node["Alive"]):
-            raise ConfigError(
-                f"resources.{name}={amount:g}: no node of the cluster offers that much; "
-                f"start one with `ray start --resources '{{\"{name}\": {amount:g}}}'`"
-            )
+    return any(
+        all(node["Resources"].get(name, 0) >= amount for name, amount in resources.items())
+        for node in ray.nodes()
+        if node["Alive"]
+    )
+
+
+def _autoscaled(pool: PoolConfig) -> bool:
+    """Ask the autoscaler for a node, and return whether it came in time."""
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=[dict(pool.resources)])
+    try:
+        stop = time.monotonic() + pool.wait_s
+        while time.monotonic() < stop:
+            time.sleep(min(2.0, pool.wait_s))
+            if _offered(pool.resources):
+                return True
+        return False
+    finally:
+        # The request would hold the node for as long as the cluster lives; from here on the workers do.
+        request_resources(bundles=[])
 
 
 QUIET = {
