@@ -6,12 +6,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pyarrow as pa
 
 from pipeline.cluster import ClusterConfig, PoolConfig, check_pool
-from pipeline.commit import fingerprint, missing_parts, part_path, read_part
+from pipeline.commit import fingerprint, missing_parts, part_path, read_part, write_part
 from pipeline.config import ConfigError, as_tree
 from pipeline.passes import run_pass
 from pipeline.pixels import fetch_pixels, read_pixels
@@ -26,7 +26,7 @@ from pipeline.prove_passes import (
     VerifyWork,
     WarpWork,
 )
-from pipeline.prove_plan import Group, Selection, plan_proof
+from pipeline.prove_plan import FOLLOWED, Group, Selection, follow, paying, plan_proof
 from pipeline.run_folder import RunFolder
 from pipeline.scan_passes import chunk
 from stages.clip_model import ModelConfig, load_clip
@@ -56,7 +56,8 @@ class ProofConfig:
     """How suspicion is turned into proof; plays no part without an oracle."""
 
     budget: float = 0.05
-    """Share of the scanned pairs that the oracle examines, the most suspicious first; 1 examines all."""
+    """Share of the scanned pairs that the oracle examines, the most suspicious first; 1 examines all. Where regions are
+    proven it goes on with the same claim, up to as many pairs again."""
     examine: ExamineConfig = field(default_factory=ExamineConfig)
     """How a pair is examined."""
     labeller: ModelConfig | None = None
@@ -124,7 +125,8 @@ class Proof:
 
     dossiers: tuple[Dossier, ...] = ()
     affected: tuple[LabelEvidence, ...] = ()
-    selection: Selection = field(default_factory=lambda: Selection({}, {}, ()))
+    examined: int = 0
+    """Pairs that the oracle has looked at."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Of each step."""
     oracle_nodes: int = 0
@@ -144,7 +146,7 @@ class Proof:
     def figures(self) -> dict[str, Any]:
         """Return what summary.json says of the proof."""
         return {
-            "examined": self.selection.examined,
+            "examined": self.examined,
             "affected_labels": [e.label for e in self.affected if e.affected],
             "seconds": self.seconds,
             "oracle_nodes": self.oracle_nodes,
@@ -198,11 +200,11 @@ def prove(task: Task, findings: Findings, cut: float) -> Proof:
         seed=task.seed,
     )
     if not selection.examined or len(Group.uids(selection.held_out)) < 2:
-        return Proof(selection=selection)
+        return Proof()
     clock = _Clock()
     bench = _bench(task, findings, selection)
     clock.stop("prepare")
-    evidence, nodes = _examine(task, bench, selection)
+    evidence, nodes = _examine(task, bench, selection, findings)
     clock.stop("examine")
     candidates = cluster(evidence, seed=task.seed) + _groups(task, bench, selection)
     candidates += _warps(task, bench, findings, candidates)
@@ -214,7 +216,15 @@ def prove(task: Task, findings: Findings, cut: float) -> Proof:
     write_dossiers(task.folder.root / "triggers", dossiers)
     affected = affected_labels(evidence, bench.labels.names)
     return Proof(
-        dossiers, affected, selection, clock.seconds, nodes, examples, task.folder.root / "evidence", swept, bench
+        dossiers,
+        affected,
+        evidence.num_rows,
+        clock.seconds,
+        nodes,
+        examples,
+        task.folder.root / "evidence",
+        swept,
+        bench,
     )
 
 
@@ -254,26 +264,52 @@ def _bench(task: Task, findings: Findings, selection: Selection) -> Bench:
     return Bench(task.model, task.device, labels, held_out, task.seed)
 
 
-def _examine(task: Task, bench: Bench, selection: Selection) -> tuple[pa.Table, int]:
-    """Return the evidence of all examined pairs, and on how many nodes it was made; 0 if it was there already."""
-    settings, folder = task.settings, task.folder.root / "evidence"
-    todo = set(missing_parts(folder, selection.claims, task.mark))
-    pieces = [(unit, selection.claims[unit.index]) for unit in task.units if unit.index in todo]
-    args = (
-        bench,
-        task.oracle,
-        settings.examine,
-        settings.labeller,
-        task.data,
-        task.max_pixels,
-        folder,
-        task.mark,
-    )
-    nodes = {
-        record.get("node") for record in task.run("oracle", pieces, ExamineWork, args, total=len(selection.claims))
-    }
-    tables = [read_part(folder, index) for index in sorted(selection.claims)]
-    return pa.concat_tables([table.select(EVIDENCE_SCHEMA.names) for table in tables]), len(nodes)
+def _examine(task: Task, bench: Bench, selection: Selection, findings: Findings) -> tuple[pa.Table, int]:
+    """Return the evidence of all examined pairs, and on how many nodes it was made; 0 if it was there already.
+
+    A claim of which pairs are proven is followed, in rounds, while that pays; all rounds together look at twice the budget at
+    most. Each round has a folder of its own, so that a stopped scan goes on with the same ones.
+    """
+    claims, left = selection.claims, selection.examined
+    rounds: list[pa.Table] = []
+    nodes: set[str | None] = set()
+    while claims and left >= 0:
+        table, used = _round(task, bench, claims, len(rounds))
+        rounds.append(table)
+        nodes |= used
+        worth = paying(table.column("claim").to_pylist(), table.column("proven").to_pylist())
+        examined = {uid for done in rounds for uid in done.column("uid").to_pylist()}
+        count = max(FOLLOWED, selection.examined // 8)
+        claims = follow(task.folder.scores, task.parts, findings, worth, examined, count=count) if worth else {}
+        left -= sum(len(uids) for uids in claims.values())
+    _write_evidence(task, len(rounds))
+    return pa.concat_tables(rounds), len(nodes)
+
+
+def _round(
+    task: Task, bench: Bench, claims: Mapping[int, dict[str, str]], number: int
+) -> tuple[pa.Table, set[str | None]]:
+    settings, folder = task.settings, _round_folder(task, number)
+    todo = set(missing_parts(folder, claims, task.mark))
+    pieces = [(unit, claims[unit.index]) for unit in task.units if unit.index in todo]
+    args = (bench, task.oracle, settings.examine, settings.labeller, task.data, task.max_pixels, folder, task.mark)
+    name = f"oracle, round {number + 1}" if number else "oracle"
+    nodes = {record.get("node") for record in task.run(name, pieces, ExamineWork, args, total=len(claims))}
+    tables = [read_part(folder, index, EVIDENCE_SCHEMA.names) for index in sorted(claims)]
+    return pa.concat_tables(tables), nodes
+
+
+def _round_folder(task: Task, number: int) -> Path:
+    return task.work / f"oracle-{number}"
+
+
+def _write_evidence(task: Task, rounds: int) -> None:
+    """Write the evidence of all rounds as one part a unit."""
+    for index in task.parts:
+        folders = [_round_folder(task, number) for number in range(rounds)]
+        found = [read_part(folder, index) for folder in folders if part_path(folder, index).exists()]
+        if found:
+            write_part(task.folder.root / "evidence", index, pa.concat_tables(found), task.mark)
 
 
 def _groups(task: Task, bench: Bench, selection: Selection) -> list[Dossier]:
@@ -335,51 +371,3 @@ def _sweep(
         for row in table.filter(table.column("confirmed")).to_pylist():
             carriers[row["trigger_id"]].add(row["uid"])
     return folder, tuple(dataclasses.replace(d, pairs_swept=len(carriers[d.id])) for d in dossiers)
-
-
-@dataclass(frozen=True, slots=True)
-class Views:
-    """What the proof says of the pairs of each part, for their verdicts."""
-
-    evidence: Path | None
-    swept: Path | None
-    reads: ClassVar[frozenset[str]] = frozenset({"uid"})
-    adds: ClassVar[frozenset[str]] = frozenset({"claim", "oracle_view", "trigger_id"})
-
-    members: Mapping[str, str]
-    """Uid -> trigger, of the pairs that a patch's dossier rests on; those whose own region is proven carry it."""
-
-    @classmethod
-    def of(cls, proof: Proof) -> "Views":
-        members = {uid: d.id for d in reversed(proof.dossiers) if d.kind == "patch" for uid in d.uids}
-        return cls(proof.evidence, proof.swept, members)
-
-    def columns(self, index: int, uids: Sequence[str]) -> dict[str, pa.Array]:
-        """Return `claim`, `oracle_view` and `trigger_id` of a part's pairs, null where nothing is known.
-
-        `oracle_view`: proven (its region flips other pictures), unsupported (one region carries the claim), supported (the
-        claim survives without any single region), unclaimed (the model does not claim it).
-        """
-        claim: dict[str, str] = {}
-        view: dict[str, str] = {}
-        trigger: dict[str, str] = {}
-        if self.evidence is not None and part_path(self.evidence, index).exists():
-            names = ["uid", "claim", "proven", "labels", "supported", "unsupported"]
-            for row in read_part(self.evidence, index, names).to_pylist():
-                claim[row["uid"]], view[row["uid"]] = row["claim"], _view(row)
-                if row["proven"] and row["uid"] in self.members:
-                    trigger[row["uid"]] = self.members[row["uid"]]
-        if self.swept is not None and part_path(self.swept, index).exists():
-            table = read_part(self.swept, index, ["uid", "trigger_id", "confirmed"])
-            trigger |= {r["uid"]: r["trigger_id"] for r in table.filter(table.column("confirmed")).to_pylist()}
-        found = {"claim": claim, "oracle_view": view, "trigger_id": trigger}
-        return {name: pa.array([values.get(uid) for uid in uids], pa.string()) for name, values in found.items()}
-
-
-def _view(row: Mapping[str, Any]) -> str:
-    if row["proven"]:
-        return "proven"
-    for name in ("unsupported", "supported"):
-        if row["claim"] in row[name]:
-            return name
-    return "unclaimed"

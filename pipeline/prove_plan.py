@@ -1,5 +1,6 @@
 """What is to be proven: which pairs the oracle examines, on which pictures triggers are tried, whose groups are compared."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,11 @@ LEAST_FLAGGED = 20
 """Of a concept with fewer flagged pairs, its most suspicious ones are compared."""
 UNNAMED_SHARE = 0.1
 """Of a concept that stands out and is not named, this share of its pairs is taken for its flagged group."""
+
+FOLLOWED = 64
+"""Pairs of a claim that the oracle looks at next where its regions have been proven, and again while that pays."""
+PAYING_SHARE = 0.1
+"""Least share of proven pairs, of a claim in a round, with which it is followed."""
 
 HELD_OUT_DRAW, GROUP_DRAW = 1, 2
 """Keep the draws of different purposes apart."""
@@ -124,6 +130,47 @@ def plan_proof(
             found.append(Group(names[c], _picked(scores, parts, read, flagged), _picked(scores, parts, read, drawn)))
     held = _picked(scores, parts, read, _draw(calm, held_out, (seed, HELD_OUT_DRAW)))
     return Selection(claims, held, tuple(found))
+
+
+def follow(
+    scores: Path,
+    parts: Sequence[int],
+    findings: Findings,
+    claims: Sequence[str],
+    examined: set[str],
+    *,
+    count: int,
+) -> dict[int, dict[str, str]]:
+    """Return the pairs to examine next, unit -> uid -> claim: of each claim the `count` most suspicious ones that are left.
+
+    Args:
+        scores: as for plan_proof.
+        parts: of the data set, in order.
+        findings: the concepts.
+        claims: concepts some of whose pairs have been proven to rest on a trigger.
+        examined: uids that the oracle has seen.
+        count: pairs of each claim.
+    """
+    names = [concept["name"] for concept in findings.concepts]
+    read = _read(scores, parts, {name: i for i, name in enumerate(names)})
+    found: dict[int, dict[str, str]] = {}
+    for claim in claims:
+        members = np.flatnonzero(read.concept == names.index(claim))
+        fresh = np.concatenate(
+            [own[[uid not in examined for uid in uids]] for _, uids, own in _uids(scores, parts, read, members)]
+            or [members]
+        )
+        first = fresh[np.argsort(-read.spectral[fresh], kind="stable")][:count]
+        for index, uids, _ in _uids(scores, parts, read, np.sort(first)):
+            found.setdefault(index, {}).update(dict.fromkeys(uids, claim))
+    return found
+
+
+def paying(claims: Sequence[str], proven: Sequence[bool]) -> list[str]:
+    """Return the claims, sorted, of which enough pairs of a round were proven that the next ones are worth a look."""
+    seen = Counter(claims)
+    hits = Counter(claim for claim, hit in zip(claims, proven, strict=True) if hit)
+    return sorted(claim for claim, number in hits.items() if number >= PAYING_SHARE * seen[claim])
 
 
 def _sides(read: _Scores, concept: int, named: bool, cut: float, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,8 +11,9 @@ from pipeline.cluster import ray_session
 from pipeline.commit import missing_parts, write_text
 from pipeline.config import ConfigError, as_tree, load
 from pipeline.passes import run_pass
-from pipeline.prove import Proof, Task, Views, prove
+from pipeline.prove import Proof, Task, prove
 from pipeline.prove_repair_set import write_repair_set
+from pipeline.prove_views import Views
 from pipeline.rewrite import rewrite
 from pipeline.run_folder import RunFolder, open_run, part_rows, write_summary
 from pipeline.scan_output import (
@@ -27,7 +28,7 @@ from pipeline.scan_output import (
 from pipeline.scan_plan import Plan, ScanConfig, make_plan
 from pipeline.scan_report import build_report
 from pipeline.scan_statistics import embed_pairs, score_pairs
-from pipeline.tracking import log_run, metrics_of
+from pipeline.tracking import data_input, log_run, metrics_of
 from stages.detectors import Findings
 from stages.report.page import render
 from stages.verdicts import Cut, Judge, Reason, Verdict, place_cut
@@ -143,6 +144,9 @@ def run_scan(plan: Plan) -> dict[str, Any]:
         summary["poisoned_flagged"] = int((truth & (column(folder.scores, parts, "ensemble") >= cut.value)).sum())
     write_summary(folder, summary)
     files = [folder.report, folder.run_yaml, folder.summary]
+    inputs = [data_input(settings.data, plan.units, "scan")]
+    if settings.trusted is not None:
+        inputs.append(data_input(settings.trusted, plan.trusted_units, "trusted"))
     log_run(
         settings.tracking,
         verb="scan",
@@ -150,6 +154,8 @@ def run_scan(plan: Plan) -> dict[str, Any]:
         tree=as_tree(settings),
         metrics=metrics_of(summary),
         files=files,
+        tags={"clipsan.suspect": plan.model_fingerprint},
+        inputs=inputs,
     )
     return summary
 

@@ -8,7 +8,8 @@ from typing import Literal
 from pipeline.cluster import ClusterConfig, check_private
 from pipeline.commit import fingerprint
 from pipeline.config import ConfigError, as_tree
-from pipeline.prove import ProofConfig, Views, proof_mark
+from pipeline.prove import ProofConfig, proof_mark
+from pipeline.prove_views import Views
 from pipeline.tracking import TrackingConfig
 from stages.clip_model import ModelConfig, load_clip
 from stages.detectors import DetectorsConfig, build_suite

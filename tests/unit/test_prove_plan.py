@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.commit import write_part
-from pipeline.prove_plan import LEAST_FLAGGED, Group, Selection, plan_proof
+from pipeline.prove_plan import LEAST_FLAGGED, Group, Selection, follow, paying, plan_proof
 from stages.captions import Vocabulary
 from stages.detectors import Findings
 
@@ -95,3 +95,24 @@ def test_groups_are_bounded_and_their_sides_apart(tmp_path: Path) -> None:
     # the 25 most suspicious of 30 flagged; of a concept that is not named, its most suspicious pairs
     assert set(Group.uids(first.flagged)) == {f"u{row:03d}" for row in range(20, 4 * FLAGGED, 4)}
     assert len(Group.uids(second.flagged)) == LEAST_FLAGGED
+
+
+def test_a_proven_claim_is_followed_by_its_own_score(tmp_path: Path) -> None:
+    write_scores(tmp_path, 3)
+    bananas = [f"u{row:03d}" for row in range(0, N, 4)]
+    examined = set(bananas[:30:2])
+    found = follow(tmp_path, [0, 1, 2], findings(), ["banana"], examined, count=10)
+    claims = {uid: claim for unit in found.values() for uid, claim in unit.items()}
+    assert set(claims.values()) == {"banana"}
+    # the flagged ones have the highest scores, the later the higher
+    assert set(claims) == set(bananas[11:30:2])
+    assert sorted(found) == [index for index in sorted(found) if found[index]]
+    everything = follow(tmp_path, [0, 1, 2], findings(), ["banana"], set(bananas), count=10)
+    assert everything == {}
+
+
+def test_a_claim_pays_from_a_tenth_of_proven_pairs_on() -> None:
+    claims = ["banana"] * 10 + ["dog"] * 11 + ["cat"] * 3
+    proven = [True] + 9 * [False] + [True] + 10 * [False] + 3 * [False]
+    assert paying(claims, proven) == ["banana"]
+    assert paying([], []) == []
