@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -68,6 +68,9 @@ class ProofConfig:
     """Concepts, the most accused first, whose pictures are searched for a trigger that covers the whole image."""
     group_size: int = 256
     """Pictures of each side of such a concept."""
+    precision: Literal["f32", "bf16"] = "f32"
+    """Of the suspect model's forward passes, which are nearly all of the cost. bf16 halves it on processors and GPUs that have
+    it; what features a trigger moves is learned in f32, as they were embedded."""
     repair_set: RepairSetConfig = field(default_factory=RepairSetConfig)
     """The compact set for `clipsan repair`, written to OUT/repair/ when a trigger is proven."""
     pool: PoolConfig = field(default_factory=PoolConfig)
@@ -261,7 +264,7 @@ def _bench(task: Task, findings: Findings, selection: Selection) -> Bench:
         cluster=task.cluster,
     )
     held_out = read_pixels(pixels, Group.uids(selection.held_out), clip.image_size, task.parts)
-    return Bench(task.model, task.device, labels, held_out, task.seed)
+    return Bench(task.model, task.device, labels, held_out, task.seed, task.settings.precision)
 
 
 def _examine(task: Task, bench: Bench, selection: Selection, findings: Findings) -> tuple[pa.Table, int]:

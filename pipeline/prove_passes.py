@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,7 @@ from pipeline.passes import Row
 from pipeline.pixels import read_pixels
 from pipeline.prove_plan import Group
 from stages.captions import Vocabulary
-from stages.clip_model import ModelConfig, load_clip
+from stages.clip_model import Clip, ModelConfig, load_clip
 from stages.decode import decode
 from stages.oracle import OracleConfig, build_oracle
 from stages.oracle.disagreement import Suspect
@@ -44,6 +44,12 @@ class Bench:
     held_out: np.ndarray
     """`[K, S, S, 3] uint8`, inconspicuous pictures."""
     seed: int
+    precision: Literal["f32", "bf16"] = "f32"
+    """Of the forward passes that count flips."""
+
+    def load(self) -> Clip:
+        """Return the suspect model."""
+        return load_clip(self.model, self.device, precision=self.precision)
 
 
 class LabelWork:
@@ -78,7 +84,7 @@ class ExamineWork:
         evidence: Path,
         mark: str,
     ) -> None:
-        clip = load_clip(bench.model, bench.device)
+        clip = bench.load()
         trusted = Labeller(load_clip(labeller, bench.device), bench.labels.names) if labeller else None
         limits = replace(settings, held_out=min(settings.held_out, len(bench.held_out)), seed=bench.seed)
         segmenter = build_oracle(oracle, bench.device)
@@ -105,7 +111,7 @@ class GroupWork:
 
     def __init__(self, bench: Bench, pixels: Path, parts: Sequence[int]) -> None:
         self._bench = bench
-        self._clip = load_clip(bench.model, bench.device)
+        self._clip = bench.load()
         self._pixels = pixels
         self._parts = parts
 
@@ -210,7 +216,7 @@ class VerifyWork:
     def __init__(self, bench: Bench) -> None:
         self._held_out = bench.held_out
         self._seed = bench.seed
-        self._hits = hits_of(Suspect(load_clip(bench.model, bench.device), bench.labels))
+        self._hits = hits_of(Suspect(bench.load(), bench.labels))
 
     def run(self, piece: Dossier) -> Row:
         found = piece
@@ -292,7 +298,7 @@ class ConfirmWork:
         swept: Path,
         mark: str,
     ) -> None:
-        self._clip = load_clip(bench.model, bench.device)
+        self._clip = bench.load()
         self._suspect = Suspect(self._clip, bench.labels)
         self._dossiers = {dossier.id: dossier for dossier in dossiers}
         self._support = settings.support

@@ -62,7 +62,7 @@ def arguments(cell: str) -> list[str]:
     )
     scanned = (photos.ROOT / home / "scan" / "summary.json").exists()
     return [
-        *("scan", *given, f"model.path={home}/train/checkpoint", f"oracle={ORACLE}"),
+        *("scan", *given, f"model.path={home}/train/checkpoint", f"oracle={ORACLE}", "proof.precision=bf16"),
         *([f"embeddings={home}/scan"] if scanned else []),
         *(f"out={RUNS / cell}", "cluster.workers=2"),
     ]
