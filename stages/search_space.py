@@ -129,9 +129,7 @@ Space = Mapping[str, Choice | Grid | Uniform | LogUniform | RandInt]
 
 def random_points(space: Space, count: int, seed: int) -> list[Point]:
     """Return `count` points. Point `i` is the same whatever the count, and no other setting's range changes a draw."""
-    columns = {
-        name: np.random.default_rng([seed, *name.encode()]).random(count).tolist() for name in sorted(space)
-    }
+    columns = {name: np.random.default_rng([seed, *name.encode()]).random(count).tolist() for name in sorted(space)}
     return [{name: space[name].draw(columns[name][i]) for name in space} for i in range(count)]
 
 
@@ -143,7 +141,9 @@ def grid_points(space: Space) -> list[Point]:
     """
     for name, dimension in space.items():
         if not isinstance(dimension, Choice | Grid):
-            raise ValueError(f"{name}: a grid search needs kind grid or choice, with values; {dimension.kind} is a range")
+            raise ValueError(
+                f"{name}: a grid search needs kind grid or choice, with values; {dimension.kind} is a range"
+            )
     columns = [dimension.ends for dimension in space.values()]
     return [dict(zip(space, values, strict=True)) for values in itertools.product(*columns)]
 

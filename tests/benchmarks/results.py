@@ -29,6 +29,7 @@ KEYS = {
     "naming": ("cell", "clean_pct", "poisoned", "concept_poisoned_pct"),
     "demo": ("data", "attack", "detector", "model", "seed"),
     "repair": ("data", "attack", "method", "model", "seed"),
+    "sweep": ("data", "attack", "method", "model", "model_seed", "seed"),
     "oracle": ("set", "oracle", "attack", "seed"),
     "density": (
         *("data", "attack", "rate_pct", "model", "seed"),

@@ -17,6 +17,7 @@ from tests.benchmarks.oracle_tables import PROOF, QUALITY
 from tests.benchmarks.repair_tables import REPAIR
 from tests.benchmarks.results import Results, Row, Value
 from tests.benchmarks.sections import Column, Section, Table
+from tests.benchmarks.sweep_tables import SWEEP
 from tests.benchmarks.zoo_tables import DETECTORS, attacks, decisions, matrix, not_of_zoo
 
 MARKED = re.compile(r"<!-- table:(?P<name>[\w-]+) -->\n(?P<old>.*?)<!-- /table:(?P=name) -->", re.DOTALL)
@@ -31,6 +32,7 @@ COMMANDS = {
     "density": "python -m tests.benchmarks.density",
     "oracle": ORACLE_COMMANDS,
     "repair": "python -m tests.benchmarks.repair",
+    "sweep": "python -m tests.benchmarks.sweep",
 }
 
 
@@ -238,6 +240,7 @@ SECTIONS = {
     "oracle-quality": QUALITY,
     "proof": PROOF,
     "repair": REPAIR,
+    "sweep": SWEEP,
     "density": Section(
         "density",
         (
