@@ -12,13 +12,19 @@ VERBS = {
     "poison": "write a poisoned copy of a data set with an exact manifest",
     "train": "train or fine-tune a CLIP on pairs",
     "repair": "repair a suspect checkpoint: fine-tune, CleanCLIP, PAR, RVPT, EftCLIP, or unlearn what a scan flags",
+    "sweep": "search a repair's settings with Ray Tune, without knowing the attack: Pareto front and a recommended model",
     "evaluate": "zero-shot accuracy, ASR and accuracy under trigger of a model",
     "run": "the whole story for a batch queue: scan, clean copy, repair, figures before and after, report, registry",
     "trigger": "make the optimised patch of BadCLIP on a clean model",
     "bench": "attacks x detectors in one table: poison, train, measure and scan every cell of a matrix",
-    "demo": "the whole story on rendered scenes (or CIFAR-10): poison, train, scan, report",
+    "demo": "the whole story on rendered scenes (or CIFAR-10): poison, train, scan, repair, report",
 }
 
+FOLDER_VERBS = {
+    "status": "what is done and what is left of a run, from its committed files alone",
+    "log": "log a finished run folder, and those in it, to MLflow: after its server was away, or to another one",
+}
+"""Verbs that take a run folder in place of a file of settings."""
 RUN_STATUS = (
     "Exit status: 0 the scan accuses nothing, or the model is repaired as max_asr_pct and max_loss_points ask; 3 a backdoor was "
     "found and no model meets them, so a person must look (summary.json says why); 2 a setting or an input must be changed; "
@@ -33,8 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
     from pipeline.config import ConfigError
 
     try:
-        if options.verb == "status":
-            return _run("pipeline.status")(options.file, overrides)
+        if options.verb in FOLDER_VERBS:
+            return _run(f"pipeline.{options.verb}")(options.file, overrides)
         if options.write:
             overrides.append(f"write=[{options.write}]")
         return _run(f"pipeline.{options.verb}")(options.file, overrides, options.dry_run)
@@ -66,16 +72,24 @@ def _parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
         sub.add_argument("settings", nargs="*", metavar="FILE.yaml | key=value", help=f"default file: conf/{verb}.yaml")
         sub.add_argument("--dry-run", action="store_true", help="print the resolved plan and stop")
         sub.add_argument("--write", default="", help="scan: clean, quarantine, or both with a comma")
-    sub = verbs.add_parser("status", help="what is done and what is left of a run, from its committed files alone")
-    sub.add_argument("settings", nargs=1, metavar="RUN", help="run folder")
+    for verb, text in FOLDER_VERBS.items():
+        sub = verbs.add_parser(verb, help=text, description=text)
+        sub.add_argument(
+            "settings", nargs="+", metavar="RUN", help="run folder" + ("; tracking.uri=..." if verb == "log" else "")
+        )
     # argparse stops to collect settings at the first option between them; what is left over are settings too.
     options, more = parser.parse_known_args(arguments)
-    unknown = [word for word in more if word.startswith("-") or options.verb == "status"]
+    overrides: list[str] = []
+    if options.verb in FOLDER_VERBS:
+        options.file, *overrides = options.settings
+    unknown = [*overrides, *more] if options.verb == "status" else [word for word in more if word.startswith("-")]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    options.file, overrides = None, []
+    if options.verb in FOLDER_VERBS:
+        return options, [*overrides, *more]
+    options.file = None
     for setting in [*options.settings, *more]:
-        if options.verb == "status" or ("=" not in setting and options.file is None):
+        if "=" not in setting and options.file is None:
             options.file = setting
         else:
             overrides.append(setting)

@@ -13,7 +13,7 @@ import yaml
 T = TypeVar("T")
 
 
-GROUPS = {"method": "repair"}
+GROUPS = {"method": "repair", "space": "sweep"}
 """Keys whose files lie in a folder of another name below conf/."""
 
 
@@ -52,7 +52,7 @@ def load(schema: type[T], file: str | None, overrides: list[str], *, verb: str) 
         tree = tree["config"]
     tree = _resolve_groups(tree, where="")
     for override in overrides:
-        _apply(tree, override)
+        apply_override(tree, override)
     return validate(schema, tree, verb=verb)
 
 
@@ -135,7 +135,12 @@ def _resolve_value(key: str, value: Any, *, where: str) -> Any:
     return _resolve_groups(_read_yaml(file), where=f"{where}{key}.")
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set `key.path=value` in a tree, the value in YAML notation.
+
+    Raises:
+        ConfigError: it is not written so, or the path leads through a value.
+    """
     name, sign, text = override.partition("=")
     if not sign or not name:
         raise ConfigError(f"{override}: an override is written key.path=value")

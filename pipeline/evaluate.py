@@ -32,7 +32,7 @@ from pipeline.evaluate_settings import (
     RetrievalConfig,
 )
 from pipeline.run_folder import RunFolder, open_run, part_rows, write_summary
-from pipeline.tracking import log_run, metrics_of
+from pipeline.tracking import data_input, log_run, metrics_of
 from pipeline.train_data import reject_reasons
 from stages.evaluation.figures import Figure, as_json, as_summary, as_table
 
@@ -110,6 +110,7 @@ def run_plan(plan: Plan) -> dict[str, Any]:
         tree=tree,
         metrics=metrics_of(summary["evaluation"]),
         files=[folder.run_yaml, folder.summary, folder.root / FIGURES_TABLE, folder.root / FIGURES_RECORDS],
+        inputs=[data_input(settings.data, plan.units, "evaluation")],
     )
     return summary
 

@@ -5,6 +5,7 @@ clipsan too.
 """
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import pandas as pd
 import torch
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from PIL import Image
+
+BATCH = 64
+"""Rows of a forward pass: a frame of any length is scored in the memory of one batch."""
 
 
 class RepairedClip(PythonModel):
@@ -39,13 +43,26 @@ class RepairedClip(PythonModel):
         found: dict[str, list[list[float]]] = {}
         with torch.inference_mode():
             if "image" in model_input:
-                pictures = [Image.open(io.BytesIO(picture)).convert("RGB") for picture in model_input["image"]]
-                pixels = torch.stack([self._preprocess(picture) for picture in pictures])
-                found["image_embedding"] = self._model.encode_image(pixels, normalize=True).tolist()
+                found["image_embedding"] = self._in_batches(self._images, list(model_input["image"]))
             if "caption" in model_input:
-                tokens = self._tokenize(list(model_input["caption"]))
-                found["caption_embedding"] = self._model.encode_text(tokens, normalize=True).tolist()
+                found["caption_embedding"] = self._in_batches(self._captions, list(model_input["caption"]))
         return pd.DataFrame(found)
+
+    def _in_batches(self, embed: Callable[[list[Any]], torch.Tensor], rows: list[Any]) -> list[list[float]]:
+        vectors: list[list[float]] = []
+        for start in range(0, len(rows), BATCH):
+            vectors += embed(rows[start : start + BATCH]).tolist()
+        return vectors
+
+    def _images(self, files: list[Any]) -> torch.Tensor:
+        pictures = [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
+        pixels = torch.stack([self._preprocess(picture) for picture in pictures])
+        found: torch.Tensor = self._model.encode_image(pixels, normalize=True)
+        return found
+
+    def _captions(self, captions: list[Any]) -> torch.Tensor:
+        found: torch.Tensor = self._model.encode_text(self._tokenize(captions), normalize=True)
+        return found
 
 
 mlflow.models.set_model(RepairedClip())

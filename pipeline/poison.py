@@ -16,7 +16,7 @@ from pipeline.commit import fingerprint, missing_parts, read_part, read_parts, w
 from pipeline.config import ConfigError, as_tree, load
 from pipeline.passes import Row, run_pass
 from pipeline.run_folder import RunFolder, open_run, write_summary
-from pipeline.tracking import TrackingConfig, log_run, metrics_of
+from pipeline.tracking import TrackingConfig, data_input, log_run, metrics_of
 from stages.poisoning import AttackConfig, ImagePath, contains_word, draws, place_draw_cut
 from stages.samples import RawPair, Unit, seeded_hash
 from stages.sources import PoisonedSource, SourceConfig, UnitWriter, identity, list_units, open_writer, read_unit
@@ -127,7 +127,15 @@ def run_poison(settings: PoisonConfig, units: list[Unit]) -> dict[str, Any]:
     summary = _finish(settings, units, folder, mark)
     summary["seconds"] = round(time.monotonic() - started, 1)
     write_summary(folder, summary)
-    log_run(settings.tracking, verb="poison", root=folder.root, tree=tree, metrics=metrics_of(summary), files=files)
+    log_run(
+        settings.tracking,
+        verb="poison",
+        root=folder.root,
+        tree=tree,
+        metrics=metrics_of(summary),
+        files=files,
+        inputs=[data_input(settings.data, units, "poisoning")],
+    )
     return summary
 
 

@@ -1,4 +1,12 @@
-"""The MLflow model registry: a repaired checkpoint as a new version of a registered model."""
+"""The MLflow model registry: a repaired checkpoint as a new version of a registered model.
+
+Two aliases: `candidate` is the version that was registered last, `champion` the one to deploy. The champion is moved by a rule
+alone or by a person: a new version takes its place when both were repaired from the same suspect checkpoint and measured by
+the same evaluation, the new one has the lower attack success rate, and it lost at most MAX_LOSS_POINTS of the suspect's clean
+accuracy. Where there is no champion yet, a version that lost no more than that and lowered the attack success rate becomes
+it. What cannot be compared (another suspect, another evaluation, nothing measured) leaves the champion alone:
+`MlflowClient.set_registered_model_alias` moves it by hand.
+"""
 
 import os
 import sys
@@ -7,11 +15,23 @@ import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 REQUIREMENTS = ("mlflow-skinny", "open_clip_torch", "torch", "pandas", "pillow")
 """Packages that loading the model back needs."""
-NEWEST = "newest"
-"""Alias of the last version that was registered."""
+CANDIDATE, CHAMPION = "candidate", "champion"
+MAX_LOSS_POINTS = 3.0
+"""Percentage points of clean accuracy that a champion may have lost."""
+MEASURED = {
+    "clipsan.evaluation": "fingerprint of what both models were measured on",
+    "clipsan.asr_pct": "of the repaired model",
+    "clipsan.asr_before_pct": "of the suspect",
+    "clipsan.accuracy_lost_points": "of clean accuracy",
+}
+"""Tags of a version that the rule reads."""
 
 
 def register(
@@ -55,38 +75,41 @@ def register(
         made = client.create_model_version(
             name, source=f"runs:/{run_id}/model", run_id=run_id, tags=dict(tags), description=description
         )
-        client.set_registered_model_alias(name, NEWEST, made.version)
+        client.set_registered_model_alias(name, CANDIDATE, made.version)
+        if is_champion(tags, _champion(client, name)):
+            client.set_registered_model_alias(name, CHAMPION, made.version)
     except (MlflowException, OSError) as error:
         sys.stderr.write(f"MLflow at {uri} registered no model ({' '.join(str(error).split())[:200]})\n")
         return None
     return f"models:/{name}/{made.version}"
 
 
-def find_run(logged: str, verb: str, root: Path) -> str | None:
-    """Return the id of the last run of a verb that wrote a run folder, in the place of another run; None if there is none."""
+def is_champion(tags: Mapping[str, str], champion: Mapping[str, str] | None) -> bool:
+    """Tell whether a version takes the champion's place (see above); tags of both, None where there is no champion."""
+    if not MEASURED.keys() <= tags.keys() or float(tags["clipsan.accuracy_lost_points"]) > MAX_LOSS_POINTS:
+        return False
+    asr = float(tags["clipsan.asr_pct"])
+    if champion is None:
+        return asr < float(tags["clipsan.asr_before_pct"])
+    same = all(tags.get(name) == champion.get(name) for name in ("clipsan.suspect", "clipsan.evaluation"))
+    return same and "clipsan.asr_pct" in champion and asr < float(champion["clipsan.asr_pct"])
+
+
+def _champion(client: "MlflowClient", name: str) -> dict[str, str] | None:
+    aliases = client.get_registered_model(name).aliases
+    if CHAMPION not in aliases:
+        return None
+    return dict(client.get_model_version(name, aliases[CHAMPION]).tags)
+
+
+def version_of(logged: str) -> str | None:
+    """Return the version that a run has registered, models:/NAME/VERSION; None where there is none, or nobody to ask."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     uri, _, run_id = logged.partition(" run ")
     try:
-        client = MlflowClient(tracking_uri=uri)
-        experiment = client.get_run(run_id).info.experiment_id
-        wanted = f"tags.`clipsan.verb` = '{verb}' and tags.`clipsan.root` = '{root}'"
-        found = client.search_runs([experiment], wanted, max_results=1, order_by=["attributes.start_time DESC"])
+        found = MlflowClient(tracking_uri=uri, registry_uri=uri).search_model_versions(f"run_id = '{run_id}'")
     except (MlflowException, OSError):
         return None
-    return str(found[0].info.run_id) if found else None
-
-
-def tag_run(logged: str, tags: Mapping[str, str]) -> None:
-    """Set tags of a logged run; a server that went away in between costs the tags."""
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    uri, _, run_id = logged.partition(" run ")
-    try:
-        client = MlflowClient(tracking_uri=uri)
-        for name, value in tags.items():
-            client.set_tag(run_id, name, value)
-    except (MlflowException, OSError) as error:
-        sys.stderr.write(f"MLflow at {uri} took no tags ({' '.join(str(error).split())[:200]})\n")
+    return f"models:/{found[0].name}/{found[0].version}" if found else None

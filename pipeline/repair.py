@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,18 @@ from pipeline.config import ConfigError, load
 from pipeline.evaluate_plan import read_classes
 from pipeline.fit import Checked, Order, PairSet, check, fit
 from pipeline.pair_choice import NOBODY, Choice, Draw, cut_for, draw_numbers
-from pipeline.registry import find_run, register, tag_run
 from pipeline.repair_output import CARD, write_card
 from pipeline.repair_plan import Picked, Plan, make_plan
 from pipeline.repair_settings import EarlyStop, RepairConfig
 from pipeline.run_folder import RunFolder, open_run, read_summary, write_summary
-from pipeline.tracking import log_run, metrics_of
+from pipeline.tracking import DataInput, ModelRecord, data_input, log_run, metrics_of, registered
 from pipeline.train_data import Reading
 from pipeline.train_stop import StopRule
 from stages.clip_model import ModelConfig, load_clip, save_clip
 from stages.repair.rvpt import Rvpt
 from stages.repair.unlearn import Unlearn
 from stages.samples import Unit
+from stages.sources import list_units
 
 __all__ = [
     "EarlyStop",
@@ -294,29 +295,59 @@ def _log(plan: Plan, folder: RunFolder, target: Path, summary: dict[str, Any]) -
         tree=plan.tree,
         metrics=metrics_of({name: value for name, value in shown.items() if value is not None}),
         files=[folder.run_yaml, folder.summary, target / CARD],
+        tags=lineage(plan),
+        inputs=inputs(plan),
+        model=model_record(plan, folder, target, settings.register, measured(plan, summary)),
     )
-    return None if logged is None else registered(plan, folder, target, logged, settings.register, {})
+    return registered(logged)
 
 
-def registered(
-    plan: Plan, folder: RunFolder, target: Path, logged: str, name: str | None, more: dict[str, str]
-) -> str | None:
-    """Say in a logged run where a repaired model comes from, and register it; return the version, if there is one.
+def lineage(plan: Plan) -> dict[str, str]:
+    """Return the tags that say where a repaired model comes from (tracking.py has the scheme)."""
+    found = {
+        "clipsan.suspect": plan.model_fingerprint,
+        "clipsan.data": plan.data_fingerprint,
+        "clipsan.method": plan.config.method.kind,
+    }
+    if plan.scan is None:
+        return found
+    return found | {"clipsan.scan": plan.scan.fingerprint, "clipsan.scan_root": str(plan.scan.root)}
+
+
+def inputs(plan: Plan) -> list[DataInput]:
+    """Return the data sets that a repair learns from and is measured on."""
+    found = [data_input(some.source, some.units, "training") for some in (plan.main, *plan.beside)]
+    if plan.config.evaluate is not None:
+        data = plan.evaluation(plan.config.model, Path(plan.config.out)).data
+        found.append(data_input(data, list_units(data), "evaluation"))
+    return found
+
+
+def measured(plan: Plan, summary: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tags by which versions are compared (registry.py has the rule); none where nothing was measured."""
+    before, after = summary["before"] or {}, summary["after"] or {}
+    if "asr_pct" not in before or "asr_pct" not in after:
+        return {}
+    return {
+        "clipsan.evaluation": plan.evaluation_mark(),
+        "clipsan.asr_pct": f"{after['asr_pct']:.4f}",
+        "clipsan.asr_before_pct": f"{before['asr_pct']:.4f}",
+        "clipsan.accuracy_lost_points": f"{before['clean_accuracy_pct'] - after['clean_accuracy_pct']:.4f}",
+    }
+
+
+def model_record(
+    plan: Plan, folder: RunFolder, target: Path, name: str | None, more: Mapping[str, str]
+) -> ModelRecord | None:
+    """Return what the registry is told of a repaired model; None without a name.
 
     Args:
         plan: the repair.
         folder: of the run that made the model.
         target: the checkpoint or adapter, with its card.
-        logged: what log_run returned.
-        name: of the registered model; None: it is not registered.
+        name: of the registered model.
         more: further tags of the version.
     """
-    lineage = {"clipsan.suspect": plan.model_fingerprint, "clipsan.data": plan.data_fingerprint}
-    if plan.scan is not None:
-        lineage |= {"clipsan.scan": plan.scan.fingerprint, "clipsan.scan_root": str(plan.scan.root)}
-        scan_run = find_run(logged, "scan", plan.scan.root)
-        lineage |= {} if scan_run is None else {"clipsan.scan_run": scan_run}
-    tag_run(logged, lineage)
     if name is None:
         return None
     artifacts = {"checkpoint": target}
@@ -324,6 +355,9 @@ def registered(
         base = load_clip(plan.config.model)
         save_clip(base.model, base.model_cfg, base.preprocess_cfg, folder.work / "suspect")
         artifacts = {"checkpoint": folder.work / "suspect", "adapter": target}
-    card = (target / CARD).read_text(encoding="utf-8")
-    tags = {**lineage, "clipsan.method": plan.config.method.kind, "clipsan.fingerprint": plan.mark, **more}
-    return register(logged, name, artifacts, tags=tags, description=card)
+    return ModelRecord(
+        name=name,
+        artifacts={key: str(path.relative_to(folder.root)) for key, path in artifacts.items()},
+        card=str((target / CARD).relative_to(folder.root)),
+        tags={**lineage(plan), "clipsan.fingerprint": plan.mark, **more},
+    )

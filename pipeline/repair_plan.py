@@ -131,6 +131,14 @@ class Plan:
         except ConfigError as error:
             raise ConfigError(f"evaluate: {error}") from None
 
+    def evaluation_mark(self) -> str:
+        """Return the fingerprint of what both models are measured on, whichever models they are."""
+        settings = self.evaluation(self.config.model, Path(self.config.out))
+        own = ("data", "model", "out", "cluster", "tracking")
+        tree = {name: value for name, value in as_tree(settings).items() if name not in own}
+        data = identity(settings.data, list_units(settings.data))
+        return fingerprint({"version": EVALUATE_VERSION, "data": data, "settings": tree})
+
 
 def make_plan(settings: RepairConfig) -> Plan:
     """Check everything that can be checked before a worker starts.

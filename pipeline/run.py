@@ -18,7 +18,15 @@ from pipeline.run_folder import RunFolder, open_run, write_summary
 from pipeline.run_report import build_report
 from pipeline.run_settings import RunConfig
 from pipeline.run_steps import STEPS, RepairStep, ScanStep, Step, proven
-from pipeline.tracking import log_run, metrics_of
+from pipeline.tracking import (
+    TrackingConfig,
+    below,
+    data_input,
+    log_folder,
+    log_run,
+    metrics_of,
+    registered,
+)
 from stages.clip_model import load_clip
 from stages.report.story import render
 from stages.sources import identity, list_units
@@ -56,7 +64,7 @@ def command(file: str | None, overrides: list[str], dry_run: bool) -> int:
 
 def describe(settings: RunConfig) -> str:
     """Return the plan of every step as text, after the checks that a start would make."""
-    steps = _steps(settings, Path(settings.out).expanduser().resolve())
+    steps = _steps(settings, Path(settings.out).expanduser().resolve(), settings.tracking)
     for step in steps:
         step.check()
     lines = []
@@ -80,16 +88,28 @@ def run_story(settings: RunConfig) -> dict[str, Any]:
     """Run the steps, or what is left of them; return the summary of the whole."""
     started = time.monotonic()
     root = Path(settings.out).expanduser().resolve()
-    for step in _steps(settings, root):
+    for step in _steps(settings, root, settings.tracking):
         step.check()
     tree = as_tree(settings)
     units = list_units(settings.data)
     mark = fingerprint({**identity(settings.data, units), "model": load_clip(settings.model).fingerprint})
     folder = open_run(settings.out, verb="run", tree=tree, mark=mark, passes={})
+    with below(settings.tracking, verb="run", root=folder.root, tree=tree) as tracking:
+        done, idle = _do(_steps(settings, folder.root, tracking), settings)
+    summary = _summary(settings, folder, mark, done, idle)
+    summary["seconds"] = round(time.monotonic() - started, 1)
+    write_text(folder.report, render(build_report(settings, folder, summary)))
+    write_summary(folder, summary)
+    _log(settings, folder, tree, summary)
+    return summary
+
+
+def _do(steps: list[Step], settings: RunConfig) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Do the steps one after the other; return their summaries, and why the others had nothing to do."""
     done: dict[str, dict[str, Any]] = {}
     idle: dict[str, str] = {}
     with ray_session(settings.cluster):
-        for step in _steps(settings, folder.root):
+        for step in steps:
             why = step.idle(done)
             if why is None:
                 sys.stderr.write(f"run: {step.name} -> {step.folder}\n")
@@ -97,13 +117,24 @@ def run_story(settings: RunConfig) -> dict[str, Any]:
             else:
                 sys.stderr.write(f"run: no {step.name}, because {why}\n")
                 idle[step.name] = why
-    summary = _summary(settings, folder, mark, done, idle)
-    summary["seconds"] = round(time.monotonic() - started, 1)
-    write_text(folder.report, render(build_report(settings, folder, summary)))
-    write_summary(folder, summary)
+    return done, idle
+
+
+def _log(settings: RunConfig, folder: RunFolder, tree: Any, summary: dict[str, Any]) -> None:
+    """Log the whole, and what of its steps could not be logged when they ended."""
     files = [folder.report, folder.run_yaml, folder.summary]
-    log_run(settings.tracking, verb="run", root=folder.root, tree=tree, metrics=metrics_of(summary), files=files)
-    return summary
+    inputs = [data_input(settings.data, list_units(settings.data), "scan")]
+    metrics = metrics_of({name: value for name, value in summary.items() if name not in ("steps", "triggers")})
+    logged = log_run(
+        settings.tracking, verb="run", root=folder.root, tree=tree, metrics=metrics, files=files, inputs=inputs
+    )
+    if logged is None:
+        return
+    where = dict(log_folder(settings.tracking, folder.root))
+    version = registered(where.get(folder.root / RepairStep.name))
+    if version is not None and version != summary["registered"]:
+        summary["registered"] = version
+        write_summary(folder, summary)
 
 
 def closing(summary: Mapping[str, Any]) -> str:
@@ -112,14 +143,8 @@ def closing(summary: Mapping[str, Any]) -> str:
     lines = [f"{name:<12} {step['said']}" for name, step in steps.items()]
     lines += [f"{name:<12} skipped: {why}" for name, why in summary["skipped"].items()]
     lines += [f"{kind:<12} {path}" for kind, path in summary["copies"].items()]
-    before, after = summary["before"] or {}, summary["after"] or {}
-    if before and after:
-        lines.append(f"{'':<32}{'before':>10}{'after':>10}")
-        lines += [
-            f"{name.removesuffix('_pct').replace('_', ' '):<32}{before[name]:>8.1f} %{after[name]:>8.1f} %"
-            for name in SHOWN
-            if name in before and name in after
-        ]
+    if summary["after"]:
+        lines += [f"{'':<32}{'before':>10}{'after':>10}", *table(summary)]
     if summary["checkpoint"]:
         lines.append(f"model        {summary['checkpoint']}" + _version(summary))
     lines += [
@@ -130,12 +155,22 @@ def closing(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def table(summary: Mapping[str, Any]) -> list[str]:
+    """Return the figures before and after as lines for the screen."""
+    before, after = summary["before"], summary["after"]
+    return [
+        f"{name.removesuffix('_pct').replace('_', ' '):<32}{before[name]:>8.1f} %{after[name]:>8.1f} %"
+        for name in SHOWN
+        if name in before and name in after
+    ]
+
+
 def _version(summary: Mapping[str, Any]) -> str:
     return f" ({summary['registered']})" if summary["registered"] else ""
 
 
-def _steps(settings: RunConfig, root: Path) -> list[Step]:
-    return [step(settings, root, settings.tracking) for step in STEPS]
+def _steps(settings: RunConfig, root: Path, tracking: TrackingConfig) -> list[Step]:
+    return [step(settings, root, tracking) for step in STEPS]
 
 
 def _summary(

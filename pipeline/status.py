@@ -27,7 +27,7 @@ def command(run: str, _: list[str]) -> int:
 
 
 def describe(root: Path) -> str:
-    """Return the state of a run as text.
+    """Return the state of a run as text, and beneath it that of its steps.
 
     Raises:
         ConfigError: the folder is no run of clipsan.
@@ -49,6 +49,8 @@ def describe(root: Path) -> str:
             lines.append(f"report    {summary['report']}")
     else:
         lines.append("not finished: the command that started it goes on from here")
+    for step in sorted(path.parent for path in root.glob("*/run.yaml")):
+        lines += [f"  {line}" for line in describe(step).splitlines()]
     return "\n".join(lines) + "\n"
 
 

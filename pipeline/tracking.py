@@ -1,17 +1,46 @@
-"""MLflow: one run a verb, written when the verb has its result; the run folder is complete without it."""
+"""MLflow: one run a run folder, and one scheme of names for all of them.
 
-import logging
+- Experiment: `tracking.experiment`, clipsan unless another is named.
+- Run: named VERB-FOLDER, or FOLDER where that begins with the verb (scan, evaluate-before). A run folder that lies in another
+  (a step of `run` or `demo`, a cell of `bench`, a trial of `sweep`) is a child of that one's run.
+- Tags that say which folder it is: clipsan.verb, clipsan.root (the absolute path where it was made), clipsan.fingerprint. A
+  folder is logged once: whoever logs it again finds the run by these. clipsan.content, a hash of all that was logged, is
+  written last.
+- Tags of lineage, on a repair and on the version that it registers: clipsan.suspect (SHA-256 of the suspect checkpoint),
+  clipsan.data (fingerprint of what it learned from), clipsan.scan, clipsan.scan_root and clipsan.scan_run (fingerprint, folder
+  and MLflow run of the scan), clipsan.method.
+- Parameters: the resolved settings; metrics: the numbers of summary.json; both with dotted names. Artifacts: report, run.yaml,
+  summary.json and what else the verb names.
+- Inputs: every data set with its digest (names and sizes of its files, and how they are read) and a context: scan, trusted,
+  training, poisoning or evaluation.
+- Models: see registry.py.
+
+What is logged lies in OUT/tracking.json before any server is asked, so a server that is away costs no result: `clipsan log OUT`
+sends it later, from the folder alone.
+"""
+
+import hashlib
+import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.run_folder import flatten
+import yaml
+
+from pipeline.commit import fingerprint, write_text
+from pipeline.config import ConfigError
+from pipeline.run_folder import RunFolder, flatten, read_summary
+from stages.samples import Unit
+from stages.sources import SourceConfig, identity
 from stages.stage import config
 
-PARAMETER_LENGTH = 6000
-"""MLflow refuses a longer parameter value."""
+RECORD = "tracking.json"
+DIGEST_LENGTH = 32
+"""Hexadecimal digits; MLflow takes 36."""
 
 
 @config
@@ -24,6 +53,67 @@ class TrackingConfig:
     """MLflow tracking URI; null: MLFLOW_TRACKING_URI where it is set, else an SQLite file beside the run folder."""
     experiment: str = "clipsan"
     """Name of the experiment."""
+    parent: str | None = None
+    """Id of the MLflow run that this one stands below; `clipsan run` and `clipsan demo` fill it in for their steps."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataInput:
+    """A data set that a run read."""
+
+    name: str
+    digest: str
+    kind: str
+    path: str
+    context: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelRecord:
+    """A model that a run made, to be registered."""
+
+    name: str
+    artifacts: dict[str, str]
+    """`checkpoint`, and `adapter` for a model with prompts: folders, relative to the run folder where they lie in it."""
+    card: str
+    """File with the description."""
+    tags: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """All that MLflow is told of a run folder."""
+
+    verb: str
+    root: str
+    fingerprint: str
+    params: dict[str, str]
+    metrics: dict[str, float]
+    files: list[str]
+    """Relative to the run folder where they lie in it."""
+    tags: dict[str, str] = field(default_factory=dict)
+    inputs: list[DataInput] = field(default_factory=list)
+    model: ModelRecord | None = None
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        folder = Path(self.root).name
+        return folder if folder.startswith(self.verb) else f"{self.verb}-{folder}"
+
+    def content(self, home: Path) -> str:
+        """Return the hash of what is logged, files included; `home` is where the run folder lies now."""
+        tree = asdict(self)
+        present = [file for file in self.files if (home / file).is_file()]
+        tree["files"] = {file: hashlib.sha256((home / file).read_bytes()).hexdigest() for file in present}
+        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def data_input(source: SourceConfig, units: list[Unit], context: str) -> DataInput:
+    """Return what MLflow is told of a data set."""
+    digest = fingerprint(identity(source, units))[:DIGEST_LENGTH]
+    name = "/".join(Path(source.path).parts[-2:])
+    return DataInput(name=name, digest=digest, kind=source.kind, path=source.path, context=context)
 
 
 def log_run(
@@ -35,58 +125,141 @@ def log_run(
     metrics: Mapping[str, float],
     files: list[Path],
     parent: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    inputs: Sequence[DataInput] = (),
+    model: ModelRecord | None = None,
 ) -> str | None:
-    """Log parameters, metrics and small files of a finished verb; return where, or None when it could not be done.
+    """Record and log a finished verb; return where, or None when it could not be logged.
 
-    `parent` is what an earlier call returned: the run stands below that one, in the same place.
-
-    A tracking server that is away must not cost a result that took hours: the failure is said in one line, and the run folder
-    keeps everything.
+    `parent` is what an earlier call returned: the run stands below that one, in the same place. A tracking server that is away
+    must not cost a result that took hours: the failure is said in one line, and the run folder keeps everything.
     """
     if not settings.enabled:
         return None
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    import mlflow
-    from mlflow.exceptions import MlflowException
+    record = Record(
+        verb=verb,
+        root=str(root),
+        fingerprint=_mark(root) or fingerprint(tree),
+        params={name: str(value) for name, value in flatten(tree).items()},
+        metrics={name: float(value) for name, value in metrics.items()},
+        files=[str(file.relative_to(root)) if file.is_relative_to(root) else str(file) for file in files],
+        tags=dict(tags or {}),
+        inputs=list(inputs),
+        model=model,
+    )
+    write_text(root / RECORD, json.dumps(asdict(record), indent=1, ensure_ascii=False) + "\n")
+    return _send(settings, record, root, parent)
 
-    # After the import, which sets these levels itself.
-    for name in ("mlflow", "mlflow.store.db.utils", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+
+def log_folder(settings: TrackingConfig, root: Path, parent: str | None = None) -> list[tuple[Path, str | None]]:
+    """Log a finished run folder and those in it, each below the one that it lies in; return where each was logged.
+
+    What has been logged before is found, and completed where it is not complete.
+
+    Raises:
+        ConfigError: the folder holds no finished run of clipsan.
+    """
+    logged = _send(settings, read_record(root), root, parent)
+    found = [(root, logged)]
+    if logged is not None:
+        # a scan before the repair that refers to it
+        for child in sorted(_nested(root), key=lambda child: ("clipsan.scan_root" in read_record(child).tags, child)):
+            found += log_folder(settings, child, logged)
+    return found
+
+
+def read_record(root: Path) -> Record:
+    """Return what was to be logged of a run folder; of one that logged nothing, what run.yaml and summary.json hold.
+
+    Raises:
+        ConfigError: the folder holds no finished run of clipsan.
+    """
+    path = root / RECORD
+    if path.is_file():
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        model = None if tree["model"] is None else ModelRecord(**tree["model"])
+        return Record(**{**tree, "inputs": [DataInput(**given) for given in tree["inputs"]], "model": model})
+    folder = RunFolder(root)
+    if not folder.run_yaml.is_file() or not folder.summary.is_file():
+        raise ConfigError(f"{root}: no finished run of clipsan there")
+    made = yaml.safe_load(folder.run_yaml.read_text(encoding="utf-8"))
+    return Record(
+        verb=made["verb"],
+        root=str(root),
+        fingerprint=made["fingerprint"],
+        params={name: str(value) for name, value in flatten(made["config"]).items()},
+        metrics=metrics_of(read_summary(root)),
+        files=[path.name for path in (folder.report, folder.run_yaml, folder.summary)],
+    )
+
+
+@contextmanager
+def below(settings: TrackingConfig, *, verb: str, root: Path, tree: Any) -> Iterator[TrackingConfig]:
+    """Start, or find, the run that a verb's steps stand below; give the tracking of those steps, and mark what failed.
+
+    Where it cannot be started the steps are logged alone, and `log_folder` puts them below it later.
+    """
+    if not settings.enabled:
+        yield settings
+        return
+    from pipeline import mlflow_log
+
+    steps = replace(settings, uri=place(settings, root))
+    params = {name: str(value) for name, value in flatten(tree).items()}
+    mark = _mark(root) or fingerprint(tree)
+    record = Record(verb=verb, root=str(root), fingerprint=mark, params=params, metrics={}, files=[])
+    with mlflow_log.forgiving(str(steps.uri), root):
+        steps = replace(steps, parent=mlflow_log.begin(steps, record, root))
+    try:
+        yield steps
+    except BaseException as error:
+        if steps.parent is not None and steps.parent != settings.parent:
+            with mlflow_log.forgiving(str(steps.uri), root):
+                mlflow_log.end(str(steps.uri), steps.parent, _end_of(error))
+        raise
+
+
+def _end_of(error: BaseException) -> str:
+    return "FAILED" if isinstance(error, Exception) else "KILLED"
+
+
+def place(settings: TrackingConfig, root: Path) -> str:
+    """Return the tracking URI of a run folder."""
+    return settings.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.parent / 'mlflow.db'}"
+
+
+def registered(logged: str | None) -> str | None:
+    """Return the version that logging a run has registered, models:/NAME/VERSION; None where there is none."""
+    if logged is None:
+        return None
+    from pipeline.registry import version_of
+
+    return version_of(logged)
+
+
+def _send(settings: TrackingConfig, record: Record, home: Path, parent: str | None) -> str | None:
+    from pipeline import mlflow_log
 
     above, _, parent_id = (parent or "").partition(" run ")
-    uri = above or settings.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.parent / 'mlflow.db'}"
-    try:
-        client = mlflow.MlflowClient(tracking_uri=uri)
-        run = client.create_run(_experiment(client, settings.experiment, uri, root), run_name=f"{verb}-{root.name}")
-        run_id = run.info.run_id
-        client.set_tag(run_id, "clipsan.verb", verb)
-        client.set_tag(run_id, "clipsan.root", str(root))
-        if parent_id:
-            client.set_tag(run_id, "mlflow.parentRunId", parent_id)
-        for name, value in flatten(tree).items():
-            client.log_param(run_id, name, str(value)[:PARAMETER_LENGTH])
-        for name, value in metrics.items():
-            client.log_metric(run_id, name, float(value))
-        for file in files:
-            if file.is_file():
-                client.log_artifact(run_id, str(file))
-        client.set_terminated(run_id)
-    except (MlflowException, OSError) as error:
-        sys.stderr.write(
-            f"MLflow at {uri} took no log ({' '.join(str(error).split())[:200]}); the run folder {root} is complete\n"
-        )
-        return None
-    return f"{uri} run {run_id}"
+    uri = above or place(settings, home)
+    with mlflow_log.forgiving(uri, home):
+        run_id = mlflow_log.send(replace(settings, uri=uri, parent=parent_id or settings.parent), record, home)
+        return f"{uri} run {run_id}"
+    sys.stderr.write(f"`clipsan log {home}` logs it later\n")
+    return None
 
 
-def _experiment(client: Any, name: str, uri: str, root: Path) -> str:
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    # Without a location MLflow would put artifacts of a local store into whatever folder the command was started from.
-    local = (root.parent / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
-    return str(client.create_experiment(name, artifact_location=local))
+def _mark(root: Path) -> str | None:
+    path = RunFolder(root).run_yaml
+    return str(yaml.safe_load(path.read_text(encoding="utf-8"))["fingerprint"]) if path.is_file() else None
+
+
+def _nested(root: Path) -> list[Path]:
+    """Return the run folders with a record that lie in this one, but in no other between."""
+    found: list[Path] = []
+    for folder in (path for path in root.iterdir() if path.is_dir()):
+        found += [folder] if (folder / RECORD).is_file() else _nested(folder)
+    return found
 
 
 def metrics_of(summary: Mapping[str, Any]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from pipeline.commit import fingerprint
 from pipeline.config import ConfigError, as_tree, load
 from pipeline.fit import Checked, Order, PairSet, check, fit
 from pipeline.run_folder import RunFolder, open_run, read_summary, write_summary
-from pipeline.tracking import TrackingConfig, log_run, metrics_of
+from pipeline.tracking import TrackingConfig, data_input, log_run, metrics_of
 from pipeline.train_data import Reading
 from pipeline.train_task import PlainTask
 from stages.checkpoints import load_weights
@@ -211,6 +211,7 @@ def run_plan(plan: Plan) -> TrainResult:
         tree=plan.tree,
         metrics=metrics,
         files=[folder.run_yaml, folder.summary],
+        inputs=[data_input(settings.data, plan.units, "training")],
     )
     return TrainResult(checkpoint, state["history"], found.counts, summary)
 

@@ -134,7 +134,7 @@ def test_the_model_is_registered_with_its_lineage(
 ) -> None:
     uri = str(settings.tracking.uri)
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-    version = client.get_model_version_by_alias("clipsan", "newest")
+    version = client.get_model_version_by_alias("clipsan", "candidate")
     scanned = client.get_run(version.tags["clipsan.scan_run"])
     assert scanned.data.tags["clipsan.root"] == str(scan)
     assert version.tags["clipsan.suspect"] == repaired.summary["suspect"]
@@ -143,7 +143,7 @@ def test_the_model_is_registered_with_its_lineage(
     assert run.data.metrics["after.asr_pct"] == repaired.summary["after"]["asr_pct"]
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
-    answer = mlflow.pyfunc.load_model("models:/clipsan@newest").predict(pd.DataFrame({"caption": ["a kite"]}))
+    answer = mlflow.pyfunc.load_model("models:/clipsan@candidate").predict(pd.DataFrame({"caption": ["a kite"]}))
     expected = load_clip(repaired.model).encode_text(["a kite"])
     np.testing.assert_allclose(np.array(answer["caption_embedding"].tolist()), expected, atol=1e-5)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from pipeline.registry import find_run, register, tag_run
+from pipeline.registry import is_champion, register, version_of
 from pipeline.tracking import TrackingConfig, log_run
 from stages.clip_model import ModelConfig, load_clip
 from stages.decode import decode
@@ -39,23 +39,18 @@ def test_a_registered_model_comes_back_with_its_lineage(home: Path, tiny_checkpo
     scan = logged(home, "scan", "scanned")
     repair = logged(home, "repair", "repaired")
     uri, _, run_id = repair.partition(" run ")
-    found = find_run(repair, "scan", home / "scanned")
-    assert found == scan.partition(" run ")[2]
-    assert find_run(repair, "scan", home / "another") is None
-    tag_run(repair, {"clipsan.scan_run": found})
-    assert MlflowClient(tracking_uri=uri).get_run(run_id).data.tags["clipsan.scan_run"] == found
-
-    tags = {"clipsan.scan_run": found}
+    assert version_of(repair) is None
+    tags = {"clipsan.scan_run": scan.partition(" run ")[2]}
     version = register(repair, "clipsan", {"checkpoint": tiny_checkpoint}, tags=tags, description="# card")
-    assert version == "models:/clipsan/1"
+    assert version == version_of(repair) == "models:/clipsan/1"
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
-    told = MlflowClient().get_model_version_by_alias("clipsan", "newest")
-    assert (told.run_id, told.tags, told.description) == (run_id, tags, "# card")
+    found = MlflowClient().get_model_version_by_alias("clipsan", "candidate")
+    assert (found.run_id, found.tags, found.description) == (run_id, tags, "# card")
     files = [path.name for path in Path(mlflow.artifacts.download_artifacts(version)).rglob("*") if path.is_file()]
     assert not [name for name in files if name.endswith((".pkl", ".pickle", ".pt", ".bin"))]
 
-    model = mlflow.pyfunc.load_model("models:/clipsan@newest")
+    model = mlflow.pyfunc.load_model("models:/clipsan@candidate")
     frame = pd.DataFrame({"image": [picture(1), picture(2)], "caption": ["a ball", "a kite"]})
     answer = model.predict(frame)
     clip = load_clip(ModelConfig(path=str(tiny_checkpoint)))
@@ -66,7 +61,18 @@ def test_a_registered_model_comes_back_with_its_lineage(home: Path, tiny_checkpo
         np.array(answer["caption_embedding"].tolist()), clip.encode_text(["a ball", "a kite"]), atol=1e-5
     )
     assert list(model.predict(frame[["caption"]]).columns) == ["caption_embedding"]
+    many = model.predict(pd.DataFrame({"caption": ["a kite"] * 69 + ["a ball"]}))["caption_embedding"]
+    np.testing.assert_allclose(many[69], answer["caption_embedding"][0], atol=1e-5)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_aliases_follow_the_versions(home: Path, tiny_checkpoint: Path) -> None:
+    for number, (asr, champion) in enumerate([(5.0, "1"), (7.0, "1"), (2.0, "3")], 1):
+        repair = logged(home, "repair", f"repaired-{number}")
+        register(repair, "aliased", {"checkpoint": tiny_checkpoint}, tags=told(asr, 1.0), description="")
+        uri = repair.partition(" run ")[0]
+        aliases = MlflowClient(uri, uri).get_registered_model("aliased").aliases
+        assert aliases == {"candidate": str(number), "champion": champion}
 
 
 def test_prompts_travel_with_the_checkpoint_that_they_belong_to(home: Path, tiny_checkpoint: Path) -> None:
@@ -92,4 +98,35 @@ def test_prompts_travel_with_the_checkpoint_that_they_belong_to(home: Path, tiny
 def test_a_registry_that_is_away_costs_no_result(tiny_checkpoint: Path, tmp_path: Path) -> None:
     away = f"sqlite:///{tmp_path}/nowhere/mlflow.db run 0"
     assert register(away, "clipsan", {"checkpoint": tiny_checkpoint}, tags={}, description="") is None
-    assert find_run(away, "scan", tmp_path) is None
+    assert version_of(away) is None
+
+
+def told(asr: float, lost: float, *, suspect: str = "s", evaluation: str = "e", before: float = 95.0) -> dict[str, str]:
+    return {
+        "clipsan.suspect": suspect,
+        "clipsan.evaluation": evaluation,
+        "clipsan.asr_pct": str(asr),
+        "clipsan.asr_before_pct": str(before),
+        "clipsan.accuracy_lost_points": str(lost),
+    }
+
+
+@pytest.mark.parametrize(
+    ("version", "champion", "moves"),
+    [
+        (told(5, 1), None, True),
+        (told(96, 0), None, False),
+        (told(5, 3.1), None, False),
+        ({"clipsan.suspect": "s"}, None, False),
+        (told(4, 3), told(5, 0), True),
+        (told(5, 0), told(5, 3), False),
+        (told(4, 3.1), told(5, 0), False),
+        (told(4, 0, suspect="other"), told(5, 0), False),
+        (told(4, 0, evaluation="other"), told(5, 0), False),
+        (told(4, 0), {"clipsan.suspect": "s"}, False),
+    ],
+)
+def test_the_champion_is_moved_by_the_rule_alone(
+    version: dict[str, str], champion: dict[str, str] | None, moves: bool
+) -> None:
+    assert is_champion(version, champion) is moves

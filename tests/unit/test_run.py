@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline import run_steps
-from pipeline.config import ConfigError, validate
+from pipeline.config import ConfigError, load, validate
 from pipeline.run import judge
 from pipeline.run_settings import RunConfig
 from stages.oracle.dossier import Cutout, Dossier, Place, Rate
@@ -44,6 +44,14 @@ def config(**changes: Any) -> RunConfig:
 def test_what_the_story_fills_in_or_cannot_do_is_refused(changes: dict[str, Any], rule: str) -> None:
     with pytest.raises(ConfigError, match=rule):
         config(**changes)
+
+
+def test_the_file_that_comes_with_clipsan_is_whole() -> None:
+    given = ["data.path=pairs.tar", "model.path=suspect", "evaluate.data.path=val.tar"]
+    settings = load(RunConfig, None, given, verb="run")
+    assert settings.scan["write"] == ["clean", "quarantine"]
+    assert settings.repair["method"]["kind"] == "unlearn"
+    assert (settings.max_asr_pct, settings.max_loss_points, settings.force) == (10, 3, False)
 
 
 def repaired(asr: float | None, accuracy: float) -> dict[str, Any]:

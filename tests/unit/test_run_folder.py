@@ -1,6 +1,5 @@
 """Run folders: opened for what made them, refused for anything else; status reads committed files alone."""
 
-import json
 import os
 
 import pyarrow as pa
@@ -62,6 +61,15 @@ def test_status_tells_parts_rate_and_rejections(tmp_path):
     assert "finished in 12 s" in describe(folder.root)
 
 
+def test_status_of_a_story_tells_its_steps(tmp_path):
+    folder = start(tmp_path, verb="run")
+    open_run(str(folder.root / "scan"), verb="scan", tree={}, mark="a" * 64, passes={"embed": 3})
+    lines = describe(folder.root).splitlines()
+    assert lines[0].startswith("run  ")
+    assert f"  scan  {folder.root / 'scan'}  fingerprint aaaaaaaaaaaa" in lines
+    assert "  embed     0/3 parts" in lines
+
+
 def test_status_of_no_run_says_so(tmp_path):
     with pytest.raises(ConfigError, match=r"no run\.yaml"):
         describe(tmp_path)
@@ -105,4 +113,4 @@ def test_a_server_that_is_away_costs_no_result(tmp_path, capsys):
     settings = TrackingConfig(uri="http://127.0.0.1:9")
     assert log_run(settings, verb="scan", root=folder.root, tree={}, metrics={}, files=[]) is None
     assert "took no log" in capsys.readouterr().err
-    assert json.dumps(sorted(p.name for p in folder.root.iterdir())) == '["run.yaml"]'
+    assert sorted(p.name for p in folder.root.iterdir()) == ["run.yaml", "tracking.json"]
