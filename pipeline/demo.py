@@ -1,27 +1,33 @@
 """`clipsan demo`: the whole story in one command, on data that it makes itself.
 
-Render -> poison -> train a suspect model and its clean twin -> measure the attack -> scan both -> report.
+Render -> poison -> train a suspect model and its clean twin -> measure the attack -> scan the twin, as a control -> the story of
+`clipsan run` on the suspect: scan, clean copy, repair, figures before and after, report.
 """
 
 import sys
 import time
-from dataclasses import field
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import evaluate, poison, scan, train
+from pipeline import evaluate, poison, run, scan, train
 from pipeline.cluster import ClusterConfig, ray_session
 from pipeline.commit import fingerprint
 from pipeline.config import as_tree, load
 from pipeline.demo_data import DemoData, DemoSet, make_data
-from pipeline.run_folder import RunFolder, open_run, write_summary
-from pipeline.tracking import TrackingConfig, log_run, metrics_of
+from pipeline.run_folder import RunFolder, open_run, read_summary, write_summary
+from pipeline.run_settings import RunConfig
+from pipeline.run_steps import ScanStep
+from pipeline.tracking import TrackingConfig, below, log_folder, log_run, metrics_of
 from stages.checkpoints import ModelConfig
 from stages.oracle import OracleConfig
 from stages.poisoning import AttackConfig
 from stages.sources import ParquetSource, list_units
 from stages.stage import config
 from stages.verdicts import Decision
+
+STORY = "story"
+"""Folder of what `clipsan run` does, below the demo's."""
 
 
 @config
@@ -56,6 +62,8 @@ class DemoConfig:
     """Where the scan cuts."""
     oracle: OracleConfig
     """What segments the pictures of suspicious pairs, to prove the trigger."""
+    repair: dict[str, Any]
+    """How the suspect model is repaired: settings of `clipsan repair`."""
     out: str
     """Run folder; each verb has its own folder in it."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -81,7 +89,8 @@ def describe(settings: DemoConfig) -> str:
         f"data       {settings.data.kind}: {settings.data.pairs:,} pairs, {settings.data.test_pairs:,} held out\n"
         f"attack     {settings.attack.trigger.kind} on {rate} pairs towards {settings.attack.target!r}\n"
         f"training   twice {settings.training.epochs} epochs, batch {settings.training.batch_size}\n"
-        f"steps      data, poison, train suspect, train twin, evaluate, scan suspect, scan twin\n"
+        f"steps      data, poison, train suspect, train twin, evaluate both, scan twin; then the story: scan suspect, repair, "
+        f"evaluate\n"
         f"out        {settings.out}\n"
     )
 
@@ -90,18 +99,24 @@ def run_demo(settings: DemoConfig) -> dict[str, Any]:
     """Tell the story, or the rest of it; every step that an earlier run finished is skipped."""
     started = time.monotonic()
     tree = as_tree(settings)
-    mark = fingerprint({name: tree[name] for name in ("data", "attack", "training", "templates", "decision")})
+    decides = ("data", "attack", "training", "templates", "decision", "oracle", "repair")
+    mark = fingerprint({name: tree[name] for name in decides})
     folder = open_run(settings.out, verb="demo", tree=tree, mark=mark, passes={})
     root = folder.root
-    with ray_session(settings.cluster):
+    with (
+        below(settings.tracking, verb="demo", root=root, tree=tree) as tracking,
+        ray_session(settings.cluster),
+    ):
+        steps = replace(settings, tracking=tracking)
         pairs = make_data(settings.data, root / "data", settings.cluster)
-        poisoned = _poison(settings, pairs, root)
-        suspect = _train(settings, poisoned, root / "suspect")
-        twin = _train(settings, pairs.train, root / "twin")
-        evaluation = _evaluate(settings, pairs, suspect, root / "evaluate")
-        twin_evaluation = _evaluate(settings, pairs, twin, root / "evaluate-twin")
-        found = _scan(settings, poisoned, suspect, root / "scan", root / "poison" / "manifest.parquet")
-        clean = _scan(settings, pairs.train, twin, root / "scan-twin", None)
+        poisoned = _poison(steps, pairs, root)
+        suspect = _train(steps, poisoned, root / "suspect")
+        twin = _train(steps, pairs.train, root / "twin")
+        evaluation = _evaluate(steps, pairs, suspect, root / "evaluate")
+        twin_evaluation = _evaluate(steps, pairs, twin, root / "evaluate-twin")
+        clean = _scan(steps, pairs.train, twin, root / "scan-twin")
+        told = run.run_story(_story(steps, pairs, poisoned, suspect, root))
+    found = read_summary(root / STORY / ScanStep.name)
     summary = {
         "verb": "demo",
         "fingerprint": mark,
@@ -116,6 +131,7 @@ def run_demo(settings: DemoConfig) -> dict[str, Any]:
         "concepts": found["concepts"],
         "detection": found["detection"],
         "evaluation": evaluation,
+        **{name: told[name] for name in ("outcome", "why", "before", "after", "method", "checkpoint", "registered")},
         "twin": {
             "evaluation": twin_evaluation,
             "targets": clean["targets"],
@@ -124,7 +140,8 @@ def run_demo(settings: DemoConfig) -> dict[str, Any]:
             "concepts": clean["concepts"],
             "report": clean["report"],
         },
-        "report": found["report"],
+        "scan_report": found["report"],
+        "report": told["report"],
     }
     write_summary(folder, summary)
     _log(settings, folder, tree, summary)
@@ -133,7 +150,9 @@ def run_demo(settings: DemoConfig) -> dict[str, Any]:
 
 def _log(settings: DemoConfig, folder: RunFolder, tree: Any, summary: dict[str, Any]) -> None:
     files = [Path(summary["report"]), folder.run_yaml, folder.summary]
-    log_run(settings.tracking, verb="demo", root=folder.root, tree=tree, metrics=metrics_of(summary), files=files)
+    metrics = metrics_of(summary)
+    if log_run(settings.tracking, verb="demo", root=folder.root, tree=tree, metrics=metrics, files=files) is not None:
+        log_folder(settings.tracking, folder.root)
 
 
 def story(summary: dict[str, Any]) -> str:
@@ -172,11 +191,48 @@ def story(summary: dict[str, Any]) -> str:
         f"{counts['verdicts']['suspect']} suspect",
         f"clean twin   named {', '.join(twin['targets']) or 'no concept'}; flagged {twin['flagged']} pairs; "
         f"{twin['triggers']} triggers proven",
+        *repair_lines(summary),
+        "",
+        f"evidence     {summary['scan_report']}",
         f"report       {summary['report']}",
         f"done in {summary['seconds']:.0f} s",
         "",
     ]
     return "\n".join(lines)
+
+
+def repair_lines(summary: dict[str, Any]) -> list[str]:
+    """Return what became of the suspect model."""
+    if not summary["after"]:
+        return ["", f"repair       none: {summary['why']}"]
+    heading = f"{'repair by ' + summary['method']:<32}{'before':>10}{'after':>10}"
+    return ["", heading, *run.table(summary), f"{summary['outcome']:<12} {summary['why']}"]
+
+
+def _story(
+    settings: DemoConfig, pairs: DemoSet, poisoned: ParquetSource, suspect: ModelConfig, root: Path
+) -> RunConfig:
+    """Return the story of the suspect: the real attack measures the repair, the scan and the repair know nothing of it."""
+    return RunConfig(
+        data=poisoned,
+        model=suspect,
+        scan={
+            "decision": as_tree(settings.decision),
+            "oracle": as_tree(settings.oracle),
+            "manifest": str(root / "poison" / "manifest.parquet"),
+            "write": ["clean", "quarantine"],
+        },
+        repair=settings.repair,
+        evaluate={
+            "data": as_tree(pairs.test),
+            "classes": pairs.classes,
+            "templates": settings.templates,
+            "attack": as_tree(evaluate.EvaluationAttack.of(settings.attack)),
+        },
+        out=str(root / STORY),
+        cluster=settings.cluster,
+        tracking=settings.tracking,
+    )
 
 
 def _poison(settings: DemoConfig, pairs: DemoSet, root: Path) -> ParquetSource:
@@ -222,16 +278,13 @@ def _evaluate(settings: DemoConfig, pairs: DemoSet, model: ModelConfig, out: Pat
     return evaluate.run_evaluate(step)
 
 
-def _scan(
-    settings: DemoConfig, data: ParquetSource, model: ModelConfig, out: Path, manifest: Path | None
-) -> dict[str, Any]:
+def _scan(settings: DemoConfig, data: ParquetSource, model: ModelConfig, out: Path) -> dict[str, Any]:
     step = scan.ScanConfig(
         data=data,
         model=model,
         out=str(out),
         decision=settings.decision,
         oracle=settings.oracle,
-        manifest=str(manifest) if manifest else None,
         cluster=settings.cluster,
         tracking=settings.tracking,
     )

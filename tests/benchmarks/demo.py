@@ -29,7 +29,7 @@ def rows_of(home: Path) -> list[Row]:
     common: Row = {"data": settings["data"]["kind"], "model": Path(architecture).stem, "seed": training["seed"]}
     attacked: Row = {**common, "attack": settings["attack"]["trigger"]["kind"]}
     twin: Row = {**common, "attack": "clean"}
-    found, clean = read_summary(home / "scan"), read_summary(home / "scan-twin")
+    found, clean = read_summary(home / "story" / "scan"), read_summary(home / "scan-twin")
     whole: Row = {"seconds": summary["seconds"]}
     suspect_row = {**scan_row(attacked, found, summary["target"]), **attack_row({}, summary["evaluation"]), **whole}
     twin_row = {**scan_row(twin, clean, None), **attack_row({}, summary["twin"]["evaluation"]), **whole}

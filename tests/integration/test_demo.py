@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from mlflow import MlflowClient
 from torchvision.datasets import CIFAR10
 
 from pipeline.cluster import ClusterConfig
@@ -49,6 +50,7 @@ def test_the_whole_story_runs_and_a_rerun_repeats_it(ray_cluster, tmp_path):
         f"training.model={{config: {tmp_path / 'tiny.json'}}}",
         "training.epochs=1",
         "training.batch_size=32",
+        "repair.method.batch_size=32",
         "cluster.workers=1",
         f"out={tmp_path / 'demo'}",
     ]
@@ -59,6 +61,15 @@ def test_the_whole_story_runs_and_a_rerun_repeats_it(ray_cluster, tmp_path):
     assert set(first["detection"]) >= {"ensemble", "concept_spectral", "dao", "slof", "clip_score"}
     assert Path(first["report"]).is_file()
     assert "poisoned towards 'star'" in story(first)
+    # one epoch on a handful of pairs plants nothing: the story ends with the scan, and says so
+    assert first["outcome"] == "clean"
+    assert "repair       none: the scan names no concept" in story(first)
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("clipsan").experiment_id])
+    names = {run.info.run_id: run.info.run_name for run in runs}
+    above = {run.info.run_name: names.get(run.data.tags.get("mlflow.parentRunId", "")) for run in runs}
+    steps = ("poison", "train-suspect", "train-twin", "evaluate", "evaluate-twin", "scan-twin", "run-story")
+    assert above == {"demo": None, **dict.fromkeys(steps, "demo"), "scan": "run-story"}
     again = run_demo(settings)
     assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in first.items() if k != "seconds"}
 

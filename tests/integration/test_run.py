@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from pipeline.cluster import ClusterConfig
 from pipeline.run import describe, run_story
@@ -47,7 +48,8 @@ def backdoored(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 
 def test_a_backdoor_is_found_repaired_and_told(backdoored: Case, tmp_path: Path, in_process: None) -> None:
-    settings = story(backdoored, tmp_path / "run")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    settings = story(backdoored, tmp_path / "run", tracking=TrackingConfig(uri=uri))
     assert "which is still to do" in describe(settings)
     summary = run_story(settings)
     assert (summary["outcome"], summary["exit_status"], summary["targets"]) == ("repaired", 0, [TARGET])
@@ -67,6 +69,21 @@ def test_a_backdoor_is_found_repaired_and_told(backdoored: Case, tmp_path: Path,
     # the same run judged by another demand
     stricter = run_story(dataclasses.replace(settings, max_loss_points=0.0))
     assert (stricter["outcome"], stricter["exit_status"]) == ("not repaired", 3)
+
+    client = MlflowClient(uri, uri)
+    runs = client.search_runs([client.get_experiment_by_name("clipsan").experiment_id])
+    found = {run.info.run_name: run for run in runs}
+    assert len(runs) == len(found) == 3
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for name in ("scan", "repair"):
+        assert found[name].data.tags["mlflow.parentRunId"] == found["run"].info.run_id
+    contexts = {tag.value for given in found["repair"].inputs.dataset_inputs for tag in given.tags}
+    assert contexts == {"training", "evaluation"}
+    version = client.get_model_version_by_alias("clipsan", "candidate")
+    assert summary["registered"] == f"models:/clipsan/{version.version}"
+    assert version.tags["clipsan.scan_run"] == found["scan"].info.run_id
+    assert version.tags["clipsan.suspect"] == summary["suspect"]
+    assert float(version.tags["clipsan.asr_pct"]) == pytest.approx(summary["after"]["asr_pct"], abs=1e-3)
 
 
 def test_where_nothing_is_found_nothing_is_repaired(tmp_path: Path, in_process: None) -> None:

@@ -156,11 +156,11 @@ def test_rows_of_a_demo_tell_the_suspect_from_its_twin(tmp_path):
     twin = {"evaluation": evaluation | {"asr_pct": 2.0}}
     summaries = {
         ".": {"seconds": 300.0, "target": "banana", "evaluation": evaluation, "twin": twin},
-        "scan": SUMMARY,
+        "story/scan": SUMMARY,
         "scan-twin": SUMMARY | {"targets": [], "detection": {}},
     }
     for folder, summary in summaries.items():
-        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         (tmp_path / folder / "summary.json").write_text(json.dumps(summary))
     rows = demo.rows_of(tmp_path)
     assert [(r["attack"], r["detector"], r["model"], r["seed"]) for r in rows] == [
