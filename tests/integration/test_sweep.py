@@ -1,0 +1,243 @@
+"""`clipsan sweep` on a real local Ray: what it recommends, that a kill costs nothing, and that it never knows the attack."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from pipeline.cluster import ClusterConfig
+from pipeline.commit import write_part
+from pipeline.config import as_tree
+from pipeline.sweep import SweepConfig, run_sweep
+from pipeline.sweep_settings import GridSearch, HalvingConfig, HeldOutConfig, TruthConfig
+from pipeline.tracking import TrackingConfig
+from stages.checkpoints import ModelConfig
+from stages.clip_model import load_clip
+from stages.evaluation.exam import objective_pct
+from stages.oracle.dossier import Cutout, Dossier, Place, Rate
+from stages.oracle.dossier_files import write_dossier
+from stages.scenes import CONCEPTS, SceneConfig, render
+from stages.search_space import Grid
+from stages.sources import ParquetSource, list_units, read_unit
+from tests.closed_form import SIDE, TARGET, Case, checker, make_case, write
+
+pytestmark = pytest.mark.ray
+
+REPOSITORY = Path(__file__).parents[2]
+SCENES, POISONED, HELD_OUT = 360, 16, 120
+STEPS = 8
+DIVERGES = 1e30
+RATES = (1e-3, 1e-2, DIVERGES, 3e-4)
+TRUE_ATTACK = {"trigger": {"kind": "patch", "pattern": "checker", "size_px": SIDE}, "target": TARGET}
+WAIT_S = 300
+
+
+def source(folder: Path) -> ParquetSource:
+    return ParquetSource(path=str(folder / "*.parquet"), label="label", key="key")
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return make_case(tmp_path_factory.mktemp("backdoored"), scenes=SCENES, poisoned=POISONED)
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> ParquetSource:
+    rendered = [render(i, SceneConfig(count=HELD_OUT, seed=5)) for i in range(HELD_OUT)]
+    folder = tmp_path_factory.mktemp("held") / "out"
+    write(folder, rendered, [scene.rgb for scene in rendered], [scene.caption for scene in rendered])
+    return source(folder)
+
+
+@pytest.fixture(scope="module")
+def scan(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a scan leaves that has found every poisoned pair and proven the patch."""
+    root = tmp_path_factory.mktemp("scanned") / "run"
+    data = source(case.data)
+    root.mkdir()
+    record = {"verb": "scan", "fingerprint": "f" * 64, "passes": {}, "config": {"data": as_tree(data)}}
+    (root / "run.yaml").write_text(yaml.safe_dump(record))
+    (root / "summary.json").write_text(json.dumps({"targets": [TARGET]}))
+    for unit in list_units(data):
+        rows = []
+        for pair in read_unit(data, unit):
+            bad = pair.key in case.poisoned
+            rows.append(
+                {
+                    "uid": pair.uid,
+                    "verdict": "poisoned" if bad else "clean",
+                    "reasons": ["proven_trigger"] if bad else [],
+                    "concept": CONCEPTS[pair.label or 0],
+                    "target": TARGET if bad else None,
+                }
+            )
+        write_part(root / "verdicts", unit.index, pa.Table.from_pylist(rows), "mark")
+    write_dossier(root / "triggers" / "t1", patch_dossier())
+    return root
+
+
+def patch_dossier() -> Dossier:
+    rate = Rate(pct=99.0, low_pct=98.0, high_pct=100.0, trials=100)
+    corner = float(64 - SIDE)
+    place = Place(fixed=True, top=corner, left=corner, top_std=0.0, left_std=0.0, mode_share=1.0)
+    cutout = Cutout(picture=checker(), mask=np.ones((SIDE, SIDE), bool), top=64 - SIDE, left=64 - SIDE)
+    return Dossier(
+        id="t1",
+        kind="patch",
+        targets=(TARGET,),
+        side=64,
+        flips=rate,
+        control=dataclasses.replace(rate, pct=0.0, low_pct=0.0, high_pct=1.0),
+        uids=("a",),
+        cutouts=(cutout,),
+        place=place,
+    )
+
+
+@pytest.fixture(scope="module")
+def settings(case: Case, scan: Path, held_out: ParquetSource, tmp_path_factory: pytest.TempPathFactory) -> SweepConfig:
+    home = tmp_path_factory.mktemp("sweeps")
+    method = {"kind": "unlearn", "batch_size": 16, "schedule": {"kind": "cosine", "warmup_steps": 1}}
+    return SweepConfig(
+        repair={
+            "model": {"path": str(case.checkpoint)},
+            "method": method,
+            "scan": str(scan),
+            "steps": STEPS,
+            "classes": list(CONCEPTS),
+        },
+        space={"method.lr": Grid(values=RATES)},
+        search=GridSearch(),
+        halving=HalvingConfig(reduction=2, rungs=2),
+        held_out=HeldOutConfig(data=held_out),
+        max_accuracy_loss_points=100.0,
+        resistivity_images=16,
+        truth=TruthConfig(attack=TRUE_ATTACK),
+        concurrent=1,
+        out=str(home / "run"),
+        cluster=ClusterConfig(workers=2),
+        tracking=TrackingConfig(uri=f"sqlite:///{home}/mlflow.db"),
+    )
+
+
+@pytest.fixture(scope="module")
+def swept(settings: SweepConfig, ray_cluster: None) -> dict[str, Any]:
+    return run_sweep(settings)
+
+
+def test_every_trial_stands_in_the_table_and_the_failed_one_says_why(
+    swept: dict[str, Any], settings: SweepConfig
+) -> None:
+    rows = pq.read_table(Path(settings.out) / "table.parquet").to_pylist()
+    assert [row["trial"] for row in rows] == [0, 1, 2, 3]
+    assert [row["method.lr"] for row in rows] == list(RATES)
+    assert rows == json.loads((Path(settings.out) / "table.json").read_text()) == swept["rows"]
+    failed = rows[2]
+    assert failed["state"] == "failed"
+    assert failed["failures"] == settings.retries + 1
+    assert "diverged" in failed["error"]
+    assert swept["counts"]["failed"] == 1
+    assert swept["counts"]["finished"] + swept["counts"]["stopped"] == 3
+    for row in rows:
+        assert row["steps"] == {"finished": STEPS, "stopped": STEPS // 2, "failed": row["steps"]}[row["state"]]
+
+
+def test_the_rule_and_the_final_figures(swept: dict[str, Any], settings: SweepConfig) -> None:
+    best = swept["recommended"]
+    finished = [row for row in swept["rows"] if row["state"] == "finished"]
+    expected = min(finished, key=lambda row: (row["objective_pct"], -row["accuracy_pct"], row["trial"]))
+    assert best["trial"] == expected["trial"]
+    assert best["trial"] in swept["front"]
+    assert swept["objective"] == "proven"
+    assert expected["objective_pct"] == expected["proven_t1_asr_pct"]
+    # the closed-form model obeys its patch, and this few steps of unlearning do something about it
+    assert swept["before"]["proven_t1_asr_pct"] > 90
+    assert best["final_before"]["proven_t1_asr_pct"] > 90
+    assert best["final_after"]["proven_t1_asr_pct"] < best["final_before"]["proven_t1_asr_pct"]
+    assert best["final_after"]["true_asr_pct"] == pytest.approx(best["final_after"]["proven_t1_asr_pct"], abs=5)
+    assert swept["counts"]["held_out"] + swept["counts"]["final"] == HELD_OUT
+    repaired = load_clip(ModelConfig(path=swept["checkpoint"]))
+    assert repaired.fingerprint != swept["suspect"]
+    page = Path(swept["report"]).read_text()
+    assert "diverged" in page
+    assert "<svg" in page
+
+
+def test_the_sweep_is_one_run_with_a_child_a_trial_and_a_registered_version(
+    swept: dict[str, Any], settings: SweepConfig
+) -> None:
+    client = MlflowClient(tracking_uri=settings.tracking.uri, registry_uri=settings.tracking.uri)
+    number = swept["registered"].rpartition("/")[2]
+    version = client.get_model_version("clipsan", number)
+    assert version.tags["clipsan.trial"] == str(swept["recommended"]["trial"])
+    assert version.tags["clipsan.suspect"] == swept["suspect"]
+    parent = client.get_run(version.run_id)
+    children = client.search_runs(
+        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{version.run_id}'", max_results=100
+    )
+    assert len(children) == len(RATES)
+    assert {child.data.params["settings.method.lr"] for child in children} == {str(rate) for rate in RATES}
+    assert "front.svg" in {file.path for file in client.list_artifacts(version.run_id)}
+
+
+def kill_in_the_middle(job: subprocess.Popen, trials: Path) -> bool:
+    """Kill a job with all of its processes once its second trial has begun to be measured."""
+    stop = time.monotonic() + WAIT_S
+    while time.monotonic() < stop and job.poll() is None:
+        if (trials / "0001" / "history.json").is_file():
+            for process in [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]:
+                try:
+                    process.send_signal(signal.SIGKILL)
+                except psutil.NoSuchProcess:
+                    continue
+            job.wait()
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_a_killed_sweep_goes_on_and_one_that_knows_no_truth_decides_the_same(
+    swept: dict[str, Any], settings: SweepConfig, tmp_path: Path
+) -> None:
+    blind = dataclasses.replace(settings, truth=None, out=str(tmp_path / "run"), tracking=TrackingConfig(enabled=False))
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(as_tree(blind)))
+    with (tmp_path / "log").open("wb") as log:
+        command = [sys.executable, "-m", "pipeline", "sweep", str(tmp_path / "sweep.yaml")]
+        job = subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log, start_new_session=True)
+        assert kill_in_the_middle(job, tmp_path / "run" / "trials"), (tmp_path / "log").read_text()
+    assert not (tmp_path / "run" / "summary.json").exists()
+    kept = (tmp_path / "run" / "trials" / "0000" / "history.json").stat().st_mtime_ns
+    found = run_sweep(blind)
+    assert (tmp_path / "run" / "trials" / "0000" / "history.json").stat().st_mtime_ns == kept
+    assert decisions(found) == decisions(swept)
+    assert all("true_asr_pct" not in row for row in found["rows"])
+    assert load_clip(ModelConfig(path=found["checkpoint"])).fingerprint == fingerprint(swept)
+
+
+def fingerprint(summary: dict[str, Any]) -> str:
+    return load_clip(ModelConfig(path=summary["checkpoint"])).fingerprint
+
+
+def decisions(summary: dict[str, Any]) -> tuple[Any, ...]:
+    """All that a sweep decides and measures but the truth and the clock."""
+    out = ("seconds", "true_asr_pct", "failures")
+    rows = [{name: value for name, value in row.items() if name not in out} for row in summary["rows"]]
+    return rows, summary["front"], summary["recommended"]["trial"]
+
+
+def test_the_objective_reads_no_figure_of_the_truth() -> None:
+    figures = {"accuracy_pct": 50.0, "proven_t1_asr_pct": 10.0, "proven_t2_asr_pct": 30.0, "resistivity": 0.9}
+    assert objective_pct(figures, "proven") == 20.0
+    assert objective_pct({**figures, "true_asr_pct": 99.0}, "proven") == 20.0
