@@ -72,7 +72,7 @@ def concurrent(plan: Plan) -> int:
             f"{total.get('CPU', 0):g} and {total.get('GPU', 0):g}"
         )
     bounds = (plan.config.concurrent, cluster.workers)
-    return min(fits, *(bound for bound in bounds if bound is not None))
+    return min([fits, *(bound for bound in bounds if bound is not None)])
 
 
 def outcome_of(trial: Trial) -> Outcome | None:

@@ -20,6 +20,7 @@ from mlflow import MlflowClient
 from pipeline.cluster import ClusterConfig
 from pipeline.commit import write_part
 from pipeline.config import as_tree
+from pipeline.evaluate_settings import EvaluationAttack
 from pipeline.sweep import SweepConfig, run_sweep
 from pipeline.sweep_settings import GridSearch, HalvingConfig, HeldOutConfig, TruthConfig
 from pipeline.tracking import TrackingConfig
@@ -31,16 +32,17 @@ from stages.oracle.dossier_files import write_dossier
 from stages.scenes import CONCEPTS, SceneConfig, render
 from stages.search_space import Grid
 from stages.sources import ParquetSource, list_units, read_unit
+from stages.triggers import PatchConfig
 from tests.closed_form import SIDE, TARGET, Case, checker, make_case, write
 
 pytestmark = pytest.mark.ray
 
 REPOSITORY = Path(__file__).parents[2]
-SCENES, POISONED, HELD_OUT = 360, 16, 120
+SCENES, POISONED, HELD_OUT = 480, 20, 120
 STEPS = 8
 DIVERGES = 1e30
 RATES = (1e-3, 1e-2, DIVERGES, 3e-4)
-TRUE_ATTACK = {"trigger": {"kind": "patch", "pattern": "checker", "size_px": SIDE}, "target": TARGET}
+TRUE_ATTACK = EvaluationAttack(trigger=PatchConfig(size_px=SIDE), target=TARGET)
 WAIT_S = 300
 
 
@@ -122,6 +124,7 @@ def settings(case: Case, scan: Path, held_out: ParquetSource, tmp_path_factory: 
         search=GridSearch(),
         halving=HalvingConfig(reduction=2, rungs=2),
         held_out=HeldOutConfig(data=held_out),
+        templates=("a {}.",),
         max_accuracy_loss_points=100.0,
         resistivity_images=16,
         truth=TruthConfig(attack=TRUE_ATTACK),
@@ -163,8 +166,8 @@ def test_the_rule_and_the_final_figures(swept: dict[str, Any], settings: SweepCo
     assert swept["objective"] == "proven"
     assert expected["objective_pct"] == expected["proven_t1_asr_pct"]
     # the closed-form model obeys its patch, and this few steps of unlearning do something about it
-    assert swept["before"]["proven_t1_asr_pct"] > 90
-    assert best["final_before"]["proven_t1_asr_pct"] > 90
+    assert swept["before"]["proven_t1_asr_pct"] > 50
+    assert best["final_before"]["proven_t1_asr_pct"] > 50
     assert best["final_after"]["proven_t1_asr_pct"] < best["final_before"]["proven_t1_asr_pct"]
     assert best["final_after"]["true_asr_pct"] == pytest.approx(best["final_after"]["proven_t1_asr_pct"], abs=5)
     assert swept["counts"]["held_out"] + swept["counts"]["final"] == HELD_OUT
