@@ -47,7 +47,7 @@ class Queue(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if not self._left:
-            return Searcher.FINISHED
+            return str(Searcher.FINISHED)
         number = self._left[0]
         if not self._done.issuperset(range(self._waits_for(number))):
             return None
@@ -69,7 +69,7 @@ class Queue(Searcher):
         """Nothing was kept."""
 
 
-class Halving(ASHAScheduler):  # type: ignore[misc]
+class Halving(ASHAScheduler):
     """Tune's ASHA, which writes down whom it stops and is told of the trials of an earlier run."""
 
     def __init__(self, settings: HalvingConfig, trials: Callable[[str], Trial]) -> None:

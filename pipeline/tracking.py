@@ -112,8 +112,9 @@ class Record:
 def data_input(source: SourceConfig, units: list[Unit], context: str) -> DataInput:
     """Return what MLflow is told of a data set."""
     digest = fingerprint(identity(source, units))[:DIGEST_LENGTH]
-    name = "/".join(Path(source.path).parts[-2:])
-    return DataInput(name=name, digest=digest, kind=source.kind, path=source.path, context=context)
+    paths = [source.path] if isinstance(source.path, str) else source.path
+    name = "/".join(Path(paths[0]).parts[-2:])
+    return DataInput(name=name, digest=digest, kind=source.kind, path=", ".join(paths), context=context)
 
 
 def log_run(
@@ -242,11 +243,13 @@ def _send(settings: TrackingConfig, record: Record, home: Path, parent: str | No
 
     above, _, parent_id = (parent or "").partition(" run ")
     uri = above or place(settings, home)
+    sent: list[str] = []
     with mlflow_log.forgiving(uri, home):
-        run_id = mlflow_log.send(replace(settings, uri=uri, parent=parent_id or settings.parent), record, home)
-        return f"{uri} run {run_id}"
-    sys.stderr.write(f"`clipsan log {home}` logs it later\n")
-    return None
+        sent.append(mlflow_log.send(replace(settings, uri=uri, parent=parent_id or settings.parent), record, home))
+    if not sent:
+        sys.stderr.write(f"`clipsan log {home}` logs it later\n")
+        return None
+    return f"{uri} run {sent[0]}"
 
 
 def _mark(root: Path) -> str | None:
