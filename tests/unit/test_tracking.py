@@ -118,7 +118,7 @@ def test_what_a_server_missed_is_logged_later_from_the_folder(
             "repair": top,
         }
         assert found["repair"].data.tags["clipsan.scan_run"] == found["scan"].info.run_id
-        (version,) = MlflowClient(uri).search_model_versions("name = 'clipsan'")
+        (version,) = MlflowClient(uri, uri).search_model_versions("name = 'clipsan'")
         assert version.tags["clipsan.method"] == "par"
         assert version.tags["clipsan.scan_run"] == found["scan"].info.run_id
         assert registered(f"{uri} run {version.run_id}") == "models:/clipsan/1"
