@@ -98,7 +98,9 @@ def test_the_poisoned_pairs_are_called_poisoned(scanned: Path, backdoored: Case)
 def test_every_examined_pair_has_its_claim_and_the_oracles_view(scanned: Path) -> None:
     summary = json.loads((scanned / "summary.json").read_text(encoding="utf-8"))
     verdicts = rows(scanned / "verdicts", ["claim", "oracle_view"])
-    assert summary["proof"]["examined"] == round(PROOF.budget * SCENES)
+    budget = round(PROOF.budget * SCENES)
+    # the proven claim is followed, to twice the budget at most
+    assert budget < summary["proof"]["examined"] <= 2 * budget
     assert sum(row["claim"] is not None for row in verdicts) == summary["proof"]["examined"]
     views = {row["oracle_view"] for row in verdicts}
     assert {"proven", None} <= views <= {"proven", "unsupported", "supported", "unclaimed", None}
