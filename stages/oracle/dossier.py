@@ -35,6 +35,11 @@ class Rate:
     trials: int
 
 
+def proves(flips: int, control_flips: int, trials: int) -> bool:
+    """Tell whether a trigger that flips so many held-out images, and its control so many, is proven."""
+    return 100 * flips >= MIN_FLIPS_PCT * trials and 100 * control_flips <= MAX_CONTROL_PCT * trials
+
+
 def rate(hits: np.ndarray, trials: np.ndarray) -> Rate:
     """Return the pooled rate of `hits [N]` in `trials [N]`, both whole numbers; what is resampled is the row.
 

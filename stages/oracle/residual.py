@@ -19,7 +19,7 @@ from scipy.fft import dctn, idctn
 
 from stages.evaluation.intervals import wilson
 from stages.oracle.disagreement import Suspect
-from stages.oracle.dossier import MAX_CONTROL_PCT, MIN_FLIPS_PCT, fill
+from stages.oracle.dossier import fill, proves
 from stages.oracle.regions import Region
 from stages.triggers.pixels import to_uint8
 
@@ -149,10 +149,7 @@ class ResidualProof:
     @property
     def proven(self) -> bool:
         """Whether the pattern flips and its control does not."""
-        return (
-            100 * self.flips >= MIN_FLIPS_PCT * self.trials
-            and 100 * self.control_flips <= MAX_CONTROL_PCT * self.trials
-        )
+        return proves(self.flips, self.control_flips, self.trials)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.fft import dctn
 
-from stages.evaluation.intervals import wilson
 from stages.oracle.disagreement import Suspect
-from stages.oracle.dossier import MAX_CONTROL_PCT, MIN_FLIPS_PCT
+from stages.oracle.dossier import proves
 from stages.oracle.residual import COARSE, LEAST_CLEAN, LEAST_GROUP
 from stages.oracle.spectrum import part, put
 
@@ -49,17 +48,9 @@ class TextureProof:
     """Held-out images that do not have the label anyway."""
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of the flip rate, fractions."""
-        return wilson(self.flips, self.trials)
-
-    @property
     def proven(self) -> bool:
         """Whether the band flips and its control does not."""
-        return (
-            100 * self.flips >= MIN_FLIPS_PCT * self.trials
-            and 100 * self.control_flips <= MAX_CONTROL_PCT * self.trials
-        )
+        return proves(self.flips, self.control_flips, self.trials)
 
 
 def prove_texture(

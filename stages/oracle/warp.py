@@ -13,9 +13,8 @@ import torch
 from torch.nn import functional as F
 
 from stages.clip_model import Clip
-from stages.evaluation.intervals import wilson
 from stages.oracle.disagreement import Suspect
-from stages.oracle.dossier import MAX_CONTROL_PCT, MIN_FLIPS_PCT
+from stages.oracle.dossier import proves
 from stages.triggers.pixels import to_uint8
 
 CONTROL_POINTS = 4
@@ -42,17 +41,9 @@ class WarpProof:
     """Images that do not have the label anyway."""
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of the flip rate, fractions."""
-        return wilson(self.flips, self.trials)
-
-    @property
     def proven(self) -> bool:
         """Whether the warp flips and its control does not."""
-        return (
-            100 * self.flips >= MIN_FLIPS_PCT * self.trials
-            and 100 * self.control_flips <= MAX_CONTROL_PCT * self.trials
-        )
+        return proves(self.flips, self.control_flips, self.trials)
 
 
 def prove_warp(clip: Clip, suspect: Suspect, claim: int, held_out: np.ndarray, *, seed: int) -> WarpProof:
