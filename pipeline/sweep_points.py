@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.sweep_settings import HalvingConfig, OptunaSearch
 from stages.pareto import Outcome
-from stages.search_space import Choice, Grid, LogUniform, Point, RandInt, Space, Uniform
+from stages.search_space import Choice, LogUniform, Point, RandInt, Space, Uniform
 
 
 def resources_of(halving: HalvingConfig | None, rungs: int) -> list[int]:
@@ -67,7 +67,7 @@ def propose(
     return {name: _decoded(space[name], found[name]) for name in space}
 
 
-def _distribution(dimension: Choice | Grid | Uniform | LogUniform | RandInt) -> Any:
+def _distribution(dimension: Choice | Uniform | LogUniform | RandInt) -> Any:
     from optuna import distributions
 
     match dimension:
@@ -80,10 +80,10 @@ def _distribution(dimension: Choice | Grid | Uniform | LogUniform | RandInt) -> 
     return distributions.CategoricalDistribution(range(len(dimension.values)))
 
 
-def _encoded(dimension: Choice | Grid | Uniform | LogUniform | RandInt, value: Any) -> Any:
+def _encoded(dimension: Choice | Uniform | LogUniform | RandInt, value: Any) -> Any:
     # by place, because Optuna takes 1, 1.0 and True for one category
-    return [repr(v) for v in dimension.values].index(repr(value)) if isinstance(dimension, Choice | Grid) else value
+    return [repr(v) for v in dimension.values].index(repr(value)) if isinstance(dimension, Choice) else value
 
 
-def _decoded(dimension: Choice | Grid | Uniform | LogUniform | RandInt, value: Any) -> Any:
-    return dimension.values[value] if isinstance(dimension, Choice | Grid) else value
+def _decoded(dimension: Choice | Uniform | LogUniform | RandInt, value: Any) -> Any:
+    return dimension.values[value] if isinstance(dimension, Choice) else value

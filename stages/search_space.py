@@ -17,32 +17,11 @@ Point = dict[str, Any]
 
 @config
 class Choice:
-    """One of some values, all equally likely."""
+    """One of some values, all equally likely; kind `grid` says that it is meant for a grid search, which takes all of them."""
 
-    kind: Literal["choice"] = "choice"
+    kind: Literal["choice", "grid"] = "choice"
     values: tuple[Value, ...]
-    """What is drawn from; a grid takes all of them."""
-
-    def __post_init__(self) -> None:
-        _check_values(self.values)
-
-    def draw(self, share: float) -> Value:
-        """Return the value at a share in [0, 1)."""
-        return self.values[int(share * len(self.values))]
-
-    @property
-    def ends(self) -> tuple[Value, ...]:
-        """Values that are tried for validity before anything runs."""
-        return self.values
-
-
-@config
-class Grid:
-    """Values that a grid search goes through, and that other searches draw from: a choice that says what it is for."""
-
-    kind: Literal["grid"] = "grid"
-    values: tuple[Value, ...]
-    """All of them, in order."""
+    """In order."""
 
     def __post_init__(self) -> None:
         _check_values(self.values)
@@ -122,8 +101,8 @@ class RandInt:
         return (self.low, self.high)
 
 
-Dimension = Annotated[Choice | Grid | Uniform | LogUniform | RandInt, pydantic.Discriminator("kind")]
-Space = Mapping[str, Choice | Grid | Uniform | LogUniform | RandInt]
+Dimension = Annotated[Choice | Uniform | LogUniform | RandInt, pydantic.Discriminator("kind")]
+Space = Mapping[str, Choice | Uniform | LogUniform | RandInt]
 """Setting, as a dotted path -> what it may be."""
 
 
@@ -140,7 +119,7 @@ def grid_points(space: Space) -> list[Point]:
         ValueError: a setting is a range; a grid needs a list of values.
     """
     for name, dimension in space.items():
-        if not isinstance(dimension, Choice | Grid):
+        if not isinstance(dimension, Choice):
             raise ValueError(
                 f"{name}: a grid search needs kind grid or choice, with values; {dimension.kind} is a range"
             )

@@ -17,8 +17,8 @@ from stages.oracle.residual import COARSE, LEAST_CLEAN, LEAST_GROUP
 from stages.oracle.spectrum import part, put
 
 EXCESS = 4.0
-"""Times the energy of other images from which on a component belongs to the trigger. A concept's own texture (pizza, fur)
-stays below in nearly all components; what it does have above flips nothing, see the README's table of proofs."""
+"""Times the energy of other images from which on a component belongs to the trigger. Of 86 groups of a clean model (43
+concepts, both sides) 31 have such components, concepts with a texture of their own; the nearest flips 24 of 118 images."""
 KEPT = 16
 """Textures that a trigger is shown and applied with."""
 

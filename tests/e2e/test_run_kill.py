@@ -1,14 +1,11 @@
 """kill -9 in the middle of `clipsan run`, while the repair trains: the same command ends as an undisturbed run does."""
 
 import json
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 
@@ -18,6 +15,7 @@ from pipeline.run_settings import RunConfig
 from stages.clip_model import ModelConfig, load_clip
 from tests.closed_form import TARGET, Case, make_case
 from tests.integration.test_run import story
+from tests.killing import kill_once
 
 pytestmark = pytest.mark.ray
 
@@ -41,18 +39,7 @@ def settings(case: Case, out: Path) -> RunConfig:
 def kill_in_the_repair(job: subprocess.Popen[bytes], out: Path) -> bool:
     """Kill a job with all of its processes once the repair has a checkpoint; tell whether it was in the middle."""
     progress = out / "repair" / "work" / "progress.json"
-    stop = time.monotonic() + WAIT_S
-    while time.monotonic() < stop and job.poll() is None:
-        if progress.is_file() and json.loads(progress.read_text())["checkpointed"] >= 1:
-            for process in [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]:
-                try:
-                    process.send_signal(signal.SIGKILL)
-                except psutil.NoSuchProcess:
-                    continue
-            job.wait()
-            return True
-        time.sleep(0.02)
-    return False
+    return kill_once(job, lambda: progress.is_file() and json.loads(progress.read_text())["checkpointed"] >= 1, WAIT_S)
 
 
 def result(out: Path) -> dict[str, Any]:

@@ -2,18 +2,15 @@
 
 import dataclasses
 import json
-import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import open_clip
 import pandas as pd
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -30,6 +27,7 @@ from stages.repair.unlearn import Unlearn
 from stages.sources import ParquetSource, WebDataset
 from tests.conftest import NOUNS, caption, picture, write_shards
 from tests.integration.test_train import kill_a_worker_after
+from tests.killing import kill_once
 from tests.unit.repair_scan import write_scan
 
 pytestmark = pytest.mark.ray
@@ -178,18 +176,7 @@ def test_a_killed_worker_costs_nothing(repaired: RepairResult, settings: RepairC
 
 def kill_after_two_epochs(job: subprocess.Popen, progress: Path) -> bool:
     """Kill a job with all of its processes after its second checkpoint; tell whether it was in the middle."""
-    stop = time.monotonic() + WAIT_S
-    while time.monotonic() < stop and job.poll() is None:
-        if progress.is_file() and json.loads(progress.read_text())["checkpointed"] >= 2:
-            for process in [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]:
-                try:
-                    process.send_signal(signal.SIGKILL)
-                except psutil.NoSuchProcess:
-                    continue
-            job.wait()
-            return True
-        time.sleep(0.02)
-    return False
+    return kill_once(job, lambda: progress.is_file() and json.loads(progress.read_text())["checkpointed"] >= 2, WAIT_S)
 
 
 def test_a_killed_job_goes_on_where_it_was(repaired: RepairResult, settings: RepairConfig, tmp_path: Path) -> None:

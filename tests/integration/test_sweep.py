@@ -2,15 +2,12 @@
 
 import dataclasses
 import json
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -34,6 +31,7 @@ from stages.search_space import Grid
 from stages.sources import ParquetSource, list_units, read_unit
 from stages.triggers import PatchConfig
 from tests.closed_form import SIDE, TARGET, Case, checker, make_case, write
+from tests.killing import kill_once
 
 pytestmark = pytest.mark.ray
 
@@ -197,18 +195,7 @@ def test_the_sweep_is_one_run_with_a_child_a_trial_and_a_registered_version(
 
 def kill_in_the_middle(job: subprocess.Popen, trials: Path) -> bool:
     """Kill a job with all of its processes once its second trial has begun to be measured."""
-    stop = time.monotonic() + WAIT_S
-    while time.monotonic() < stop and job.poll() is None:
-        if (trials / "0001" / "history.json").is_file():
-            for process in [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]:
-                try:
-                    process.send_signal(signal.SIGKILL)
-                except psutil.NoSuchProcess:
-                    continue
-            job.wait()
-            return True
-        time.sleep(0.02)
-    return False
+    return kill_once(job, (trials / "0001" / "history.json").is_file, WAIT_S)
 
 
 def test_a_killed_sweep_goes_on_and_one_that_knows_no_truth_decides_the_same(

@@ -11,7 +11,6 @@ from pipeline.config import ConfigError, validate
 from stages.search_space import (
     Choice,
     Dimension,
-    Grid,
     LogUniform,
     RandInt,
     Uniform,
@@ -56,7 +55,7 @@ def test_settings_do_not_move_together():
 
 
 def test_a_grid_is_every_combination_in_order():
-    space = {"a": Grid(values=(1, 2, 3)), "b": Choice(values=("x", "y"))}
+    space = {"a": Choice(kind="grid", values=(1, 2, 3)), "b": Choice(values=("x", "y"))}
     expected = [{"a": a, "b": b} for a, b in itertools.product((1, 2, 3), ("x", "y"))]
     assert grid_points(space) == expected
 
