@@ -27,7 +27,7 @@ from stages.evaluation.exam import objective_pct
 from stages.oracle.dossier import Cutout, Dossier, Place, Rate
 from stages.oracle.dossier_files import write_dossier
 from stages.scenes import CONCEPTS, SceneConfig, render
-from stages.search_space import Grid
+from stages.search_space import Choice
 from stages.sources import ParquetSource, list_units, read_unit
 from stages.triggers import PatchConfig
 from tests.closed_form import SIDE, TARGET, Case, checker, make_case, write
@@ -118,7 +118,7 @@ def settings(case: Case, scan: Path, held_out: ParquetSource, tmp_path_factory: 
             "steps": STEPS,
             "classes": list(CONCEPTS),
         },
-        space={"method.lr": Grid(values=RATES)},
+        space={"method.lr": Choice(kind="grid", values=RATES)},
         search=GridSearch(),
         halving=HalvingConfig(reduction=2, rungs=2),
         held_out=HeldOutConfig(data=held_out),
