@@ -26,8 +26,8 @@ from stages.oracle.regions import from_runs, iou
 from tests.benchmarks import photos
 from tests.benchmarks.figures import ORACLE_COMMANDS
 from tests.benchmarks.results import Row, record
+from tests.benchmarks.zoo import REGIMES, cell_home, cell_names
 
-CELLS = Path("runs/zoo/common/cells")
 RUNS = Path("runs/proof")
 ORACLE = "superpixels"
 TRAIN = "$CLIPSAN_ASSETS/tiny-imagenet20-train-*.parquet"
@@ -48,12 +48,14 @@ class Truth:
 
 def cells() -> list[str]:
     """Return the cells whose models are there."""
-    return sorted(path.parent.parent.name for path in (photos.ROOT / CELLS).glob("*/train/checkpoint"))
+    return sorted(
+        path.parent.parent.name for path in (photos.ROOT / REGIMES["common"].out).glob("cells/*/train/checkpoint")
+    )
 
 
 def arguments(cell: str) -> list[str]:
     """Return the scan of a cell."""
-    home = CELLS / cell
+    home = cell_home(cell)
     clean = not (photos.ROOT / home / "poison").exists()
     given = (
         ["data=labelled-parquet", f"data.path={TRAIN}"]
@@ -70,7 +72,7 @@ def arguments(cell: str) -> list[str]:
 
 def read_truth(cell: str) -> Truth:
     """Return the manifest of a cell; of a clean one, that nothing is poisoned."""
-    path = photos.ROOT / CELLS / cell / "poison" / "manifest.parquet"
+    path = photos.ROOT / cell_home(cell) / "poison" / "manifest.parquet"
     if not path.exists():
         return Truth(frozenset(), None, {})
     rows = pq.read_table(path).to_pylist()
@@ -97,7 +99,7 @@ def row_of(cell: str) -> Row:
     root = photos.ROOT / RUNS / cell
     summary, truth = read_summary(root), read_truth(cell)
     proof = summary["proof"]
-    attack, _, seed = cell.rpartition("-s")
+    names = cell_names(cell)
     found = read_folder(root / "verdicts", ["uid", "verdict", "reasons"])
     evidence = read_folder(root / "evidence", ["uid", "proven", "mask_runs", "mask_height", "mask_width"])
     poisoned = {row["uid"] for row in found if row["verdict"] == "poisoned"}
@@ -112,10 +114,10 @@ def row_of(cell: str) -> Row:
     ious = sorted(_ious(evidence, truth))
     pairs = summary["counts"]["pairs_in"]
     return {
-        "set": "tiny-imagenet20",
+        "set": ", ".join((names["data"], *cell.split("/")[:-1])),
         "oracle": ORACLE,
-        "attack": attack,
-        "seed": int(seed),
+        "attack": names["attack"],
+        "seed": names["seed"],
         "pairs": pairs,
         "poisoned": len(truth.uids),
         "examined": proof["examined"],

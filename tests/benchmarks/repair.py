@@ -3,10 +3,11 @@
     python -m tests.benchmarks.repair                          every method on every attack that has been proven
     python -m tests.benchmarks.repair patch-s0 sig-s0          on some
     python -m tests.benchmarks.repair patch-s0 --methods par   with some
+    python -m tests.benchmarks.repair vit/patch-s0 --methods none finetune par rvpt    on a ViT, which RVPT needs
     python -m tests.benchmarks.repair --commands               the commands alone
     python -m tests.benchmarks.repair --store                  store the figures of what has run
 
-The suspect models are those of `python -m tests.benchmarks.zoo common`, the scans those of `python -m tests.benchmarks.proof`;
+The suspect models are those of `python -m tests.benchmarks.zoo common vit`, the scans those of `python -m tests.benchmarks.proof`;
 both come first. All methods have the same 2,500 clean pairs of the 10,000 (a quarter: a defender seldom has all) and the
 settings below, found on `patch-s0` alone; EftCLIP and unlearn have the scan besides, which knows nothing of the attack. Each
 repair and each evaluation is a command of clipsan with a run folder below runs/repair/; what has finished is not run again.
@@ -24,8 +25,8 @@ from pipeline.run_folder import read_summary
 from tests.benchmarks import photos
 from tests.benchmarks.figures import rounded
 from tests.benchmarks.results import Row, record
+from tests.benchmarks.zoo import cell_home, cell_names
 
-CELLS = Path("runs/zoo/common/cells")
 SCANS = Path("runs/proof")
 RUNS = Path("runs/repair")
 COMMAND = "python -m tests.benchmarks.repair"
@@ -37,7 +38,6 @@ SHOWN = (
     "rebound_asr_pct",
     "rebound_clean_accuracy_pct",
 )
-MODEL = "resnet10t-64, poisoned by fine-tuning"
 NONE = "none"
 
 PAIRS = "pairs=2500"
@@ -50,11 +50,13 @@ METHODS: dict[str, list[str]] = {
         "method.schedule={kind: cosine_warmup, warmup_steps: 10}",
     ],
     "par": [PAIRS, "method.epochs=6", "method.batch_size=128", "method.lr=1e-4", "method.tau=auto"],
+    "rvpt": ["method.epochs=50", "method.first_block=1", "method.tokens=10"],
     "eftclip": ["method.epochs=4", "method.batch_size=64", "method.lr=3e-4"],
     "unlearn": [PAIRS],
 }
 """Method -> what differs from conf/repair/. The published rates are those of pretrained models that a small one, trained with
 2e-3, hardly notices (see `clipsan evaluate`'s rebound)."""
+VIT = "vit/"
 FROM_SCAN = ("eftclip", "unlearn")
 """These learn from the scan."""
 
@@ -68,7 +70,7 @@ def cells() -> list[str]:
     found = []
     for path in sorted((photos.ROOT / SCANS).glob("*/summary.json")):
         cell = path.parent.name
-        if (photos.ROOT / CELLS / cell / "poison").exists() and read_summary(path.parent)["proof"]["triggers"]:
+        if (photos.ROOT / cell_home(cell) / "poison").exists() and read_summary(path.parent)["proof"]["triggers"]:
             found.append(cell)
     return found
 
@@ -78,7 +80,7 @@ def steps(cell: str, method: str) -> Iterator[tuple[Path, list[str]]]:
     if method == NONE:  # the zoo has measured it
         return
     out = RUNS / cell / method
-    model = CELLS / cell / "train" / "checkpoint"
+    model = cell_home(cell) / "train" / "checkpoint"
     scan = [f"scan={SCANS / cell}"] if method in FROM_SCAN else []
     data = [] if method == "eftclip" else TRAIN
     yield (
@@ -88,16 +90,18 @@ def steps(cell: str, method: str) -> Iterator[tuple[Path, list[str]]]:
             *(f"out={out}/repair", "register=null", "cluster.workers=1"),
         ],
     )
-    model = out / "repair" / "checkpoint"
+    repaired = [f"model.path={out}/repair/checkpoint"]
+    if method == "rvpt":
+        repaired = [f"model.path={model}", f"model.adapter={out}/repair/adapter"]
     yield (
         out / "evaluate",
-        ["evaluate", *TEST, f"model.path={model}", *_as_before(cell), f"out={out}/evaluate", "cluster.workers=1"],
+        ["evaluate", *TEST, *repaired, *_as_before(cell), f"out={out}/evaluate", "cluster.workers=1"],
     )
 
 
 def _as_before(cell: str) -> list[str]:
     """Return the attack and the benign steps with which the zoo measured the suspect model."""
-    record = yaml.safe_load((photos.ROOT / CELLS / cell / "evaluate" / "run.yaml").read_text(encoding="utf-8"))
+    record = yaml.safe_load((photos.ROOT / cell_home(cell) / "evaluate" / "run.yaml").read_text(encoding="utf-8"))
     attack, rebound = record["config"]["attack"], record["config"]["rebound"]
     rebound["data"]["path"] = "$CLIPSAN_ASSETS/" + Path(rebound["data"]["path"]).name
     return [f"attack={json.dumps(attack)}", f"rebound={json.dumps(rebound)}"]
@@ -106,14 +110,13 @@ def _as_before(cell: str) -> list[str]:
 def row_of(cell: str, method: str) -> Row | None:
     """Return the figures of one row; None where it has not been measured."""
     home = photos.ROOT / RUNS / cell / method
-    before = photos.ROOT / CELLS / cell / "evaluate"
+    before = photos.ROOT / cell_home(cell) / "evaluate"
     measured = before if method == NONE else home / "evaluate"
     if not (measured / "summary.json").exists():
         return None
-    attack, _, seed = cell.rpartition("-s")
     evaluation = read_summary(measured)["evaluation"]
     shown = {name: value for name, value in rounded(evaluation).items() if name.removesuffix("_ci95") in SHOWN}
-    row: Row = {"data": "tiny-imagenet20", "attack": attack, "seed": int(seed), "method": method, "model": MODEL}
+    row: Row = {**cell_names(cell), "method": method}
     if method == NONE:
         return {**row, **shown}
     summary = read_summary(home / "repair")
@@ -137,7 +140,12 @@ def main() -> int:
     parser.add_argument("--commands", action="store_true", help="print the commands and run nothing")
     parser.add_argument("--store", action="store_true", help="store the figures of what has run and run nothing")
     options = parser.parse_args()
-    chosen = [(cell, method) for cell in options.cells or cells() for method in options.methods]
+    chosen = [
+        (cell, method)
+        for cell in options.cells or cells()
+        for method in options.methods
+        if method != "rvpt" or cell.startswith(VIT)
+    ]
     if options.commands:
         for cell, method in chosen:
             for _, arguments in steps(cell, method):

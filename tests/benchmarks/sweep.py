@@ -25,8 +25,9 @@ import yaml
 
 from pipeline.run_folder import read_summary
 from tests.benchmarks import photos
-from tests.benchmarks.repair import CELLS, MODEL, SCANS, cells
+from tests.benchmarks.repair import SCANS, cells
 from tests.benchmarks.results import Row, record
+from tests.benchmarks.zoo import cell_home, cell_names
 
 RUNS = Path("runs/sweep")
 COMMAND = "python -m tests.benchmarks.sweep"
@@ -58,7 +59,11 @@ def steps(cell: str, method: str, seed: int) -> list[tuple[Path, list[str]]]:
             (
                 out,
                 [
-                    *("sweep", f"repair.model.path={CELLS / cell / 'train' / 'checkpoint'}", f"repair.method={method}"),
+                    *(
+                        "sweep",
+                        f"repair.model.path={cell_home(cell) / 'train' / 'checkpoint'}",
+                        f"repair.method={method}",
+                    ),
                     *("repair.method.batch_size=128", f"repair.steps={STEPS}", f"repair.pairs={PAIRS}"),
                     *("repair.data=labelled-parquet", f"repair.data.path={TRAIN}", f"repair.scan={SCANS / cell}"),
                     *(f"repair.classes={photos.RUNS}/classes.yaml", f"templates={photos.TEMPLATES}"),
@@ -80,7 +85,7 @@ def home(cell: str, method: str, seed: int) -> Path:
 
 def _attack(cell: str) -> dict[str, Any]:
     """Return the attack as the zoo measured it."""
-    path = photos.ROOT / CELLS / cell / "evaluate" / "run.yaml"
+    path = photos.ROOT / cell_home(cell) / "evaluate" / "run.yaml"
     attack: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))["config"]["attack"]
     return attack
 
@@ -96,18 +101,16 @@ def row_of(cell: str, method: str, seed: int) -> Row | None:
     if not all((folder / "summary.json").exists() for folder in folders):
         return None
     grid, asha = (read_summary(folder) for folder in folders)
-    attack, _, model_seed = cell.rpartition("-s")
+    names = cell_names(cell)
     whole = [row for row in grid["rows"] if row["state"] == "finished"]
     kept = [row["true_asr_pct"] for row in whole if row["accuracy_loss_points"] <= MAX_LOSS]
     found, of_grid = _recommended(asha), _recommended(grid)
     best = min(kept, default=None)
     asr = None if found is None else found["true_asr_pct"]
     return {
-        "data": "tiny-imagenet20",
-        "attack": attack,
+        **names,
+        "model_seed": names["seed"],
         "method": method,
-        "model": MODEL,
-        "model_seed": int(model_seed),
         "seed": seed,
         "trials": len(grid["rows"]),
         "steps": STEPS,

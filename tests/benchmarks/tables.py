@@ -95,7 +95,7 @@ FLAGGED = (
     Column("of these poisoned", "flagged_poisoned"),
 )
 
-ZOO = (Column("data", "data"), *ATTACK)
+ZOO = (Column("data", "data"), Column("image tower", "tower"), *ATTACK)
 
 SECTIONS = {
     "zoo": Section(

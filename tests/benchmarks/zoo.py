@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.zoo common              20 concepts, 500 photos of the target
     python -m tests.benchmarks.zoo rare                200 concepts, 74 photos of the target
+    python -m tests.benchmarks.zoo vit                 common, with a ViT
     python -m tests.benchmarks.zoo common --commands   the commands alone
     python -m tests.benchmarks.zoo common --store      store the figures of what has run
 
@@ -30,7 +31,8 @@ from tests.benchmarks.figures import PHOTO_COMMANDS, WHOLE_SCAN
 from tests.benchmarks.results import Row, record
 
 COMMAND = "python -m tests.benchmarks.zoo"
-MODEL = "resnet10t-64, poisoned by fine-tuning"
+FINE_TUNED = ", poisoned by fine-tuning"
+"""Ends the names of the zoo's models in the tables."""
 RUNS = Path("runs/zoo")
 
 
@@ -48,12 +50,18 @@ class Regime:
     base_run: Path
     base_epochs: int
     classes: Path
+    model: str = "resnet10t-64"
+    """Of conf/model/."""
     patch: Path | None = None
     """Where BadCLIP's patch is made, if the matrix has it."""
 
     @property
     def out(self) -> Path:
         return RUNS / self.name
+
+    @property
+    def shown(self) -> str:
+        return self.model + FINE_TUNED
 
 
 REGIMES = {
@@ -79,13 +87,38 @@ REGIMES = {
         classes=RUNS / "classes-200.yaml",
         patch=RUNS / "badclip-200" / "0.14",
     ),
+    "vit": Regime(
+        name="vit",
+        data="tiny-imagenet20",
+        train="$CLIPSAN_ASSETS/tiny-imagenet20-train-*.parquet",
+        base="$CLIPSAN_ASSETS/tiny-imagenet20-train-*.parquet",
+        test="$CLIPSAN_ASSETS/tiny-imagenet20-val.parquet",
+        base_run=RUNS / "base-vit" / "train",
+        base_epochs=16,
+        classes=Path("runs/photos/classes.yaml"),
+        model="vit-64",
+    ),
 }
+
+
+def cell_home(cell: str) -> Path:
+    """Return the folder of a cell, named ATTACK-sSEED, which is one of common, or REGIME/ATTACK-sSEED."""
+    regime, _, name = cell.rpartition("/")
+    return REGIMES[regime or "common"].out / "cells" / name
+
+
+def cell_names(cell: str) -> Row:
+    """Return what names a cell in a table."""
+    regime, _, name = cell.rpartition("/")
+    attack, _, seed = name.rpartition("-s")
+    chosen = REGIMES[regime or "common"]
+    return {"data": chosen.data, "attack": attack, "seed": int(seed), "model": chosen.shown}
 
 
 def steps(regime: Regime) -> Iterator[tuple[Path, list[str]]]:
     """Yield (run folder, arguments of clipsan), in order."""
-    model = [*photos.TRAINING]
-    model[model.index("epochs=12")] = f"epochs={regime.base_epochs}"
+    given = (f"model.config=conf/model/{regime.model}.json", f"epochs={regime.base_epochs}")
+    model = [*given, *(argument for argument in photos.TRAINING if not argument.startswith(("model.", "epochs=")))]
     yield (
         regime.base_run,
         ["train", "data=labelled-parquet", f"data.path={regime.base}", *model, f"out={regime.base_run}"],
@@ -155,7 +188,7 @@ def cell(regime: Regime, row: Mapping[str, Any]) -> Row:
         "data": regime.data,
         "attack": row["attack"],
         "rate_pct": row["rate_pct"] or 0.0,
-        "model": MODEL,
+        "model": regime.shown,
         "seed": row["seed"],
         "control": row["control"],
         "admitted": bool(row["admitted"]),

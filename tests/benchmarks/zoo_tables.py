@@ -5,7 +5,7 @@ from statistics import fmean
 
 from tests.benchmarks.figures import WHOLE_SCAN
 from tests.benchmarks.results import Row
-from tests.benchmarks.zoo import MODEL
+from tests.benchmarks.zoo import FINE_TUNED
 
 DETECTORS = (
     "ensemble",
@@ -22,14 +22,19 @@ DETECTORS = (
 
 
 def of_zoo(rows: list[Row]) -> list[Row]:
-    """Return the rows of the zoo, attacks before controls."""
-    found = [row for row in rows if row["model"] == MODEL]
-    return sorted(found, key=lambda row: (str(row["data"]), bool(row["control"]), str(row["attack"]), row["seed"]))
+    """Return the rows of the zoo with the image tower beside the model, attacks before controls."""
+    found = [{**row, "tower": str(row["model"]).removesuffix(FINE_TUNED)} for row in rows if _in_zoo(row)]
+    names = ("data", "tower", "attack")
+    return sorted(found, key=lambda row: (bool(row["control"]), *(str(row[name]) for name in names), row["seed"]))
 
 
 def not_of_zoo(rows: list[Row]) -> list[Row]:
     """Return the rows of other benchmarks."""
-    return [row for row in rows if row["model"] != MODEL]
+    return [row for row in rows if not _in_zoo(row)]
+
+
+def _in_zoo(row: Row) -> bool:
+    return str(row["model"]).endswith(FINE_TUNED)
 
 
 def attacks(rows: list[Row]) -> list[Row]:
@@ -55,7 +60,7 @@ def matrix(figure: str, *, controls: bool) -> Callable[[list[Row]], list[Row]]:
         for row in of_zoo(rows):
             wanted = row["admitted"] or (controls and row["control"])
             if wanted and row["detector"] != WHOLE_SCAN:
-                cells.setdefault((row["data"], row["attack"], row["rate_pct"]), []).append(row)
+                cells.setdefault((row["data"], row["tower"], row["attack"], row["rate_pct"]), []).append(row)
         return [_pivot(found, figure) for found in cells.values()]
 
     return choose
@@ -63,7 +68,7 @@ def matrix(figure: str, *, controls: bool) -> Callable[[list[Row]], list[Row]]:
 
 def _pivot(rows: list[Row], figure: str) -> Row:
     seeds = {row["seed"] for row in rows}
-    made: Row = {name: rows[0][name] for name in ("data", "attack", "rate_pct", "model")} | {"seeds": len(seeds)}
+    made: Row = {name: rows[0][name] for name in ("data", "tower", "attack", "rate_pct")} | {"seeds": len(seeds)}
     for detector in DETECTORS:
         values = [row[figure] for row in rows if row["detector"] == detector]
         known = [float(value) for value in values if isinstance(value, int | float)]
