@@ -16,8 +16,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/clipsan demo
 
+# Two processes: one has the tests that use Ray, the other the rest.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations 15
 
 lint: setup
 	$(BIN)/ruff check .
