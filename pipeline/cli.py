@@ -13,6 +13,7 @@ VERBS = {
     "train": "train or fine-tune a CLIP on pairs",
     "repair": "repair a suspect checkpoint: fine-tune, CleanCLIP, PAR, RVPT, EftCLIP, or unlearn what a scan flags",
     "sweep": "search a repair's settings with Ray Tune, without knowing the attack: Pareto front and a recommended model",
+    "sweep-detectors": "search the detectors' settings with Ray Tune on a scan's embeddings, by the pairs that it has proven",
     "evaluate": "zero-shot accuracy, ASR and accuracy under trigger of a model",
     "run": "the whole story for a batch queue: scan, clean copy, repair, figures before and after, report, registry",
     "trigger": "make the optimised patch of BadCLIP on a clean model",
@@ -56,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(module: str) -> Callable[..., int]:
     # Ray and torch take seconds to import, and only the verb's own module needs them.
-    command: Callable[..., int] = import_module(module).command
+    command: Callable[..., int] = import_module(module.replace("-", "_")).command
     return command
 
 

@@ -5,6 +5,8 @@ Only names and small records travel between processes; bytes are read, and resul
 
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 from pipeline.cluster import ClusterConfig, PoolConfig
@@ -19,6 +21,23 @@ class Work(Protocol):
     def run(self, piece: Any) -> Row:
         """Do one piece; return a small record with at least `pairs`, and `errors` where pairs can fail."""
         ...
+
+
+_HERE: ContextVar[bool] = ContextVar("_HERE", default=False)
+
+
+@contextmanager
+def in_this_process() -> Iterator[None]:
+    """Do the pieces of every pass here, one after the other.
+
+    For what runs in a worker of Ray: passes inside a worker would ask for CPUs beside the one that it holds, and with all of
+    them held by such workers wait for ever.
+    """
+    before = _HERE.set(True)
+    try:
+        yield
+    finally:
+        _HERE.reset(before)
 
 
 def run_pass(
@@ -47,6 +66,10 @@ def run_pass(
         ordered: yield in the order of `pieces` (for sums whose rounding must not depend on timing).
     """
     if not pieces:
+        return
+    if _HERE.get():
+        worker = work(*args)
+        yield from (worker.run(piece) for piece in pieces)
         return
     import ray
     from ray.data import DataContext
