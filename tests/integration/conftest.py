@@ -8,19 +8,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import (
-    pixels,
-    poison,
-    prove,
-    prove_repair_set,
-    rewrite,
-    run,
-    scan,
-    scan_output,
-    scan_passes,
-    scan_statistics,
-)
+from pipeline import poison, run, scan
 from pipeline.cluster import ClusterConfig
+from pipeline.passes import in_this_process
 from pipeline.scan import ScanConfig, make_plan, run_scan
 from pipeline.tracking import TrackingConfig
 from stages.clip_model import ModelConfig
@@ -31,18 +21,12 @@ BUDGET = 0.1
 
 
 @pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Do the pieces of every pass here, one after the other: the same work without Ray's seconds."""
-
-    def run_pass(name: str, pieces: Any, work: Any, args: tuple, **_: Any) -> Iterator[dict]:
-        worker = work(*args) if pieces else None
-        yield from (worker.run(piece) for piece in pieces)
-
-    passes = (pixels, poison, prove, prove_repair_set, rewrite, scan, scan_output, scan_passes, scan_statistics)
-    for module in passes:
-        monkeypatch.setattr(module, "run_pass", run_pass)
     for module in (poison, run, scan):
         monkeypatch.setattr(module, "ray_session", lambda _: nullcontext())
+    with in_this_process():
+        yield
 
 
 def scan_settings(data: SourceConfig, model: Path, out: Path, **changes: Any) -> ScanConfig:
