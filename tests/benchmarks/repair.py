@@ -42,16 +42,16 @@ NONE = "none"
 
 PAIRS = "pairs=2500"
 METHODS: dict[str, list[str]] = {
-    "finetune": [PAIRS, "method.epochs=4", "method.batch_size=128", "method.lr=3e-4"],
-    "cleanclip": [PAIRS, "method.epochs=4", "method.batch_size=128", "method.lr=3e-4"],
+    "finetune": [PAIRS, "method.epochs=6", "method.batch_size=128", "method.lr=3e-3"],
+    "cleanclip": [PAIRS, "method.epochs=6", "method.batch_size=128", "method.lr=3e-3"],
     "cleanclip-supervised": [
         PAIRS,
-        *("method.epochs=4", "method.batch_size=128", "method.lr=3e-4"),
+        *("method.epochs=6", "method.batch_size=128", "method.lr=3e-3"),
         "method.schedule={kind: cosine_warmup, warmup_steps: 10}",
     ],
-    "par": [PAIRS, "method.epochs=6", "method.batch_size=128", "method.lr=1e-4", "method.tau=auto"],
+    "par": [PAIRS, "method.epochs=6", "method.batch_size=128", "method.lr=3e-4", "method.tau=auto"],
     "rvpt": ["method.epochs=50", "method.first_block=1", "method.tokens=10"],
-    "eftclip": ["method.epochs=4", "method.batch_size=64", "method.lr=3e-4"],
+    "eftclip": ["method.epochs=6", "method.batch_size=64", "method.lr=1e-3"],
     "unlearn": [PAIRS],
 }
 """Method -> what differs from conf/repair/. The published rates are those of pretrained models that a small one, trained with
