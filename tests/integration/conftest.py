@@ -11,13 +11,33 @@ import pytest
 from pipeline import poison, run, scan
 from pipeline.cluster import ClusterConfig
 from pipeline.passes import in_this_process
+from pipeline.prove import ProofConfig
 from pipeline.scan import ScanConfig, make_plan, run_scan
 from pipeline.tracking import TrackingConfig
 from stages.clip_model import ModelConfig
-from stages.sources import SourceConfig
-from stages.verdicts import BudgetDecision
+from stages.oracle import SuperpixelsConfig
+from stages.sources import ParquetSource, SourceConfig
+from stages.verdicts import BudgetDecision, ThresholdDecision
+from tests.closed_form import Case, make_case
 
 BUDGET = 0.1
+SCENES, POISONED = 1200, 40
+"""Of the backdoored set."""
+PROOF = ProofConfig(budget=0.1, held_out=192, groups=2, group_size=100)
+
+
+@pytest.fixture(scope="session")
+def backdoored(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """A set with a patch on POISONED of its SCENES pairs, and a model with that backdoor."""
+    return make_case(tmp_path_factory.mktemp("backdoored"), scenes=SCENES, poisoned=POISONED)
+
+
+@pytest.fixture(scope="session")
+def scanned(backdoored: Case, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
+    """Run folder of a scan of that set, on two workers, that proves the patch and writes the clean copy."""
+    out = tmp_path_factory.mktemp("scanned") / "run"
+    scan_case(backdoored, out, oracle=SuperpixelsConfig(), proof=PROOF, write=["clean"])
+    return out
 
 
 @pytest.fixture
@@ -50,3 +70,13 @@ def scan_now(data: SourceConfig, model: Path, out: Path, **changes: Any) -> dict
 def part_bytes(folder: Path) -> dict[str, bytes]:
     """Return every part below a folder: relative path -> content."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("part-*.parquet"))}
+
+
+def scan_case(case: Case, out: Path, **changes: Any) -> dict[str, Any]:
+    """Scan a set of tests.closed_form; return the summary."""
+    return scan_now(pairs_of(case), case.checkpoint, out, **{"decision": ThresholdDecision()} | changes)
+
+
+def pairs_of(case: Case) -> ParquetSource:
+    """Return the data of a set of tests.closed_form."""
+    return ParquetSource(path=str(case.data / "*.parquet"), label="label", key="key")

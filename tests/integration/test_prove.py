@@ -18,36 +18,14 @@ from stages.oracle.dossier import Dossier, where
 from stages.oracle.dossier_files import read_dossiers
 from stages.oracle.regions import from_runs, iou
 from stages.sources import ParquetSource, list_units, read_unit
-from stages.verdicts import ThresholdDecision
 from tests.closed_form import SIDE, TARGET, Case, make_case
-from tests.integration.conftest import part_bytes, scan_now, scan_settings
+from tests.integration.conftest import POISONED, PROOF, SCENES, pairs_of, part_bytes, scan_case, scan_settings
 
 pytestmark = pytest.mark.ray
 
-SCENES, POISONED = 1200, 40
-PROOF = ProofConfig(budget=0.1, held_out=192, groups=2, group_size=100)
-
-
-def source(case: Case) -> ParquetSource:
-    return ParquetSource(path=str(case.data / "*.parquet"), label="label", key="key")
-
 
 def scan(case: Case, out: Path, **changes: Any) -> dict[str, Any]:
-    settings = {"oracle": SuperpixelsConfig(), "proof": PROOF, "decision": ThresholdDecision()} | changes
-    return scan_now(source(case), case.checkpoint, out, **settings)
-
-
-@pytest.fixture(scope="module")
-def backdoored(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    return make_case(tmp_path_factory.mktemp("backdoored"), scenes=SCENES, poisoned=POISONED)
-
-
-@pytest.fixture(scope="module")
-def scanned(backdoored: Case, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
-    """Run folder of a scan on two workers that also writes the clean copy."""
-    out = tmp_path_factory.mktemp("scanned") / "run"
-    scan(backdoored, out, write=["clean"])
-    return out
+    return scan_case(case, out, oracle=SuperpixelsConfig(), proof=PROOF, **changes)
 
 
 def rows(folder: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
@@ -167,7 +145,7 @@ def test_nothing_is_proven_on_the_clean_twin(tmp_path: Path, in_process: None) -
 def test_resources_that_no_node_has_are_refused_before_any_work(backdoored: Case, tmp_path: Path) -> None:
     proof = ProofConfig(pool=PoolConfig(resources={"oracle": 1}))
     settings = scan_settings(
-        source(backdoored), backdoored.checkpoint, tmp_path / "run", oracle=SuperpixelsConfig(), proof=proof
+        pairs_of(backdoored), backdoored.checkpoint, tmp_path / "run", oracle=SuperpixelsConfig(), proof=proof
     )
     with pytest.raises(ConfigError, match="private Ray"):
         make_plan(settings)

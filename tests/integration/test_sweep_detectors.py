@@ -16,45 +16,25 @@ from sklearn.metrics import average_precision_score
 from pipeline.cluster import ClusterConfig
 from pipeline.config import ConfigError, load
 from pipeline.passes import in_this_process
-from pipeline.prove import ProofConfig
 from pipeline.scan import ScanConfig
 from pipeline.sweep_detectors import DetectorSweepConfig, make_plan, run_sweep
 from pipeline.sweep_settings import GridSearch, RandomSearch
 from pipeline.tracking import TrackingConfig
-from stages.oracle import SuperpixelsConfig
 from stages.search_space import Choice, Uniform
-from stages.sources import ParquetSource
-from stages.verdicts import ThresholdDecision
-from tests.closed_form import TARGET, Case, make_case
-from tests.integration.conftest import scan_now
+from tests.closed_form import TARGET, Case
+from tests.integration.conftest import scan_case
 
 pytestmark = pytest.mark.ray
 
-SCENES, POISONED = 1200, 40
-PROOF = ProofConfig(budget=0.1, held_out=192, groups=2, group_size=100)
 SPACE = {
     "detectors.concept_spectral.directions": Choice(kind="grid", values=(1, 3)),
     "detectors.ensemble.silent_weight": Choice(kind="grid", values=(0.0, 0.9)),
 }
 
 
-def scan(case: Case, out: Path, **changes: Any) -> dict[str, Any]:
-    data = ParquetSource(path=str(case.data / "*.parquet"), label="label", key="key")
+def scan(case: Case, out: Path, **changes: Any) -> None:
     with in_this_process():
-        return scan_now(data, case.checkpoint, out, decision=ThresholdDecision(), **changes)
-
-
-@pytest.fixture(scope="module")
-def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    return make_case(tmp_path_factory.mktemp("backdoored"), scenes=SCENES, poisoned=POISONED)
-
-
-@pytest.fixture(scope="module")
-def scanned(case: Case, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
-    out = tmp_path_factory.mktemp("scanned") / "run"
-    summary = scan(case, out, oracle=SuperpixelsConfig(), proof=PROOF)
-    assert summary["counts"]["verdicts"]["poisoned"] >= 0.9 * POISONED
-    return out
+        scan_case(case, out, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +60,7 @@ def column(folder: Path, name: str) -> list[Any]:
 
 
 def test_a_trial_measures_what_a_scan_with_its_settings_gives(
-    swept: dict[str, Any], scanned: Path, case: Case, tmp_path: Path
+    swept: dict[str, Any], scanned: Path, backdoored: Case, tmp_path: Path
 ) -> None:
     assert swept["counts"] == {"trials": 4, "finished": 4, "failed": 0, "proven": swept["counts"]["proven"]}
     row = swept["rows"][1]
@@ -91,7 +71,7 @@ def test_a_trial_measures_what_a_scan_with_its_settings_gives(
         concept_spectral=dataclasses.replace(written.concept_spectral, directions=1),
         ensemble=dataclasses.replace(written.ensemble, silent_weight=0.9),
     )
-    scan(case, tmp_path / "again", detectors=chosen)
+    scan(backdoored, tmp_path / "again", detectors=chosen)
     proven = np.array(column(scanned / "verdicts", "verdict")) == "poisoned"
     assert swept["counts"]["proven"] == proven.sum()
     for name in ("ensemble", "concept_spectral"):
@@ -131,7 +111,7 @@ def test_every_trial_is_a_run_below_the_sweep(swept: dict[str, Any], settings: D
 
 
 def test_only_what_is_missing_runs_again_and_the_truth_decides_nothing(
-    swept: dict[str, Any], settings: DetectorSweepConfig, case: Case, tmp_path: Path
+    swept: dict[str, Any], settings: DetectorSweepConfig, backdoored: Case, tmp_path: Path
 ) -> None:
     home = Path(settings.out)
     kept = (home / "trials" / "0000" / "figures.json").stat().st_mtime_ns
@@ -139,7 +119,9 @@ def test_only_what_is_missing_runs_again_and_the_truth_decides_nothing(
     again = run_sweep(settings)
     assert (home / "trials" / "0000" / "figures.json").stat().st_mtime_ns == kept
     assert without_clock(again) == without_clock(swept)
-    uids = [uid for uid in column(Path(settings.scan) / "verdicts", "uid") if uid.rpartition("/")[2] in case.poisoned]
+    uids = [
+        uid for uid in column(Path(settings.scan) / "verdicts", "uid") if uid.rpartition("/")[2] in backdoored.poisoned
+    ]
     manifest = tmp_path / "manifest.parquet"
     pq.write_table(pa.table({"uid": uids}), manifest)
     told = dataclasses.replace(
@@ -155,7 +137,7 @@ def without_clock(summary: dict[str, Any]) -> tuple[Any, ...]:
     return json.dumps(rows, sort_keys=True), summary["recommended"]
 
 
-def test_what_cannot_be_swept_is_refused(settings: DetectorSweepConfig, case: Case, tmp_path: Path) -> None:
+def test_what_cannot_be_swept_is_refused(settings: DetectorSweepConfig, backdoored: Case, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no finished run"):
         make_plan(dataclasses.replace(settings, scan=str(tmp_path)))
     uniform = {"detectors.ensemble.silent_weight": Uniform(low=0.0, high=0.5)}
@@ -166,6 +148,6 @@ def test_what_cannot_be_swept_is_refused(settings: DetectorSweepConfig, case: Ca
         make_plan(dataclasses.replace(settings, space=wrong, search=RandomSearch(trials=1)))
     with pytest.raises(ValueError, match="begin with detectors"):
         dataclasses.replace(settings, space={"proof.budget": Choice(values=(0.1,))})
-    scan(case, tmp_path / "blind")
+    scan(backdoored, tmp_path / "blind")
     with pytest.raises(ConfigError, match="calls no pair poisoned"):
         make_plan(dataclasses.replace(settings, scan=str(tmp_path / "blind")))
