@@ -21,6 +21,7 @@ from pipeline.prove_passes import (
     DirectionWork,
     ExamineWork,
     GroupWork,
+    Hits,
     LabelWork,
     SweepWork,
     VerifyWork,
@@ -47,7 +48,7 @@ from stages.samples import Unit
 from stages.sources import SourceConfig
 from stages.stage import config
 
-PROOF_VERSION = 2
+PROOF_VERSION = 3
 """Raised when the code comes to give another result, so that old parts are refused and not mixed in."""
 
 
@@ -357,7 +358,7 @@ def _sweep(
     if not triggers:
         return None, ()
     folder = task.folder.root / "evidence" / "swept"
-    found: dict[int, dict[str, tuple[str, float]]] = {}
+    found: dict[int, dict[str, Hits]] = {}
     args = (triggers, findings.vocabulary, task.embeddings)
     for record in run_pass("sweep", task.parts, SweepWork, args, cluster=task.cluster, ordered=True):
         if record["candidates"]:

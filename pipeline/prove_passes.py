@@ -1,7 +1,8 @@
 """The passes that prove: what a worker does to a unit, to a group or to a trigger."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -256,20 +257,22 @@ class SweepWork:
     def run(self, piece: int) -> Row:
         table = read_part(self._embeddings, piece)
         members = self._vocabulary.members(table.column("caption").to_pylist()).tocsc()
-        best = np.full(table.num_rows, -np.inf)
-        which = np.full(table.num_rows, -1)
-        for number, (dossier, direction) in enumerate(self._triggers):
+        uids = table.column("uid").to_pylist()
+        found: dict[str, Hits] = {}
+        for dossier, direction in self._triggers:
             claims = np.zeros(table.num_rows, bool)
             for target in dossier.targets:
                 claims[members[:, self._vocabulary.names.index(target)].indices] = True
             score = score_table(direction, table) - direction.threshold
-            better = claims & (score >= 0) & (score > best)
-            best[better], which[better] = score[better], number
-        rows = np.flatnonzero(which >= 0)
-        uids = table.column("uid").take(rows).to_pylist()
-        found = {uid: (self._triggers[which[row]][0].id, float(best[row])) for uid, row in zip(uids, rows, strict=True)}
+            for row in np.flatnonzero(claims & (score >= 0)):
+                found.setdefault(uids[row], []).append((dossier.id, float(score[row])))
+        for hits in found.values():
+            hits.sort(key=lambda hit: -hit[1])
         return {"pairs": table.num_rows, "part": piece, "candidates": found}
 
+
+Hits = list[tuple[str, float]]
+"""Triggers that a pair looks as if it carried, and how far it lies beyond their thresholds; the farthest first."""
 
 SWEPT_SCHEMA = pa.schema(
     [
@@ -282,11 +285,22 @@ SWEPT_SCHEMA = pa.schema(
     ]
 )
 """One row a pair that the sweep back looked at: how far it lies beyond the trigger's threshold, p(target | picture), and
-p(target | picture without the trigger)."""
+p(target | picture without the trigger); of a pair that rests on none of its triggers the row of the likeliest."""
+
+
+def first_confirmed(hits: Hits, check: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """Return what `check` finds of the first trigger that a pair rests on, else of the likeliest; at least one hit is given."""
+    rows = ({"trigger_id": trigger, "score": score} | check(trigger) for trigger, score in hits)
+    likeliest = next(rows)
+    return likeliest if likeliest["confirmed"] else next((row for row in rows if row["confirmed"]), likeliest)
 
 
 class ConfirmWork:
-    """Pass 5 on pixels: whether a pair that looks as if it carries a trigger rests on it."""
+    """Pass 5 on pixels: whether a pair that looks as if it carries a trigger rests on it.
+
+    All triggers that it looks like are tried, the likeliest first: of a word that is the trigger each dossier may hold a letter,
+    and without one letter the others still work.
+    """
 
     def __init__(
         self,
@@ -307,15 +321,15 @@ class ConfirmWork:
         self._swept = swept
         self._mark = mark
 
-    def run(self, piece: tuple[Unit, dict[str, tuple[str, float]]]) -> Row:
+    def run(self, piece: tuple[Unit, dict[str, Hits]]) -> Row:
         unit, candidates = piece
         rows: list[dict[str, Any]] = []
         for pair in read_unit(self._source, unit):
             if pair.reject is None and pair.image is not None and pair.uid in candidates:
-                trigger, score = candidates[pair.uid]
                 pixels = self._clip.preprocess(decode(pair.image, self._max_pixels).rgb)
                 image = np.ascontiguousarray(pixels.numpy().transpose(1, 2, 0))
-                rows.append({"uid": pair.uid, "trigger_id": trigger, "score": score} | self._check(image, trigger))
+                check = partial(self._check, image)
+                rows.append({"uid": pair.uid} | first_confirmed(candidates[pair.uid], check))
         write_part(self._swept, unit.index, pa.Table.from_pylist(rows, schema=SWEPT_SCHEMA), self._mark)
         return {"pairs": len(rows)}
 
