@@ -7,8 +7,10 @@ ORDER = ("none", "finetune", "cleanclip", "cleanclip-supervised", "par", "rvpt",
 
 
 def by_attack(rows: list[Row]) -> list[Row]:
-    """Return the rows attack by attack, the suspect model first and clipsan's own repair last."""
-    return sorted(rows, key=lambda row: (str(row["attack"]), row["seed"], ORDER.index(str(row["method"]))))
+    """Return the rows attack by attack, the suspect model first and clipsan's own repair last; no attack without a repair."""
+    repaired = {(row["model"], row["attack"], row["seed"]) for row in rows if row["method"] != ORDER[0]}
+    shown = [row for row in rows if (row["model"], row["attack"], row["seed"]) in repaired]
+    return sorted(shown, key=lambda row: (str(row["attack"]), row["seed"], ORDER.index(str(row["method"]))))
 
 
 REPAIR = Section(
