@@ -188,9 +188,7 @@ def run_plan(plan: Plan) -> dict[str, Any]:
     """Run a checked plan, or what is left of it; see run_sweep."""
     started = time.monotonic()
     settings = plan.config
-    folder = open_run(
-        settings.out, verb="sweep-detectors", tree=as_tree(settings), mark=plan.mark, passes={"trials": 0}
-    )
+    folder = open_run(settings.out, verb="sweep-detectors", tree=as_tree(settings), mark=plan.mark, passes={})
     left = [trial for trial in plan.trials if trial.figures is None]
     if folder.summary.is_file() and not left:
         return read_summary(folder.root)
