@@ -43,6 +43,7 @@ def assets() -> Path:
     return folder
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook too
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep all tests that use Ray in one process, which has the one cluster; `make test` runs the others beside it."""
     for item in items:
