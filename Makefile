@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test test-ray test-rest lint clean
 
 setup: $(VENV)/.installed
 
@@ -16,9 +16,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/clipsan demo
 
-# Two processes: one has the tests that use Ray, the other the rest.
+# Side by side: the tests that use Ray wait for its processes much of the time.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations 15
+	$(MAKE) -j2 --output-sync=target VENV=$(VENV) test-ray test-rest
+
+test-ray test-rest: setup
+	$(BIN)/python -m pytest --durations 15 -m "$(if $(filter test-ray,$@),ray,not ray) and not slow"
 
 lint: setup
 	$(BIN)/ruff check .

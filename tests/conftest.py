@@ -43,14 +43,6 @@ def assets() -> Path:
     return folder
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook too
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep all tests that use Ray in one process, which has the one cluster; `make test` runs the others beside it."""
-    for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-
-
 @pytest.fixture(scope="session")
 def ray_cluster():
     """One private Ray for the whole session; verbs that start Ray join it."""
