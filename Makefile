@@ -18,7 +18,7 @@ demo: setup
 
 # Side by side: the tests that use Ray wait for its processes much of the time.
 test: setup
-	$(MAKE) -j2 --output-sync=target VENV=$(VENV) test-ray test-rest
+	$(MAKE) -j2 VENV=$(VENV) test-ray test-rest
 
 test-ray test-rest: setup
 	$(BIN)/python -m pytest --durations 15 -m "$(if $(filter test-ray,$@),ray,not ray) and not slow"
