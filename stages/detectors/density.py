@@ -8,7 +8,6 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-from scipy.stats import rankdata
 
 from stages.detectors.isolation import isolation_forest
 from stages.detectors.neighbours import Neighbours, nearest
@@ -131,6 +130,9 @@ def block_ranks(scores: np.ndarray) -> np.ndarray:
 
     Scores of different blocks are not comparable, ranks are.
     """
+    # a second to import, which every worker process of every other pass would pay
+    from scipy.stats import rankdata
+
     return np.asarray((rankdata(scores) - 0.5) / max(len(scores), 1), dtype=np.float64)
 
 

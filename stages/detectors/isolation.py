@@ -1,7 +1,6 @@
 """Isolation forest, refitted on every block as the published comparison does."""
 
 import numpy as np
-from sklearn.ensemble import IsolationForest
 
 TREES = 100
 """Trees of a forest, scikit-learn's default and that of the published comparison."""
@@ -14,5 +13,8 @@ def isolation_forest(image: np.ndarray, seed: int) -> np.ndarray:
     (specs/detection.md, section 1): rank them inside the block before a cut over blocks. The result depends on the
     order of the rows.
     """
+    # seconds to import, which every worker process of every other pass would pay
+    from sklearn.ensemble import IsolationForest
+
     forest = IsolationForest(n_estimators=TREES, random_state=seed, n_jobs=1)
     return np.asarray(-forest.fit(image).score_samples(image), dtype=np.float64)

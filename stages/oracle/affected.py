@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from scipy.stats import binom
+from scipy.special import bdtrc
 
 MIN_ACCEPTED = 5
 MIN_Z = 3.5
@@ -65,7 +65,7 @@ def affected_labels(evidence: pa.Table, labels: Iterable[str] = ()) -> tuple[Lab
 
 def _judge(name: str, examined: int, accepted: int, z: float, all_examined: int, all_accepted: float) -> LabelEvidence:
     prior = examined / all_examined if all_examined else 0.0
-    p_value = float(binom.sf(accepted - 1, int(all_accepted), prior)) if accepted else 1.0
+    p_value = float(bdtrc(accepted - 1, int(all_accepted), prior)) if accepted else 1.0
     return LabelEvidence(
         label=name,
         examined=examined,

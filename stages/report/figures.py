@@ -5,7 +5,6 @@ import io
 import numpy as np
 from PIL import Image
 from scipy.ndimage import binary_dilation
-from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 MAP_LIMIT = 2000
@@ -112,6 +111,9 @@ def embedding_map(vectors: np.ndarray, seed: int) -> np.ndarray:
         spread = start[:, 0].std()
         if count < SMALLEST_TSNE or spread < 1e-6:
             return start.astype(np.float32)
+        # seconds to import, and the workers that prove draw pictures too
+        from sklearn.manifold import TSNE
+
         layout = TSNE(
             n_components=2,
             perplexity=min(30.0, (count - 1) / 3),
