@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import yaml
 
 from pipeline import evaluate
 from pipeline.commit import fingerprint
@@ -16,7 +15,7 @@ from pipeline.evaluate_plan import EVALUATE_VERSION, read_classes
 from pipeline.pair_choice import CleanByScan, FlaggedByScan, Lookup, RepairSetRoles, class_index
 from pipeline.repair_settings import RepairConfig
 from pipeline.repair_task import RepairTask
-from pipeline.run_folder import RunFolder, read_summary
+from pipeline.run_folder import RunFolder, finished_scan, read_summary
 from pipeline.tracking import TrackingConfig
 from stages.clip_model import ModelConfig, load_clip
 from stages.repair import Role
@@ -215,13 +214,8 @@ def read_scan(run: str) -> Scan:
     Raises:
         ConfigError: the folder holds no finished scan, or its data have changed since.
     """
-    root = Path(run).expanduser().resolve()
-    folder = RunFolder(root)
-    if not folder.run_yaml.is_file() or not folder.summary.is_file():
-        raise ConfigError(f"scan={run}: no finished run of `clipsan scan` there")
-    record = yaml.safe_load(folder.run_yaml.read_text(encoding="utf-8"))
-    if record["verb"] != "scan":
-        raise ConfigError(f"scan={run}: that folder holds a run of `clipsan {record['verb']}`")
+    folder, record = finished_scan(run)
+    root = folder.root
     data: SourceConfig = validate(_SOURCE, record["config"]["data"], verb="scan")
     summary = read_summary(root)
     units = list_units(data)

@@ -132,6 +132,21 @@ def finished(root: Path, mark: str) -> dict[str, Any] | None:
     return read_summary(root) if record["fingerprint"] == mark else None
 
 
+def finished_scan(run: str) -> tuple[RunFolder, dict[str, Any]]:
+    """Return the folder of a finished scan that a setting `scan` names, and what its run.yaml holds.
+
+    Raises:
+        ConfigError: there is no finished scan.
+    """
+    folder = RunFolder(Path(run).expanduser().resolve())
+    if not folder.run_yaml.is_file() or not folder.summary.is_file():
+        raise ConfigError(f"scan={run}: no finished run of `clipsan scan` there")
+    record: dict[str, Any] = yaml.safe_load(folder.run_yaml.read_text(encoding="utf-8"))
+    if record["verb"] != "scan":
+        raise ConfigError(f"scan={run}: that folder holds a run of `clipsan {record['verb']}`")
+    return folder, record
+
+
 def part_rows(folder: Path) -> dict[int, int]:
     """Return part index -> rows, for the committed parts of a pass, from their footers alone."""
     return {

@@ -5,7 +5,6 @@ cache, whatever the detectors thought of a pair. Settings are good when the ense
 """
 
 import json
-import os
 import shutil
 import sys
 import time
@@ -25,7 +24,7 @@ from pipeline.cluster import ClusterConfig, ray_session
 from pipeline.commit import fingerprint, read_parts, write_text
 from pipeline.config import ConfigError, as_tree, load, validate
 from pipeline.passes import in_this_process
-from pipeline.run_folder import RunFolder, open_run, read_summary, write_summary
+from pipeline.run_folder import RunFolder, finished_scan, open_run, read_summary, write_summary
 from pipeline.scan_output import detection_summary, manifest_uids, truth_mask
 from pipeline.scan_plan import ScanConfig
 from pipeline.sweep_settings import GridSearch, RandomSearch
@@ -142,13 +141,8 @@ def make_plan(settings: DetectorSweepConfig) -> Plan:
     Raises:
         ConfigError, OSError: no finished scan, one that has proven nothing, or a point that is no valid setting.
     """
-    root = Path(settings.scan).expanduser().resolve()
-    folder = RunFolder(root)
-    if not folder.run_yaml.is_file() or not folder.summary.is_file():
-        raise ConfigError(f"scan={settings.scan}: no finished run of `clipsan scan`; finish it first")
-    record = yaml.safe_load(folder.run_yaml.read_text(encoding="utf-8"))
-    if record["verb"] != "scan":
-        raise ConfigError(f"scan={settings.scan}: holds a run of `clipsan {record['verb']}`, not of `clipsan scan`")
+    folder, record = finished_scan(settings.scan)
+    root = folder.root
     base = validate(ScanConfig, record["config"], verb="scan")
     base = replace(base, embeddings=base.embeddings or str(root), oracle=None, write=[], manifest=None)
     base = replace(base, tracking=TrackingConfig(enabled=False), cluster=replace(settings.cluster, workers=1))
@@ -229,11 +223,10 @@ def _trial(number: int, point: Point, base: ScanConfig, folder: Path, sweep: str
 def _tune(plan: Plan, left: list[Trial], folder: RunFolder) -> None:
     from ray import tune
 
+    from pipeline.sweep_search import quiet_tune
+
     settings, cluster = plan.config, plan.config.cluster
-    # Tune would write tables of everything, catch the user's interrupt, and change into a folder of the trial
-    os.environ.update(
-        TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", TUNE_DISABLE_SIGINT_HANDLER="1", RAY_CHDIR_TO_TRIAL_DIR="0"
-    )
+    quiet_tune()
     scratch = folder.work / "tune"
     shutil.rmtree(scratch, ignore_errors=True)
     shared = {"trials": {trial.number: trial for trial in left}, "proven": plan.proven, "manifest": settings.manifest}

@@ -1,8 +1,6 @@
 """The driver's side of a sweep: trials are made, Ray Tune runs them, and what they found is weighed."""
 
 import json
-import logging
-import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from pipeline.sweep_canary import Canary, plant
 from pipeline.sweep_data import Held, gather, make_exams, order_of
 from pipeline.sweep_plan import Plan
 from pipeline.sweep_points import first_of_batch, propose, resources_of, rungs_of
-from pipeline.sweep_search import Queue, Watch, scheduler
+from pipeline.sweep_search import Queue, Watch, quiet_tune, scheduler
 from pipeline.sweep_settings import OptunaSearch
 from pipeline.sweep_trial import STATE_FILE, Questions, Trial, last_word, note_error, suspect_figures, trainable
 from stages.evaluation.exam import objective_pct
@@ -154,14 +152,7 @@ class _Sweep:
         )
 
     def _tuner(self, queue: Queue, schedule: Any, shared: dict[str, Any]) -> tune.Tuner:
-        # Tune would write tables of everything, catch the user's interrupt, and change into a folder of the trial
-        quiet = {
-            "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-            "TUNE_DISABLE_SIGINT_HANDLER": "1",
-            "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        }
-        os.environ.update(quiet)
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        quiet_tune()
         cluster = self._plan.config.cluster
         resources = {"cpu": float(cluster.threads_per_worker)}
         resources |= {"gpu": cluster.gpus_per_worker} if cluster.gpus_per_worker else {}

@@ -1,5 +1,7 @@
 """How Ray Tune comes to its trials: points in a fixed order, and early stopping that remembers an earlier run."""
 
+import logging
+import os
 import pickle
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -12,6 +14,14 @@ from ray.tune.search import Searcher
 from pipeline.commit import write_text
 from pipeline.sweep_settings import HalvingConfig
 from pipeline.sweep_trial import STOPPED_FILE, Trial
+
+
+def quiet_tune() -> None:
+    """Keep Tune from writing tables of everything, catching the user's interrupt and changing into a folder of the trial."""
+    os.environ.update(
+        TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", TUNE_DISABLE_SIGINT_HANDLER="1", RAY_CHDIR_TO_TRIAL_DIR="0"
+    )
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 
 class Queue(Searcher):
