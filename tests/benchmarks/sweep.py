@@ -41,10 +41,10 @@ KINDS = {"grid": "null", "asha": HALVING}
 """Name of each sweep's folder -> its early stopping."""
 
 SPACES = {
-    "par": {"method.lr": [3e-5, 1e-4, 3e-4, 1e-3], "method.tau": ["auto", 0.5, 1.0]},
-    "finetune": {"method.lr": [3e-5, 1e-4, 3e-4, 1e-3], "method.weight_decay": [0.01, 0.1, 1.0]},
-    "cleanclip": {"method.lr": [3e-5, 1e-4, 3e-4, 1e-3], "method.inmodal_weight": [0.5, 1.0, 4.0]},
-    "unlearn": {"method.lr": [1e-4, 3e-4, 1e-3, 3e-3], "method.keep_weight": [1.0, 5.0, 20.0]},
+    "par": {"method.lr": [1e-4, 3e-4, 1e-3], "method.tau": ["auto", 0.5, 1.0]},
+    "finetune": {"method.lr": [1e-4, 3e-4, 1e-3], "method.weight_decay": [0.01, 0.1, 1.0]},
+    "cleanclip": {"method.lr": [3e-4, 1e-3, 3e-3], "method.inmodal_weight": [0.5, 1.0, 4.0]},
+    "unlearn": {"method.lr": [1e-4, 3e-4, 1e-3], "method.keep_weight": [1.0, 5.0, 20.0]},
 }
 
 
