@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from pipeline.run_folder import read_summary
-from tests.benchmarks.figures import attack_row, detector_rows, scan_row
+from tests.benchmarks.figures import WHOLE_SCAN, attack_row, detector_rows, scan_row
 from tests.benchmarks.results import Row, record
 
 COMMAND = "python -m tests.benchmarks.demo"
@@ -21,7 +21,7 @@ OUT = Path("runs/demo")
 
 
 def rows_of(home: Path) -> list[Row]:
-    """Return the rows of a finished demo: the scans of the suspect model and of its clean twin, and every detector."""
+    """Return the rows of a finished demo: the suspect model and its clean twin with their scans, the repair, every detector."""
     settings = yaml.safe_load((home / "run.yaml").read_text(encoding="utf-8"))["config"]
     summary = read_summary(home)
     training = settings["training"]
@@ -33,7 +33,11 @@ def rows_of(home: Path) -> list[Row]:
     whole: Row = {"seconds": summary["seconds"]}
     suspect_row = {**scan_row(attacked, found, summary["target"]), **attack_row({}, summary["evaluation"]), **whole}
     twin_row = {**scan_row(twin, clean, None), **attack_row({}, summary["twin"]["evaluation"]), **whole}
-    return [suspect_row, twin_row, *detector_rows(attacked, found)]
+    repaired: list[Row] = []
+    if summary["after"]:
+        name = f"{attacked['attack']}, repaired by {summary['method']}"
+        repaired = [{**attack_row({**common, "attack": name}, summary["after"]), "detector": WHOLE_SCAN}]
+    return [suspect_row, *repaired, twin_row, *detector_rows(attacked, found)]
 
 
 def main() -> int:

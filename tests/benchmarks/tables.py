@@ -45,6 +45,11 @@ def _poison_scans(rows: list[Row]) -> list[Row]:
     return [row for row in _scans(rows) if row["attack"] != "none"]
 
 
+def _scanned(rows: list[Row]) -> list[Row]:
+    """Without the models that were measured alone."""
+    return [row for row in _scans(rows) if row.get("pairs") is not None]
+
+
 def _format_scans(rows: list[Row]) -> list[Row]:
     return [row for row in _scans(rows) if row["attack"] == "none"]
 
@@ -233,7 +238,7 @@ SECTIONS = {
         "demo",
         (
             Table((Column("attack", "attack"), *MODEL_UNDER_ATTACK), _scans),
-            Table((Column("attack", "attack"), *FLAGGED, *GROUPS), _scans, "What each scan decided:"),
+            Table((Column("attack", "attack"), *FLAGGED, *GROUPS), _scanned, "What each scan decided:"),
             Table((Column("attack", "attack"), *DETECTOR), _detectors, "Every detector:"),
         ),
     ),

@@ -228,7 +228,8 @@ def test_the_slurm_script(pairs: Path, tiny_checkpoint: Path, home: Path) -> Non
         "CLIPSAN_TMP": str(home / "ray"),
         "CLIPSAN_WAIT_S": str(WAIT_S),
     }
-    command = ["bash", DEPLOY / "clipsan.sbatch", *scan_of(pairs, tiny_checkpoint, out), "embed.batch_size=1"]
+    words = [*scan_of(pairs, tiny_checkpoint, out), "embed.batch_size=1", "cluster.workers=1"]
+    command = ["bash", DEPLOY / "clipsan.sbatch", *words]
     log = home / "log"
     with cluster_environment(**variables) as environment:
         # The time limit comes near when the first part is there: the job stops, clears away, and is queued again.

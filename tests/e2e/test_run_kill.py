@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.cluster import ClusterConfig
 from pipeline.config import as_tree
+from pipeline.passes import in_this_process
 from pipeline.run import run_story
 from pipeline.run_settings import RunConfig
 from stages.clip_model import ModelConfig, load_clip
@@ -33,6 +35,7 @@ def settings(case: Case, out: Path) -> RunConfig:
         scan={"decision": {"kind": "threshold"}, "write": ["quarantine"]},
         repair={"method": {"kind": "unlearn", "batch_size": 128, "epochs": EPOCHS}, "seed": 3},
         evaluate={**(plain.evaluate or {}), "attack": {"trigger": PATCH, "target": TARGET}},
+        cluster=ClusterConfig(workers=1),
     )
 
 
@@ -64,7 +67,8 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     scanned = (out / "scan" / "summary.json").stat().st_mtime_ns
 
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=WAIT_S, check=False)
-    undisturbed = run_story(settings(case, tmp_path / "undisturbed"))
+    with in_this_process():
+        undisturbed = run_story(settings(case, tmp_path / "undisturbed"))
     assert done.returncode == undisturbed["exit_status"], done.stderr
     assert (out / "scan" / "summary.json").stat().st_mtime_ns == scanned
     assert result(out) == result(tmp_path / "undisturbed")

@@ -29,7 +29,7 @@ def main(home: Path) -> None:
         decision=ThresholdDecision(),
         oracle=SuperpixelsConfig(),
         proof=ProofConfig(budget=0.1, held_out=128, groups=1, pool=PoolConfig(workers=2, resources={"oracle": 1})),
-        cluster=ClusterConfig(address=cluster.address, workers=2),
+        cluster=ClusterConfig(address=cluster.address, workers=1),
         tracking=TrackingConfig(enabled=False),
     )
     try:

@@ -217,6 +217,7 @@ def test_prompts_are_an_adapter_that_is_evaluated_and_fine_tuned_like_any_model(
             accumulate=1,
             early_stop=EarlyStop(data=labelled, images=20, patience=1, min_gain_points=100),
             evaluate={**evaluation(labelled), "rebound": rebound},
+            cluster=ClusterConfig(workers=1),
             tracking=TrackingConfig(enabled=False),
         )
     )

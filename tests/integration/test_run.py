@@ -18,8 +18,6 @@ from tests.closed_form import TARGET, Case, make_case
 
 pytestmark = pytest.mark.ray
 
-SCENES, POISONED = 1200, 40
-
 
 def story(case: Case, out: Path, **changes: Any) -> RunConfig:
     images = {"kind": "parquet", "path": str(case.data / "0.parquet"), "label": "label", "key": "key"}
@@ -40,11 +38,6 @@ def story(case: Case, out: Path, **changes: Any) -> RunConfig:
         tracking=TrackingConfig(enabled=False),
     )
     return dataclasses.replace(settings, **changes)
-
-
-@pytest.fixture(scope="module")
-def backdoored(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    return make_case(tmp_path_factory.mktemp("backdoored"), scenes=SCENES, poisoned=POISONED)
 
 
 def test_a_backdoor_is_found_repaired_and_told(backdoored: Case, tmp_path: Path, in_process: None) -> None:

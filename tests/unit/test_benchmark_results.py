@@ -155,7 +155,14 @@ def test_rows_of_a_demo_tell_the_suspect_from_its_twin(tmp_path):
     evaluation = {"clean_accuracy_pct": 90.0, "asr_pct": 99.0, "target": "banana"}
     twin = {"evaluation": evaluation | {"asr_pct": 2.0}}
     summaries = {
-        ".": {"seconds": 300.0, "target": "banana", "evaluation": evaluation, "twin": twin},
+        ".": {
+            "seconds": 300.0,
+            "target": "banana",
+            "evaluation": evaluation,
+            "twin": twin,
+            "after": evaluation | {"asr_pct": 0.5},
+            "method": "unlearn",
+        },
         "story/scan": SUMMARY,
         "scan-twin": SUMMARY | {"targets": [], "detection": {}},
     }
@@ -165,13 +172,15 @@ def test_rows_of_a_demo_tell_the_suspect_from_its_twin(tmp_path):
     rows = demo.rows_of(tmp_path)
     assert [(r["attack"], r["detector"], r["model"], r["seed"]) for r in rows] == [
         ("patch", "scan", "tiny", 3),
+        ("patch, repaired by unlearn", "scan", "tiny", 3),
         ("clean", "scan", "tiny", 3),
         ("patch", "ensemble", "tiny", 3),
     ]
-    assert [(r["asr_pct"], r["targets"], r["seconds"]) for r in rows[:2]] == [
+    assert [(r["asr_pct"], r["targets"], r["seconds"]) for r in (rows[0], rows[2])] == [
         (99.0, "banana, teapot", 300.0),
         (2.0, "", 300.0),
     ]
+    assert rows[1]["asr_pct"] == 0.5
     record("demo", rows, command="x", folder=tmp_path)
 
 
