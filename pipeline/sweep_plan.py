@@ -175,7 +175,8 @@ def _points(settings: SweepConfig) -> tuple[Point, ...] | None:
     try:
         match settings.search:
             case GridSearch():
-                return tuple(grid_points(settings.space))
+                # ASHA lets the first trials through whatever they are worth, which along a grid are those of one end
+                return tuple(grid_points(settings.space, None if settings.halving is None else settings.seed))
             case OptunaSearch():
                 return None
         return tuple(random_points(settings.space, settings.search.trials, settings.seed))

@@ -51,10 +51,10 @@ def recommend(outcomes: Sequence[Outcome], before_pct: float, max_loss_points: f
 
 
 def badness(objective_pct: float, accuracy_pct: float, before_pct: float, max_loss_points: float) -> float:
-    """Return one number that orders trials as the rule does, less being better: in [0, 200].
+    """Return the number by which early stopping compares unfinished trials, less being better: in [0, 200].
 
-    A trial within the limit counts as its objective; one beyond it as 100 and the points beyond. Early stopping compares
-    trials by it, so what is stopped is what the rule would not have chosen.
+    The objective, and every point of accuracy lost beyond the limit. The rule would shut such a trial out; half way through a
+    repair the accuracy may still come back: PAR perturbs first, at a cost of tens of points, and recovers then.
     """
     over = before_pct - accuracy_pct - max_loss_points
-    return objective_pct if over <= 0 else min(200.0, 100.0 + over)
+    return objective_pct + float(np.clip(over, 0.0, 100.0))

@@ -112,8 +112,8 @@ def random_points(space: Space, count: int, seed: int) -> list[Point]:
     return [{name: space[name].draw(columns[name][i]) for name in space} for i in range(count)]
 
 
-def grid_points(space: Space) -> list[Point]:
-    """Return every combination of the values, the last setting changing fastest.
+def grid_points(space: Space, seed: int | None = None) -> list[Point]:
+    """Return every combination of the values, the last setting changing fastest, or with a seed in an order drawn from it.
 
     Raises:
         ValueError: a setting is a range; a grid needs a list of values.
@@ -124,7 +124,10 @@ def grid_points(space: Space) -> list[Point]:
                 f"{name}: a grid search needs kind grid or choice, with values; {dimension.kind} is a range"
             )
     columns = [dimension.ends for dimension in space.values()]
-    return [dict(zip(space, values, strict=True)) for values in itertools.product(*columns)]
+    points = [dict(zip(space, values, strict=True)) for values in itertools.product(*columns)]
+    if seed is None:
+        return points
+    return [points[i] for i in np.random.default_rng(seed).permutation(len(points))]
 
 
 def end_points(space: Space) -> list[Point]:

@@ -60,6 +60,14 @@ def test_a_grid_is_every_combination_in_order():
     assert grid_points(space) == expected
 
 
+def test_a_grid_in_a_drawn_order_has_the_same_points():
+    space = {"x": Choice(kind="grid", values=(1, 2, 3)), "y": Choice(kind="grid", values=(1, 2, 3))}
+    plain, drawn = grid_points(space), grid_points(space, 0)
+    assert drawn != plain
+    assert sorted(map(str, drawn)) == sorted(map(str, plain))
+    assert drawn == grid_points(space, 0) != grid_points(space, 1)
+
+
 def test_a_grid_of_a_range_is_refused():
     with pytest.raises(ValueError, match=r"method\.lr: a grid search needs .* loguniform is a range"):
         grid_points({"method.lr": SPACE["method.lr"]})
