@@ -84,7 +84,9 @@ class Plan:
         """Return the plan as text for --dry-run."""
         c, base = self.config, self.base
         halving = (
-            "none" if c.halving is None else f"ASHA, best 1/{c.halving.reduction} go on, {c.halving.rungs} measurements"
+            "none"
+            if c.halving is None
+            else f"ASHA, best 1/{c.halving.reduction} go on, {c.halving.rungs} measurements from {100 * c.halving.first_share:g} % on"
         )
         lines = [
             f"suspect    {base.model_fingerprint[:12]} {base.config.model.path}, {base.image_size} px (only read)",

@@ -24,8 +24,8 @@ def rungs_of(total: int, halving: HalvingConfig | None) -> tuple[int, ...]:
     """
     if halving is None:
         return (total,)
-    powers = range(halving.rungs - 1, -1, -1)
-    rungs = tuple(max(1, round(total / halving.reduction**power)) for power in powers)
+    left = np.arange(halving.rungs - 1, -1, -1) / (halving.rungs - 1)
+    rungs = tuple(max(1, round(steps)) for steps in (total * halving.first_share**left).tolist())
     if len(set(rungs)) < len(rungs):
         raise ValueError(f"a trial of {total} steps cannot be measured {halving.rungs} times; give it more steps")
     return rungs

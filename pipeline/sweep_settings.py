@@ -71,18 +71,24 @@ SearchConfig = Annotated[RandomSearch | GridSearch | OptunaSearch, pydantic.Disc
 class HalvingConfig:
     """ASHA (Li et al. 2018): a trial that is not among the best of those measured at the same point of their course is stopped.
 
-    Trials are compared as the rule compares them. Which are stopped depends on the order in which they report: with one
-    trial at a time that order is always the same, with several it is the machine's.
+    Trials are compared by stages.pareto.badness. Which are stopped depends on the order in which they report: with one trial at
+    a time that order is always the same, with several it is the machine's. The default is one early cut, and what survives
+    it runs to its end: a repair that perturbs first and recovers then (PAR) shows early whether its learning rate is right,
+    and not before its end which of three good settings is the best (tests/benchmarks/sweep).
     """
 
-    reduction: int = 3
-    """The best 1 / reduction of those measured at a rung go on; rungs lie at shares reduction^-k of a trial's steps."""
-    rungs: int = 3
+    reduction: int = 2
+    """The best 1 / reduction of those measured at a rung go on."""
+    rungs: int = 2
     """Measurements of a whole trial, the last at its end."""
+    first_share: float = 0.125
+    """Share of a trial's steps at the first rung; from there the rungs grow by one factor to the end."""
 
     def __post_init__(self) -> None:
         if self.reduction < 2 or self.rungs < 2:
             raise ValueError("reduction and rungs must be at least 2")
+        if not 0 < self.first_share < 1:
+            raise ValueError("first_share must lie between 0 and 1")
 
 
 @config

@@ -2,6 +2,7 @@
 
 from tests.benchmarks.results import Row
 from tests.benchmarks.sections import Column, Section, Table
+from tests.benchmarks.zoo import FINE_TUNED
 
 ORDER = ("none", "finetune", "cleanclip", "cleanclip-supervised", "par", "rvpt", "eftclip", "unlearn")
 
@@ -9,8 +10,14 @@ ORDER = ("none", "finetune", "cleanclip", "cleanclip-supervised", "par", "rvpt",
 def by_attack(rows: list[Row]) -> list[Row]:
     """Return the rows attack by attack, the suspect model first and clipsan's own repair last; no attack without a repair."""
     repaired = {(row["model"], row["attack"], row["seed"]) for row in rows if row["method"] != ORDER[0]}
-    shown = [row for row in rows if (row["model"], row["attack"], row["seed"]) in repaired]
-    return sorted(shown, key=lambda row: (str(row["attack"]), row["seed"], ORDER.index(str(row["method"]))))
+    shown = [
+        {**row, "tower": str(row["model"]).removesuffix(FINE_TUNED)}
+        for row in rows
+        if (row["model"], row["attack"], row["seed"]) in repaired
+    ]
+    return sorted(
+        shown, key=lambda row: (*(str(row[n]) for n in ("tower", "attack", "seed")), ORDER.index(str(row["method"])))
+    )
 
 
 REPAIR = Section(
@@ -18,6 +25,7 @@ REPAIR = Section(
     (
         Table(
             (
+                Column("image tower", "tower"),
                 Column("attack", "attack"),
                 Column("seed", "seed"),
                 Column("repair", "method"),

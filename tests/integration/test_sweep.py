@@ -120,7 +120,7 @@ def settings(case: Case, scan: Path, held_out: ParquetSource, tmp_path_factory: 
         },
         space={"method.lr": Choice(kind="grid", values=RATES)},
         search=GridSearch(),
-        halving=HalvingConfig(reduction=2, rungs=2),
+        halving=HalvingConfig(reduction=2, rungs=2, first_share=0.5),
         held_out=HeldOutConfig(data=held_out),
         templates=("a {}.",),
         max_accuracy_loss_points=100.0,

@@ -59,11 +59,15 @@ def test_proposals_are_of_the_space_and_go_where_it_is_good() -> None:
 
 
 def test_rungs_by_hand() -> None:
-    assert rungs_of(90, HalvingConfig(reduction=3, rungs=3)) == (10, 30, 90)
-    assert rungs_of(100, HalvingConfig(reduction=3, rungs=3)) == (11, 33, 100)
-    assert rungs_of(8, HalvingConfig(reduction=2, rungs=2)) == (4, 8)
+    thirds = HalvingConfig(reduction=3, rungs=3, first_share=1 / 9)
+    assert rungs_of(90, thirds) == (10, 30, 90)
+    assert rungs_of(100, thirds) == (11, 33, 100)
+    assert rungs_of(8, HalvingConfig(first_share=0.5)) == (4, 8)
+    assert rungs_of(64, HalvingConfig(rungs=4)) == (8, 16, 32, 64)
     assert rungs_of(7, None) == (7,)
-    assert resources_of(HalvingConfig(reduction=3, rungs=3), 3) == [1, 3, 9]
+    assert resources_of(thirds, 3) == [1, 3, 9]
     assert resources_of(None, 1) == [1]
     with pytest.raises(ValueError, match="2 steps cannot be measured 3 times"):
-        rungs_of(2, HalvingConfig(reduction=3, rungs=3))
+        rungs_of(2, thirds)
+    with pytest.raises(ValueError, match="first_share must lie between 0 and 1"):
+        HalvingConfig(first_share=1.0)
