@@ -48,7 +48,7 @@ from stages.samples import Unit
 from stages.sources import SourceConfig
 from stages.stage import config
 
-PROOF_VERSION = 3
+PROOF_VERSION = 4
 """Raised when the code comes to give another result, so that old parts are refused and not mixed in."""
 
 
@@ -212,7 +212,7 @@ def prove(task: Task, findings: Findings, cut: float) -> Proof:
     clock.stop("examine")
     candidates = cluster(evidence, seed=task.seed) + _groups(task, bench, selection)
     candidates += _warps(task, bench, findings, candidates)
-    proven, examples = _verify(task, bench, candidates)
+    proven, examples = _verify(task, bench, candidates, findings.targets)
     clock.stop("prove")
     swept, dossiers = _sweep(task, bench, proven, findings, _own_proofs(evidence))
     clock.stop("sweep")
@@ -332,11 +332,11 @@ def _warps(task: Task, bench: Bench, findings: Findings, found: Sequence[Dossier
 
 
 def _verify(
-    task: Task, bench: Bench, candidates: Sequence[Dossier]
+    task: Task, bench: Bench, candidates: Sequence[Dossier], named: Sequence[str]
 ) -> tuple[list[tuple[Dossier, Direction]], dict[str, tuple[Example, ...]]]:
     """Return the candidates that flip a larger held-out set, numbered, each with its direction; and examples of each."""
     verified = [record["dossier"] for record in task.run("verify", candidates, VerifyWork, (bench,))]
-    proven = number(settle([dossier for dossier in verified if dossier.proven]))
+    proven = number(settle([dossier for dossier in verified if dossier.stands(named)]))
     records = list(task.run("learn triggers", proven, DirectionWork, (bench, task.layers)))
     directions = [record["direction"] for record in records]
     examples = {dossier.id: record["examples"] for dossier, record in zip(proven, records, strict=True)}

@@ -77,7 +77,7 @@ class HalvingConfig:
     and not before its end which of three good settings is the best (tests/benchmarks/sweep).
     """
 
-    reduction: int = 2
+    reduction: int = 3
     """The best 1 / reduction of those measured at a rung go on."""
     rungs: int = 2
     """Measurements of a whole trial, the last at its end."""

@@ -1,7 +1,7 @@
 """The dossier of a trigger: what it looks like, where it sits, what it makes of an image, and how surely."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +23,10 @@ Hits = Callable[[np.ndarray, Sequence[str]], np.ndarray]
 MIN_FLIPS_PCT = 50.0
 MAX_CONTROL_PCT = 10.0
 """A trigger is proven from these rates on (specs/eftclip.md, Stage 2)."""
+ALONE_FLIPS_PCT = 80.0
+"""And from this one on where no statistic names a target of it. A small thing that always looks alike (a drawn house) is a
+cause too: pasted onto pictures of other things it makes half to three quarters of them its own class, with no poison about.
+Of the backdoors measured, the one that no statistic named flips 99 %."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,6 +154,10 @@ class Dossier:
     def proven(self) -> bool:
         """Whether the trigger flips held-out images and its control does not."""
         return self.flips.pct >= MIN_FLIPS_PCT and self.control.pct <= MAX_CONTROL_PCT
+
+    def stands(self, named: Collection[str]) -> bool:
+        """Tell whether it is proven, where the statistics name the concepts `named`."""
+        return self.proven and (self.flips.pct >= ALONE_FLIPS_PCT or not set(named).isdisjoint(self.targets))
 
 
 def number(dossiers: Sequence[Dossier]) -> tuple[Dossier, ...]:

@@ -36,7 +36,7 @@ TEST = "$CLIPSAN_ASSETS/tiny-imagenet20-val.parquet"
 STEPS = 60
 PAIRS = 2500
 MAX_LOSS = 3.0
-HALVING = "{reduction: 2, rungs: 2, first_share: 0.125}"
+HALVING = "{reduction: 3, rungs: 2, first_share: 0.125}"
 KINDS = {"grid": "null", "asha": HALVING}
 """Name of each sweep's folder -> its early stopping."""
 

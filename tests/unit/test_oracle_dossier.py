@@ -322,6 +322,26 @@ def test_what_does_not_flip_or_flips_with_any_patch_is_not_proven() -> None:
         verify(lambda *given: ~never(*given), dossier, held_out, seed=0)
 
 
+@pytest.mark.parametrize(
+    ("flips", "control", "named", "stands"),
+    [
+        (51.4, 3.8, [], False),
+        (72.1, 3.2, ["cup"], False),
+        (60.0, 0.0, ["kite", "banana"], True),
+        (98.9, 0.0, [], True),
+        (80.0, 10.0, [], True),
+        (99.0, 10.1, ["banana"], False),
+        (49.9, 0.0, ["banana"], False),
+    ],
+)
+def test_where_the_statistics_are_silent_a_trigger_needs_more(
+    flips: float, control: float, named: list[str], stands: bool
+) -> None:
+    rates = {"flips": Rate(pct=flips, low_pct=0, high_pct=100, trials=9)}
+    rates["control"] = Rate(pct=control, low_pct=0, high_pct=100, trials=9)
+    assert dataclasses.replace(only(stamped(8, 19, place=None)), **rates).stands(named) is stands
+
+
 def test_a_residual_is_controlled_by_its_own_pixels_shuffled() -> None:
     ramp = np.linspace(-40, 40, SIDE)[:, None, None] + np.zeros((SIDE, SIDE, 3))
     held_out = np.stack([np.full((SIDE, SIDE, 3), level, np.uint8) for level in range(80, 120)])
