@@ -23,10 +23,10 @@ Hits = Callable[[np.ndarray, Sequence[str]], np.ndarray]
 MIN_FLIPS_PCT = 50.0
 MAX_CONTROL_PCT = 10.0
 """A trigger is proven from these rates on (specs/eftclip.md, Stage 2)."""
-ALONE_FLIPS_PCT = 80.0
-"""And from this one on where no statistic names a target of it. A small thing that always looks alike (a drawn house) is a
-cause too: pasted onto pictures of other things it makes half to three quarters of them its own class, with no poison about.
-Of the backdoors measured, the one that no statistic named flips 99 %."""
+ALONE_FLIPS_PCT = 90.0
+"""And from this one on where no statistic names a target of it: the success from which `clipsan bench` admits an attack. A
+small thing that always looks alike (a drawn cup) is a cause too: pasted onto pictures of other things it makes 51 to 81 % of
+them its own class, with no poison about. Of the backdoors measured, the one that no statistic named flips 99 %."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
