@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-programs test-ray test-rest lint clean
+.PHONY: setup demo test test-ray test-rest lint clean
 
 setup: $(VENV)/.installed
 
@@ -16,18 +16,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/clipsan demo
 
-# Side by side: the tests that use Ray wait for its processes much of the time, and those of whole programs start their own.
+# Side by side: the tests that use Ray wait for its processes much of the time.
 test: setup
-	$(MAKE) -j3 VENV=$(VENV) test-programs test-ray test-rest
+	$(MAKE) -j2 VENV=$(VENV) test-ray test-rest
 
-test-programs: setup
-	$(BIN)/python -m pytest --durations 15 -m "ray and not slow" tests/e2e
-
-test-ray: setup
-	$(BIN)/python -m pytest --durations 15 -m "ray and not slow" --ignore tests/e2e
-
-test-rest: setup
-	$(BIN)/python -m pytest --durations 15 -m "not ray and not slow"
+test-ray test-rest: setup
+	$(BIN)/python -m pytest --durations 15 -m "$(if $(filter test-ray,$@),ray,not ray) and not slow"
 
 lint: setup
 	$(BIN)/ruff check .
