@@ -151,7 +151,8 @@ def _same_picture(claim: str, group: Group) -> Dossier:
     limit = len(medoid.mask) - np.array(cutout.mask.shape)
     inside_top, inside_left = np.clip([cutout.top, cutout.left], 0, limit).tolist()
     cutout = dataclasses.replace(cutout, top=inside_top, left=inside_left)
-    return _dossier(claim, group.members, (cutout,), place, mean=trimmed)
+    alike = float(np.median([likeness(medoid, member)[0] for member in group.members[1:]]))
+    return dataclasses.replace(_dossier(claim, group.members, (cutout,), place, mean=trimmed), likeness=alike)
 
 
 def _trim(picture: np.ndarray, mean: np.ndarray, mask: np.ndarray, top: int, left: int) -> tuple[Cutout, np.ndarray]:

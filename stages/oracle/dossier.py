@@ -24,9 +24,13 @@ MIN_FLIPS_PCT = 50.0
 MAX_CONTROL_PCT = 10.0
 """A trigger is proven from these rates on (specs/eftclip.md, Stage 2)."""
 ALONE_FLIPS_PCT = 90.0
-"""And from this one on where no statistic names a target of it: the success from which `clipsan bench` admits an attack. A
-small thing that always looks alike (a drawn cup) is a cause too: pasted onto pictures of other things it makes 51 to 81 % of
-them its own class, with no poison about. Of the backdoors measured, the one that no statistic named flips 99 %."""
+"""And from this one on where no statistic names a target of it and its picture is no copy: the success from which `clipsan
+bench` admits an attack. A small thing that always looks alike (a drawn cup) is a cause too: pasted onto pictures of other
+things it makes 51 to 81 % of them its own class, with no poison about. Of the backdoors measured, the one that no statistic
+named flips 99 %."""
+COPY_LIKENESS = 0.95
+"""A picture is a copy from this median likeness of its members on. Stamped patches lie at 1.00, things that were drawn or
+photographed anew at 0.92 at most."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,6 +109,8 @@ class Dossier:
     """Patches: the medoid of the members' pictures; of a varying patch several members, the medoid first."""
     mean: np.ndarray | None = None
     """Patches: `[h, w, 3] uint8`, mean of the members where the medoid's picture lies."""
+    likeness: float | None = None
+    """Patches of one picture: median of `sightings.likeness` between the medoid and the other members."""
     varying: bool = False
     """Patches: the picture is another one on every image; what is kept is the place, the size or the effect alone."""
     place: Place | None = None
@@ -157,7 +163,9 @@ class Dossier:
 
     def stands(self, named: Collection[str]) -> bool:
         """Tell whether it is proven, where the statistics name the concepts `named`."""
-        return self.proven and (self.flips.pct >= ALONE_FLIPS_PCT or not set(named).isdisjoint(self.targets))
+        copied = self.likeness is not None and self.likeness >= COPY_LIKENESS
+        vouched = copied or not set(named).isdisjoint(self.targets)
+        return self.proven and (vouched or self.flips.pct >= ALONE_FLIPS_PCT)
 
 
 def number(dossiers: Sequence[Dossier]) -> tuple[Dossier, ...]:

@@ -11,7 +11,17 @@ import pytest
 from PIL import Image
 
 from stages.oracle.cluster import MIN_LIKENESS, cluster
-from stages.oracle.dossier import Dossier, Rate, apply_trigger, fill, number, remove_trigger, verify, where
+from stages.oracle.dossier import (
+    COPY_LIKENESS,
+    Dossier,
+    Rate,
+    apply_trigger,
+    fill,
+    number,
+    remove_trigger,
+    verify,
+    where,
+)
 from stages.oracle.dossier_files import read_dossiers, visible, write_dossiers
 from stages.oracle.regions import iou, to_runs
 from stages.oracle.sightings import likeness, read_sightings
@@ -323,24 +333,33 @@ def test_what_does_not_flip_or_flips_with_any_patch_is_not_proven() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flips", "control", "named", "stands"),
+    ("flips", "control", "named", "likeness", "stands"),
     [
-        (51.4, 3.8, [], False),
-        (72.1, 3.2, ["cup"], False),
-        (60.0, 0.0, ["kite", "banana"], True),
-        (98.9, 0.0, [], True),
-        (90.0, 10.0, [], True),
-        (81.0, 1.9, [], False),
-        (99.0, 10.1, ["banana"], False),
-        (49.9, 0.0, ["banana"], False),
+        (51.4, 3.8, [], None, False),
+        (72.1, 3.2, ["cup"], 0.92, False),
+        (60.0, 0.0, ["kite", "banana"], 0.92, True),
+        (60.0, 0.0, ["kite"], 1.0, True),
+        (98.9, 0.0, [], None, True),
+        (90.0, 10.0, [], 0.5, True),
+        (81.0, 1.9, [], 0.94, False),
+        (99.0, 10.1, ["banana"], 1.0, False),
+        (49.9, 0.0, ["banana"], 1.0, False),
     ],
 )
-def test_where_the_statistics_are_silent_a_trigger_needs_more(
-    flips: float, control: float, named: list[str], stands: bool
+def test_where_the_statistics_are_silent_a_trigger_needs_more_unless_it_is_a_copy(
+    flips: float, control: float, named: list[str], likeness: float | None, stands: bool
 ) -> None:
     rates = {"flips": Rate(pct=flips, low_pct=0, high_pct=100, trials=9)}
     rates["control"] = Rate(pct=control, low_pct=0, high_pct=100, trials=9)
-    assert dataclasses.replace(only(stamped(8, 19, place=None)), **rates).stands(named) is stands
+    dossier = dataclasses.replace(only(stamped(8, 19, place=None)), **rates, likeness=likeness)
+    assert dossier.stands(named) is stands
+
+
+def test_stamped_copies_are_told_from_things_that_only_look_alike() -> None:
+    copied = only(stamped(8, 19, place=None)).likeness
+    assert copied is not None
+    assert copied >= COPY_LIKENESS
+    assert only(stamped(8, 19, place=(3, 4), fresh=True)).likeness is None
 
 
 def test_a_residual_is_controlled_by_its_own_pixels_shuffled() -> None:
