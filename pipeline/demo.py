@@ -222,7 +222,7 @@ def _story(
             "manifest": str(root / "poison" / "manifest.parquet"),
             "write": ["clean", "quarantine"],
         },
-        repair=settings.repair,
+        repair={"templates": settings.templates, **settings.repair},
         evaluate={
             "data": as_tree(pairs.test),
             "classes": pairs.classes,
