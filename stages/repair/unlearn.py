@@ -46,7 +46,7 @@ class Unlearn:
     """Of the pull of images with a recovered trigger to what they truly show."""
     keep_weight: float = 5.0
     """Of the tie to the suspect model's vectors of clean images."""
-    label_weight: float = 0.2
+    label_weight: float = 1.0
     """Of the zero-shot cross-entropy of clean images whose class is known."""
     freeze_batch_norm: bool = True
     """Keep the stored statistics of batch normalisation: batches are rich in triggers."""

@@ -9,7 +9,7 @@
 
 The suspect models are those of `python -m tests.benchmarks.zoo common vit`, the scans those of `python -m tests.benchmarks.proof`;
 both come first. All methods have the same 2,500 clean pairs of the 10,000 (a quarter: a defender seldom has all) and the
-settings below, found on `patch-s0` alone; EftCLIP and unlearn have the scan besides, which knows nothing of the attack. Each
+settings below, found on `patch-s0` (unlearn's weight of labels and its epochs on `sig-s0`); EftCLIP and unlearn have the scan besides, which knows nothing of the attack. Each
 repair and each evaluation is a command of clipsan with a run folder below runs/repair/; what has finished is not run again.
 """
 
@@ -52,7 +52,7 @@ METHODS: dict[str, list[str]] = {
     "par": [PAIRS, "method.epochs=6", "method.batch_size=128", "method.lr=3e-4", "method.tau=auto"],
     "rvpt": ["method.epochs=50", "method.first_block=1", "method.tokens=10"],
     "eftclip": ["method.epochs=6", "method.batch_size=64", "method.lr=1e-3"],
-    "unlearn": [PAIRS],
+    "unlearn": [PAIRS, "method.epochs=15"],
 }
 """Method -> what differs from conf/repair/. The published rates are those of pretrained models that a small one, trained with
 2e-3, hardly notices (see `clipsan evaluate`'s rebound)."""
