@@ -7,10 +7,11 @@
     python -m tests.benchmarks.repair --commands               the commands alone
     python -m tests.benchmarks.repair --store                  store the figures of what has run
 
-The suspect models are those of `python -m tests.benchmarks.zoo common vit`, the scans those of `python -m tests.benchmarks.proof`;
-both come first. All methods have the same 2,500 clean pairs of the 10,000 (a quarter: a defender seldom has all) and the
-settings below, found on `patch-s0` (unlearn's weight of labels and its epochs on `sig-s0`); EftCLIP and unlearn have the scan besides, which knows nothing of the attack. Each
-repair and each evaluation is a command of clipsan with a run folder below runs/repair/; what has finished is not run again.
+The suspect models are those of `python -m tests.benchmarks.zoo common vit`, the scans those of `python -m
+tests.benchmarks.proof`; both come first. All methods have the same 2,500 clean pairs of the 10,000 (a quarter: a defender
+seldom has all) and the settings below, found on `patch-s0` (unlearn's weight of labels and its epochs on `sig-s0`); EftCLIP
+and unlearn have the scan besides, which knows nothing of the attack. Each repair and each evaluation is a command of clipsan
+with a run folder below runs/repair/; what has finished is not run again.
 """
 
 import argparse
