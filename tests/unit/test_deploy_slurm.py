@@ -33,13 +33,13 @@ while (($(grep -c "^ray start" "$CALLS") < ($3 > 1 ? 2 : 1))); do sleep 0.02; do
 exit "${NODES_STATUS:-0}"
 """,
     "ray": """\
-echo "ray $*" >> "$CALLS"
 trap 'echo "ray ends" >> "$CALLS"; exit 0' TERM
+echo "ray $*" >> "$CALLS"
 while true; do sleep 0.05; done
 """,
     "clipsan": """\
-echo "clipsan $*" >> "$CALLS"
 trap 'exit 130' INT
+echo "clipsan $*" >> "$CALLS"
 if [[ -n $CLIPSAN_STATUS ]]; then exit "$CLIPSAN_STATUS"; fi
 while true; do sleep 0.05; done
 """,
