@@ -29,8 +29,8 @@ bench` admits an attack. A small thing that always looks alike (a drawn cup) is 
 things it makes 51 to 81 % of them its own class, with no poison about. Of the backdoors measured, the one that no statistic
 named flips 99 %."""
 COPY_LIKENESS = 0.95
-"""A picture is a copy from this median likeness of its members on. Stamped patches lie at 1.00, things that were drawn or
-photographed anew at 0.92 at most."""
+"""A picture is a copy from this median likeness of its members on. Stamped patches lie at 1.00, things that were drawn
+anew at 0.92 at most."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
