@@ -38,6 +38,8 @@ class Group:
     members: list[Sighting]
     shifts: list[tuple[int, int]]
     """How far each member's trigger lies below and right of the medoid's, in pixels; empty if they do not look alike."""
+    likenesses: list[float]
+    """Of the medoid and each other member."""
 
 
 def cluster(evidence: pa.Table, *, seed: int) -> list[Dossier]:
@@ -88,9 +90,8 @@ def _alike(sightings: list[Sighting], seed: int) -> tuple[list[Group], list[Sigh
         if len(rows) < 2 or mutual[~np.eye(len(rows), dtype=bool)].mean() < MIN_MUTUAL:
             free[medoid] = False
             continue
-        groups.append(
-            Group([first[j] for j in rows], [(int(shift[medoid, j, 0]), int(shift[medoid, j, 1])) for j in rows])
-        )
+        shifts = [(int(shift[medoid, j, 0]), int(shift[medoid, j, 1])) for j in rows]
+        groups.append(Group([first[j] for j in rows], shifts, [float(score[medoid, j]) for j in rows[1:]]))
         free[rows] = False
     for sighting in others:
         matches = [likeness(group.members[0], sighting) for group in groups]
@@ -98,6 +99,7 @@ def _alike(sightings: list[Sighting], seed: int) -> tuple[list[Group], list[Sigh
             best = matches.index(max(matches))
             groups[best].members.append(sighting)
             groups[best].shifts.append(matches[best][1:])
+            groups[best].likenesses.append(matches[best][0])
     large = [group for group in groups if len(group.members) >= MIN_MEMBERS]
     taken = {member.uid for group in large for member in group.members}
     return large, [s for s in sightings if s.uid not in taken]
@@ -151,8 +153,8 @@ def _same_picture(claim: str, group: Group) -> Dossier:
     limit = len(medoid.mask) - np.array(cutout.mask.shape)
     inside_top, inside_left = np.clip([cutout.top, cutout.left], 0, limit).tolist()
     cutout = dataclasses.replace(cutout, top=inside_top, left=inside_left)
-    alike = float(np.median([likeness(medoid, member)[0] for member in group.members[1:]]))
-    return dataclasses.replace(_dossier(claim, group.members, (cutout,), place, mean=trimmed), likeness=alike)
+    dossier = _dossier(claim, group.members, (cutout,), place, mean=trimmed)
+    return dataclasses.replace(dossier, likeness=float(np.median(group.likenesses)))
 
 
 def _trim(picture: np.ndarray, mean: np.ndarray, mask: np.ndarray, top: int, left: int) -> tuple[Cutout, np.ndarray]:
