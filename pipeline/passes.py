@@ -4,6 +4,7 @@ Only names and small records travel between processes; bytes are read, and resul
 """
 
 import pickle
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -60,8 +61,9 @@ def run_pass(
         work: class with `__init__(*args)` and `run(piece) -> Row`.
         args: constructor arguments; put into the object store once.
         total: units of the pass when some are done already.
-        heavy: the constructor loads a model: a pool of actors keeps it, each with the configured share of a GPU. Otherwise
-            tasks, whose processes Ray keeps warm from pass to pass.
+        heavy: the constructor loads a model. Where workers have a share of a GPU, a pool of actors keeps it and gives the GPU
+            back when the pass ends. Otherwise the pieces are tasks, whose processes Ray keeps warm from pass to pass: to
+            start them and to import torch costs a small pass more than its work.
         pool: where the workers of a heavy pass run, when not where those of the others do.
         ordered: yield in the order of `pieces` (for sums whose rounding must not depend on timing).
     """
@@ -79,24 +81,26 @@ def run_pass(
     context.execution_options.preserve_order = ordered
     rows = [{"piece": pickle.dumps(piece)} for piece in pieces]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    pool = pool or PoolConfig()
+    gpus = (cluster.gpus_per_worker if pool.gpus_per_worker is None else pool.gpus_per_worker) if heavy else 0
+    size = min(pool.workers or cluster.worker_count(), len(pieces))
     packed = (work, ray.put(args), cluster.threads_per_worker)
-    if heavy:
-        pool = pool or PoolConfig()
-        size = min(pool.workers or cluster.worker_count(), len(pieces))
-        gpus = cluster.gpus_per_worker if pool.gpus_per_worker is None else pool.gpus_per_worker
-        mapped = dataset.map(
-            _Actor,
-            fn_constructor_args=packed,
-            # A pool that may shrink outlives the loss of a node whose workers fit nowhere else.
-            compute=ray.data.ActorPoolStrategy(
-                min_size=1, max_size=size, initial_size=size, max_tasks_in_flight_per_actor=2
-            ),
-            num_cpus=cluster.threads_per_worker,
-            num_gpus=gpus or None,
-            resources=pool.resources or None,
+    if gpus:
+        # A pool that may shrink outlives the loss of a node whose workers fit nowhere else.
+        compute = ray.data.ActorPoolStrategy(
+            min_size=1, max_size=size, initial_size=size, max_tasks_in_flight_per_actor=2
         )
+        place = {"num_gpus": gpus, "fn_constructor_args": packed}
     else:
-        mapped = dataset.map(_task, fn_args=packed, num_cpus=cluster.threads_per_worker)
+        compute = ray.data.TaskPoolStrategy(size)
+        place = {"fn_args": packed}
+    mapped = dataset.map(
+        _Actor if gpus else _task,
+        compute=compute,
+        num_cpus=cluster.threads_per_worker,
+        resources=pool.resources or None,
+        **place,
+    )
     done = (total or len(pieces)) - len(pieces)
     try:
         with Progress(name, total=total or len(pieces), done=done) as progress:
@@ -108,8 +112,28 @@ def run_pass(
         context.execution_options.preserve_order = before
 
 
+KEEP_S = 30.0
+"""How long an idle process holds what the constructor loaded."""
+_KEPT: dict[str, "_Actor"] = {}
+_RELEASE: list[threading.Timer] = []
+
+
 def _task(row: Row, work: Callable[..., Work], args: Any, threads: int) -> Row:
-    return _Actor(work, args, threads)(row)
+    """Do a piece with the worker that this process built for the piece before, if that was of the same pass."""
+    while _RELEASE:
+        _RELEASE.pop().cancel()
+    key = args.hex()
+    worker = _KEPT.get(key)
+    if worker is None:
+        _KEPT.clear()  # two passes' models need not fit into memory together
+        worker = _KEPT[key] = _Actor(work, args, threads)
+    try:
+        return worker(row)
+    finally:
+        timer = threading.Timer(KEEP_S, _KEPT.clear)
+        timer.daemon = True
+        timer.start()
+        _RELEASE.append(timer)
 
 
 class _Actor:

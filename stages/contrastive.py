@@ -169,9 +169,17 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [{"params": decay, "weight_decay": weight_decay}, {"params": keep, "weight_decay": 0.0}]
 
 
-def adamw(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """Return AdamW with CLIP's moments (0.9, 0.98) and epsilon 1e-6."""
-    return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, betas=(0.9, 0.98), eps=1e-6)
+def adamw(
+    module: nn.Module,
+    lr: float,
+    weight_decay: float,
+    *,
+    betas: tuple[float, float] = (0.9, 0.98),
+    eps: float = 1e-6,
+) -> torch.optim.AdamW:
+    """Return AdamW over what is trained, with CLIP's moments and epsilon; biases, norms and the logit scale do not decay."""
+    # Fused: on a CPU the word embeddings alone make the other kinds take longer than a small model's backward pass.
+    return torch.optim.AdamW(parameter_groups(module, weight_decay), lr=lr, betas=betas, eps=eps, fused=True)
 
 
 def train_step(

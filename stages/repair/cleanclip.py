@@ -9,11 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from stages.clip_model import Clip
-from stages.contrastive import CosineWarmup
+from stages.contrastive import CosineWarmup, adamw
 from stages.repair.augment import auto_augment
 from stages.repair.eda import augment_caption, read_thesaurus
 from stages.repair.objective import Batch, Objective, Role, Setting, freeze_text
-from stages.repair.optimise import RepairSchedule, adamw, check_numbers
+from stages.repair.optimise import RepairSchedule, check_numbers
 from stages.stage import config
 
 NO_THESAURUS = (

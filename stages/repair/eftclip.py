@@ -10,10 +10,10 @@ import torch
 from torch.nn import functional as F
 
 from stages.clip_model import Clip
-from stages.contrastive import CosineWarmup
+from stages.contrastive import CosineWarmup, adamw
 from stages.repair.cleanclip import TwoViews, encode_views, self_supervision
 from stages.repair.objective import Batch, Objective, Role, Setting, cosine_rows
-from stages.repair.optimise import RepairSchedule, adamw, check_numbers
+from stages.repair.optimise import RepairSchedule, check_numbers
 from stages.stage import config
 
 

@@ -5,9 +5,9 @@ from typing import ClassVar, Literal
 import torch
 
 from stages.clip_model import Clip
-from stages.contrastive import CosineWarmup
+from stages.contrastive import CosineWarmup, adamw
 from stages.repair.objective import Batch, Objective, Role, Setting
-from stages.repair.optimise import RepairSchedule, adamw, check_numbers
+from stages.repair.optimise import RepairSchedule, check_numbers
 from stages.stage import config
 
 

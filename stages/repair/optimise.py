@@ -1,13 +1,11 @@
-"""The learning-rate schedules and optimisers of the repair methods."""
+"""The learning-rate schedules of the repair methods, and the limits of their numbers."""
 
 import math
 from typing import Annotated, Literal
 
 import pydantic
-import torch
-from torch import nn
 
-from stages.contrastive import CosineWarmup, OneCycle, parameter_groups
+from stages.contrastive import CosineWarmup, OneCycle
 from stages.stage import config
 
 
@@ -44,13 +42,6 @@ class TwoPhase:
 
 
 RepairSchedule = Annotated[OneCycle | CosineWarmup | TwoPhase, pydantic.Discriminator("kind")]
-
-
-def adamw(
-    module: nn.Module, lr: float, weight_decay: float, *, betas: tuple[float, float], eps: float
-) -> torch.optim.AdamW:
-    """Return AdamW over what is trained; biases, norms and the logit scale do not decay."""
-    return torch.optim.AdamW(parameter_groups(module, weight_decay), lr=lr, betas=betas, eps=eps)
 
 
 def check_numbers(*, epochs: int, batch_size: int, lr: float) -> None:

@@ -7,9 +7,10 @@ import torch
 from torch import distributed
 
 from stages.clip_model import Clip
+from stages.contrastive import adamw
 from stages.repair.augment import erase, noise
 from stages.repair.objective import Batch, Objective, Role, Setting, frozen_copy
-from stages.repair.optimise import RepairSchedule, TwoPhase, adamw, check_numbers
+from stages.repair.optimise import RepairSchedule, TwoPhase, check_numbers
 from stages.stage import config
 
 

@@ -12,9 +12,9 @@ import torch
 from torch.nn import functional as F
 
 from stages.clip_model import Clip
-from stages.contrastive import CosineWarmup
+from stages.contrastive import CosineWarmup, adamw
 from stages.repair.objective import Batch, Objective, Role, Setting, cosine_rows, freeze_text, frozen_copy
-from stages.repair.optimise import RepairSchedule, adamw, check_numbers
+from stages.repair.optimise import RepairSchedule, check_numbers
 from stages.stage import config
 
 

@@ -101,9 +101,11 @@ def steps(cell: str, method: str) -> Iterator[tuple[Path, list[str]]]:
 
 
 def _as_before(cell: str) -> list[str]:
-    """Return the attack and the benign steps with which the zoo measured the suspect model."""
+    """Return the attack, if there was one, and the benign steps with which the zoo measured the suspect model."""
     record = yaml.safe_load((photos.ROOT / cell_home(cell) / "evaluate" / "run.yaml").read_text(encoding="utf-8"))
     attack, rebound = record["config"]["attack"], record["config"]["rebound"]
+    if attack is None:  # the clean model
+        return []
     rebound["data"]["path"] = "$CLIPSAN_ASSETS/" + Path(rebound["data"]["path"]).name
     return [f"attack={json.dumps(attack)}", f"rebound={json.dumps(rebound)}"]
 
