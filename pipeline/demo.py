@@ -15,6 +15,7 @@ from pipeline.cluster import ClusterConfig, ray_session
 from pipeline.commit import fingerprint
 from pipeline.config import as_tree, load
 from pipeline.demo_data import DemoData, DemoSet, make_data
+from pipeline.prove import ProofConfig
 from pipeline.run_folder import RunFolder, open_run, read_summary, write_summary
 from pipeline.run_settings import RunConfig
 from pipeline.run_steps import ScanStep
@@ -62,6 +63,8 @@ class DemoConfig:
     """Where the scan cuts."""
     oracle: OracleConfig
     """What segments the pictures of suspicious pairs, to prove the trigger."""
+    proof: ProofConfig
+    """How far the proof goes."""
     repair: dict[str, Any]
     """How the suspect model is repaired: settings of `clipsan repair`."""
     out: str
@@ -99,7 +102,7 @@ def run_demo(settings: DemoConfig) -> dict[str, Any]:
     """Tell the story, or the rest of it; every step that an earlier run finished is skipped."""
     started = time.monotonic()
     tree = as_tree(settings)
-    decides = ("data", "attack", "training", "templates", "decision", "oracle", "repair")
+    decides = ("data", "attack", "training", "templates", "decision", "oracle", "proof", "repair")
     mark = fingerprint({name: tree[name] for name in decides})
     folder = open_run(settings.out, verb="demo", tree=tree, mark=mark, passes={})
     root = folder.root
@@ -219,6 +222,7 @@ def _story(
         scan={
             "decision": as_tree(settings.decision),
             "oracle": as_tree(settings.oracle),
+            "proof": as_tree(settings.proof),
             "manifest": str(root / "poison" / "manifest.parquet"),
             "write": ["clean", "quarantine"],
         },
@@ -285,6 +289,7 @@ def _scan(settings: DemoConfig, data: ParquetSource, model: ModelConfig, out: Pa
         out=str(out),
         decision=settings.decision,
         oracle=settings.oracle,
+        proof=settings.proof,
         cluster=settings.cluster,
         tracking=settings.tracking,
     )

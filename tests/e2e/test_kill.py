@@ -134,7 +134,7 @@ def kill_an_embed_worker(out: Path, killed: list[int]) -> None:
     if not wait_for_parts(out, lambda: True):
         return
     for process in psutil.Process().children(recursive=True):
-        if process.name().startswith("ray::MapWorker"):
+        if process.name().startswith("ray::Map"):
             killed.append(process.pid)
             os.kill(process.pid, signal.SIGKILL)
             return
