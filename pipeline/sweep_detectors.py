@@ -54,7 +54,8 @@ class DetectorSweepConfig:
     space: dict[str, Dimension]
     """Setting of the scan, as a dotted path (detectors.density.k) -> what it may be."""
     search: Annotated[RandomSearch | GridSearch, pydantic.Discriminator("kind")] = field(default_factory=RandomSearch)
-    """How points are chosen. A trial takes seconds, so none is stopped early."""
+    """How points are chosen; random ones after the scan's own, so that what is recommended is never worse than what is there.
+    A trial takes seconds, so none is stopped early."""
     manifest: str | None = None
     """For benchmarks alone: the truth, written down for every trial; it enters no decision."""
     concurrent: int | None = None
@@ -158,7 +159,7 @@ def make_plan(settings: DetectorSweepConfig) -> Plan:
         points = (
             grid_points(settings.space)
             if isinstance(settings.search, GridSearch)
-            else random_points(settings.space, settings.search.trials, settings.seed)
+            else [*_own(base, settings.space), *random_points(settings.space, settings.search.trials, settings.seed)]
         )
     except ValueError as error:
         raise ConfigError(f"space: {error}") from None
@@ -200,6 +201,19 @@ def _proven(folder: RunFolder, base: ScanConfig) -> tuple[str, ...]:
     for table in read_parts(folder.verdicts, parts, ["uid", "verdict"]):
         found += table.filter(pc.equal(table.column("verdict"), Verdict.POISONED.value)).column("uid").to_pylist()
     return tuple(found)
+
+
+def _own(base: ScanConfig, space: Mapping[str, Dimension]) -> list[Point]:
+    """Return the scan's own settings as a point; none where the space names what the scan does not have."""
+    point: Point = {}
+    for name in space:
+        node: Any = as_tree(base)
+        for part in name.split("."):
+            node = node.get(part) if isinstance(node, dict) else None
+        if node is None:
+            return []
+        point[name] = node
+    return [point]
 
 
 def _trial(number: int, point: Point, base: ScanConfig, folder: Path, sweep: str) -> Trial:

@@ -151,3 +151,13 @@ def test_what_cannot_be_swept_is_refused(settings: DetectorSweepConfig, backdoor
     scan(backdoored, tmp_path / "blind")
     with pytest.raises(ConfigError, match="calls no pair poisoned"):
         make_plan(dataclasses.replace(settings, scan=str(tmp_path / "blind")))
+
+
+def test_random_points_come_after_the_scans_own_settings(settings: DetectorSweepConfig) -> None:
+    names = {"detectors.ensemble.silent_weight": Uniform(low=0.0, high=0.5), "detectors.density.k": Choice(values=(8,))}
+    plan = make_plan(dataclasses.replace(settings, space=names, search=RandomSearch(trials=3)))
+    assert len(plan.trials) == 4
+    first, *drawn = plan.trials
+    assert first.scan.detectors == plan.base.detectors
+    assert first.point == {"detectors.ensemble.silent_weight": 0.5, "detectors.density.k": 32}
+    assert all(trial.point["detectors.density.k"] == 8 for trial in drawn)
