@@ -24,10 +24,10 @@ MIN_FLIPS_PCT = 50.0
 MAX_CONTROL_PCT = 10.0
 """A trigger is proven from these rates on (specs/eftclip.md, Stage 2)."""
 ALONE_FLIPS_PCT = 90.0
-"""And from this one on where no statistic names a target of it and its picture is no copy: the success from which `clipsan
-bench` admits an attack. A small thing that always looks alike (a drawn cup) is a cause too: pasted onto pictures of other
-things it makes 51 to 81 % of them its own class, with no poison about. Of the backdoors measured, the one that no statistic
-named flips 99 %."""
+"""And where no statistic names a target of it and its picture is no copy, when the 95 % interval lies above this one: the
+success from which `clipsan bench` admits an attack. A small thing that always looks alike is a cause too: pasted onto pictures
+of other things drawn cups make 51 to 81 % of them their own class, drawn cars 90 % (87 to 93), with no poison about. Of the
+backdoors measured, the one that no statistic named flips 99 % (98 to 100)."""
 COPY_LIKENESS = 0.95
 """A picture is a copy from this median likeness of its members on. Stamped patches lie at 1.00, things that were drawn
 anew at 0.92 at most."""
@@ -165,7 +165,7 @@ class Dossier:
         """Tell whether it is proven, where the statistics name the concepts `named`."""
         copied = self.likeness is not None and self.likeness >= COPY_LIKENESS
         vouched = copied or not set(named).isdisjoint(self.targets)
-        return self.proven and (vouched or self.flips.pct >= ALONE_FLIPS_PCT)
+        return self.proven and (vouched or self.flips.low_pct >= ALONE_FLIPS_PCT)
 
 
 def number(dossiers: Sequence[Dossier]) -> tuple[Dossier, ...]:

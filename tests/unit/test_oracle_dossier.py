@@ -340,7 +340,8 @@ def test_what_does_not_flip_or_flips_with_any_patch_is_not_proven() -> None:
         (60.0, 0.0, ["kite", "banana"], 0.92, True),
         (60.0, 0.0, ["kite"], 1.0, True),
         (98.9, 0.0, [], None, True),
-        (90.0, 10.0, [], 0.5, True),
+        (93.0, 10.0, [], 0.5, True),
+        (90.4, 5.3, [], None, False),
         (81.0, 1.9, [], 0.94, False),
         (99.0, 10.1, ["banana"], 1.0, False),
         (49.9, 0.0, ["banana"], 1.0, False),
@@ -349,7 +350,7 @@ def test_what_does_not_flip_or_flips_with_any_patch_is_not_proven() -> None:
 def test_where_the_statistics_are_silent_a_trigger_needs_more_unless_it_is_a_copy(
     flips: float, control: float, named: list[str], likeness: float | None, stands: bool
 ) -> None:
-    rates = {"flips": Rate(pct=flips, low_pct=0, high_pct=100, trials=9)}
+    rates = {"flips": Rate(pct=flips, low_pct=flips - 3, high_pct=100, trials=9)}
     rates["control"] = Rate(pct=control, low_pct=0, high_pct=100, trials=9)
     dossier = dataclasses.replace(only(stamped(8, 19, place=None)), **rates, likeness=likeness)
     assert dossier.stands(named) is stands
