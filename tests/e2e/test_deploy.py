@@ -255,16 +255,21 @@ def test_the_slurm_script(pairs: Path, tiny_checkpoint: Path, home: Path) -> Non
         assert first[-1] == f"scontrol requeue {variables['SLURM_JOB_ID']}"
         assert [line.split(":")[0] for line in first if "bash" in line] == ["1 on 0", "1 on 1"]
 
-        again = subprocess.run(
-            command,
-            env={**environment, "SLURM_RESTART_COUNT": "1"},
-            cwd=home,
-            capture_output=True,
-            text=True,
-            timeout=WAIT_S,
-            check=False,
-        )
-        assert again.returncode == 0, (again.stdout + again.stderr)[-4000:]
+        # Its output goes to a file: a job that hangs must leave what it said.
+        with log.open("wb") as written:
+            job = subprocess.Popen(
+                command,
+                env={**environment, "SLURM_RESTART_COUNT": "1"},
+                cwd=home,
+                stdout=written,
+                stderr=written,
+                start_new_session=True,
+            )
+            try:
+                job.wait(timeout=WAIT_S)
+            except subprocess.TimeoutExpired:
+                pytest.fail(log.read_text()[-4000:])
+        assert job.returncode == 0, log.read_text()[-4000:]
         assert_scanned(out)
         assert calls.read_text().count("requeue") == 1
         assert_gone(environment["CLIPSAN_TEST_MARK"])
