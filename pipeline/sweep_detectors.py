@@ -206,8 +206,9 @@ def _proven(folder: RunFolder, base: ScanConfig) -> tuple[str, ...]:
 def _own(base: ScanConfig, space: Mapping[str, Dimension]) -> list[Point]:
     """Return the scan's own settings as a point; none where the space names what the scan does not have."""
     point: Point = {}
+    tree = as_tree(base)
     for name in space:
-        node: Any = as_tree(base)
+        node: Any = tree
         for part in name.split("."):
             node = node.get(part) if isinstance(node, dict) else None
         if node is None:
