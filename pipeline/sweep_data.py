@@ -40,10 +40,10 @@ class Held:
     pairs: Columns
     beside: Columns | None
 
-    def feed(self, job: Job) -> CachedFeed:
-        """Return the batches of a training in this process."""
+    def feed(self, job: Job, share: Share) -> CachedFeed:
+        """Return a worker's part of the batches of a training."""
         beside = None if self.beside is None else Beside(table_of(self.beside), job.seed)
-        return CachedFeed(table_of(self.pairs), Share(0, 1, job.batch_size), job.seed, beside, job.beside_rows)
+        return CachedFeed(table_of(self.pairs), share, job.seed, beside, job.beside_rows)
 
 
 class _Stored:

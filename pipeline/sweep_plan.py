@@ -96,7 +96,7 @@ class Plan:
             + (f"{len(self.final)} units" if self.final else f"{100 * c.held_out.final_share:g} % of them"),
             f"objective  {self.objective}: {self._meaning()}",
             f"rule       lowest objective at an accuracy loss of at most {c.max_accuracy_loss_points:g} points",
-            f"search     {c.search.kind}, {self.trials} trials, seed {c.seed}; halving: {halving}",
+            f"search     {c.search.kind}, {self.trials} trials of {c.workers_per_trial} workers, seed {c.seed}; halving: {halving}",
             *(f"space      {name}: {_range(dimension)}" for name, dimension in c.space.items()),
             f"truth      {'recorded, enters no decision' if c.truth is not None else 'not known'}",
             f"out        {c.out}  ({self.mark[:12]})",
@@ -192,6 +192,7 @@ def _repair_of(settings: SweepConfig, point: Point, known: dict[str, repair_plan
     if key not in known:
         known[key] = repair_plan.make_plan(repair)
     plan = known[key]
+    repair_plan.check_batch(repair)
     # only what stands in the settings differs: make_plan would load the model again for the same answer
     repair = dataclasses.replace(repair, model=plan.config.model)
     return dataclasses.replace(plan, config=repair, tree=as_tree(repair))
@@ -202,7 +203,7 @@ def _repair_settings(settings: SweepConfig, point: Point) -> RepairConfig:
     tree = copy.deepcopy(settings.repair)
     for name in sorted(point, key=lambda name: name.count(".")):
         _put(tree, name, point[name])
-    cluster = dataclasses.replace(settings.cluster, workers=1)
+    cluster = dataclasses.replace(settings.cluster, workers=settings.workers_per_trial)
     own = {
         "out": str(Path(settings.out) / "trials"),
         "cluster": as_tree(cluster),

@@ -59,18 +59,19 @@ def run(plan: Plan, folder: RunFolder) -> Found:
 
 def concurrent(plan: Plan) -> int:
     """Return how many trials fit into the cluster at a time, one CPU left free, and no more than the settings say."""
-    cluster = plan.config.cluster
+    cluster, workers = plan.config.cluster, plan.config.workers_per_trial
     total = ray.cluster_resources()
-    fits = int((total.get("CPU", 1) - 1) // cluster.threads_per_worker)
-    if cluster.gpus_per_worker:
-        fits = min(fits, int(total.get("GPU", 0) / cluster.gpus_per_worker))
+    cpus, gpus = workers * cluster.threads_per_worker, workers * cluster.gpus_per_worker
+    fits = int((total.get("CPU", 1) - 1) // cpus)
+    if gpus:
+        fits = min(fits, int(total.get("GPU", 0) / gpus))
     if fits < 1:
         raise ConfigError(
-            f"cluster: a trial takes {cluster.threads_per_worker} CPUs and {cluster.gpus_per_worker:g} GPUs, and the cluster has "
+            f"cluster: a trial takes {cpus} CPUs, one stays free, and {gpus:g} GPUs; the cluster has "
             f"{total.get('CPU', 0):g} and {total.get('GPU', 0):g}"
         )
-    bounds = (plan.config.concurrent, cluster.workers)
-    return min([fits, *(bound for bound in bounds if bound is not None)])
+    share = None if cluster.workers is None else cluster.workers // workers
+    return min([fits, *(bound for bound in (plan.config.concurrent, share) if bound is not None)])
 
 
 def outcome_of(trial: Trial) -> Outcome | None:
@@ -108,7 +109,7 @@ class _Sweep:
         resources = resources_of(settings.halving, self._plan.rungs)
         ended = [self._trials[number] for number in sorted(self._done)]
         queue = Queue(self._left, self._trial, resources, self._waits_for, self._done)
-        shared = {"held": self._held, "questions": ray.put(self._asked)}
+        shared = {"held": self._held, "questions": ray.put(self._asked), "cluster": settings.cluster}
         results = self._tuner(queue, scheduler(settings.halving, queue, ended, resources), shared).fit()
         for i in range(len(results)):
             self._note(queue, results[i])
@@ -153,9 +154,12 @@ class _Sweep:
 
     def _tuner(self, queue: Queue, schedule: Any, shared: dict[str, Any]) -> tune.Tuner:
         quiet_tune()
-        cluster = self._plan.config.cluster
+        cluster, alone = self._plan.config.cluster, self._plan.config.workers_per_trial == 1
         resources = {"cpu": float(cluster.threads_per_worker)}
         resources |= {"gpu": cluster.gpus_per_worker} if cluster.gpus_per_worker else {}
+        if not alone:
+            # the trial waits for workers of Ray Train and must hold no CPU that they need; Tune wants it to hold something
+            resources = {"memory": 2**20}
         shutil.rmtree(self._folder.work / "tune", ignore_errors=True)
         return tune.Tuner(
             tune.with_resources(tune.with_parameters(trainable, shared=shared), resources),
@@ -164,8 +168,8 @@ class _Sweep:
                 scheduler=schedule,
                 num_samples=len(self._left),
                 max_concurrent_trials=concurrent(self._plan),
-                # a worker takes seconds to import torch and Tune
-                reuse_actors=True,
+                # A worker takes seconds to import torch and Tune; but one that waits for Ray Train cannot be stopped and kept.
+                reuse_actors=alone,
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
             ),
             run_config=tune.RunConfig(
@@ -195,7 +199,7 @@ class _Sweep:
         if key not in self._held:
             self._held[key] = ray.put(gather(order))
         folder = self._folder.root / "trials" / f"{number:04d}"
-        trial = Trial.of(number, point, job, rungs, folder, self._plan.mark, key)
+        trial = Trial.of(number, point, job, rungs, folder, self._plan.mark, key, settings.workers_per_trial)
         write_text(folder / "trial.json", json.dumps({"number": number, "mark": trial.mark, "point": point}, indent=1))
         return trial
 

@@ -181,6 +181,9 @@ class SweepConfig:
     """For benchmarks alone."""
     concurrent: int | None = None
     """Trials at a time; null: as many as the cluster has CPUs (or GPUs) for."""
+    workers_per_trial: int = 1
+    """Workers that share each batch of a trial. With several a trial is a run of Ray Train, on one node or many; with one it is
+    a single process, which saves the half minute that a run of Ray Train takes to start."""
     retries: int = 1
     """Times that a trial is tried again after an error, from its last measurement on."""
     seed: int = 0
@@ -190,7 +193,7 @@ class SweepConfig:
     register: str | None = "clipsan"
     """Name under which MLflow registers the recommended model as a new version; null: it is not registered."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    """A trial takes threads_per_worker CPUs and gpus_per_worker GPUs (a fraction shares one)."""
+    """Each worker of a trial takes threads_per_worker CPUs and gpus_per_worker GPUs (a fraction shares one)."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """MLflow."""
 
@@ -200,8 +203,12 @@ class SweepConfig:
             raise ValueError("space needs at least one setting")
         if self.retries < 0 or self.resistivity_images < 0 or self.max_accuracy_loss_points < 0:
             raise ValueError("retries, resistivity_images and max_accuracy_loss_points must not be negative")
-        if self.concurrent is not None and self.concurrent < 1:
-            raise ValueError("concurrent must be at least 1")
+        if (self.concurrent is not None and self.concurrent < 1) or self.workers_per_trial < 1:
+            raise ValueError("concurrent and workers_per_trial must be at least 1")
+        if (self.cluster.workers or self.workers_per_trial) < self.workers_per_trial:
+            raise ValueError(
+                f"workers_per_trial={self.workers_per_trial}: cluster.workers={self.cluster.workers} are fewer; raise them"
+            )
         if self.objective == "canary" and self.canary is None:
             raise ValueError("objective: canary needs the section canary")
         fixed = sorted(name for name in self.space if name.partition(".")[0] in FIXED)

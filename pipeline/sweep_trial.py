@@ -1,9 +1,8 @@
-"""One trial of a sweep: a repair with settings of its own, in one process, measured at the rungs and kept for a restart.
+"""One trial of a sweep: a repair with settings of its own, measured at the rungs and kept for a restart.
 
-A trial is one worker. Then Ray Train would add nothing but its controller and worker group, about twenty seconds a trial, and
-processes inside a trial's process that ask for CPUs of their own: with every CPU in the hands of trials that wait for their
-workers, all of them would wait for ever. The steps are those of pipeline.train_worker and pipeline.repair_task, so a trial's
-model is the one that `clipsan repair` makes of the same settings with one worker.
+The steps are those of pipeline.train_worker and pipeline.repair_task, so a trial's model is the one that `clipsan repair` makes
+of the same settings with as many workers. A trial of one worker is one process: Ray Train would add nothing but its controller
+and worker group, about twenty seconds a trial. A trial of several is a run of Ray Train (pipeline.sweep_train).
 """
 
 import json
@@ -52,13 +51,23 @@ class Trial:
     mark: str
     data: str
     """Which of the shared sets of pairs it learns from."""
+    workers: int
+    """Processes that share each batch."""
 
     @classmethod
     def of(
-        cls, number: int, point: Point, job: Job, rungs: tuple[int, ...], folder: Path, sweep: str, data: str
+        cls,
+        number: int,
+        point: Point,
+        job: Job,
+        rungs: tuple[int, ...],
+        folder: Path,
+        sweep: str,
+        data: str,
+        workers: int,
     ) -> Self:
         """Return a trial of the sweep with a fingerprint."""
-        return cls(number, job, rungs, folder, fingerprint([sweep, number, point, rungs]), data)
+        return cls(number, job, rungs, folder, fingerprint([sweep, number, point, rungs]), data, workers)
 
     @property
     def task(self) -> RepairTask:
@@ -111,12 +120,10 @@ class Questions:
 
 
 class Course:
-    """A model in repair, and beside it, where there is a canary, the copy that carries it."""
+    """A model in repair, and beside it, where there is a canary, the copy that carries it; on one worker."""
 
-    def __init__(self, trial: Trial, questions: Questions) -> None:
+    def __init__(self, trial: Trial, questions: Questions, share: Share, device: torch.device) -> None:
         self._questions = questions
-        device = torch.device(questions.device)
-        share = Share(0, 1, trial.job.batch_size)
         tasks = [trial.task]
         if questions.canary is not None:
             tasks.append(trial.task.on(questions.canary.model))
@@ -182,8 +189,11 @@ def _truth(clip: Clip, asked: Questions) -> dict[str, float]:
     return {"true_asr_pct": pooled_pct(clip, asked.truth, asked)} if asked.truth else {}
 
 
-def run_trial(trial: Trial, held: Held, questions: Questions) -> Iterator[Record]:
+def run_trial(trial: Trial, held: Held, questions: Questions, share: Share, device: torch.device) -> Iterator[Record]:
     """Yield the records of a trial, those of an earlier run first; each is on disk before it is yielded.
+
+    All workers of the trial call this at the same time; the first of them measures and writes, the records of the others
+    tell the step alone.
 
     Raises:
         RuntimeError: the loss is no number.
@@ -195,16 +205,17 @@ def run_trial(trial: Trial, held: Held, questions: Questions) -> Iterator[Record
     if state is not None and len(state["history"]) > len(history):
         # a kill fell between the state and its record
         history = list(state["history"])
-        _note(trial, history)
+        if share.rank == 0:
+            _note(trial, history)
     yield from history
     if len(history) == len(trial.rungs):
         return
-    job, course = trial.job, Course(trial, questions)
+    job, course = trial.job, Course(trial, questions, share, device)
     done = 0
     if state is not None:
         done = int(state["step"])
         course.restore(state["courses"])
-    feed = held.feed(job)
+    feed = held.feed(job, share)
     started, losses, step = time.monotonic(), [], 0
     spent = history[-1]["seconds"] if history else 0.0
     for epoch in range(job.epochs):
@@ -218,14 +229,25 @@ def run_trial(trial: Trial, held: Held, questions: Questions) -> Iterator[Record
             step += 1
             if step <= done or step not in trial.rungs:
                 continue
-            loss = torch.stack(losses).mean().item()
+            loss = _mean(losses, share)
             losses = []
             if not math.isfinite(loss):
                 raise RuntimeError(f"the loss is {loss} at step {step}: training diverged; lower lr")
             seconds = round(spent + time.monotonic() - started, 2)
-            history.append(_record(trial, questions, course, step, seconds, loss))
-            _keep(trial, course, history)
+            if share.rank == 0:
+                history.append(_record(trial, questions, course, step, seconds, loss))
+                _keep(trial, course, history)
+            else:
+                history.append({"step": step})
             yield history[-1]
+
+
+def _mean(losses: list[torch.Tensor], share: Share) -> float:
+    """Return the mean loss of some steps over all workers."""
+    mean = torch.stack(losses).mean()
+    if share.world_size > 1:
+        torch.distributed.all_reduce(mean)
+    return mean.item() / share.world_size
 
 
 def _record(trial: Trial, questions: Questions, course: Course, step: int, seconds: float, loss: float) -> Record:
@@ -286,22 +308,34 @@ def trainable(settings: dict[str, Any], shared: dict[str, Any]) -> None:
 
     Args:
         settings: `trial`, a pickled Trial, and `resources`, what each of its rungs counts as for early stopping.
-        shared: `questions` and `held` (by Trial.data), references to Ray's object store.
+        shared: `questions` and `held` (by Trial.data), references to Ray's object store, and `cluster`.
     """
     import ray
     from ray import tune
 
     trial: Trial = pickle.loads(settings["trial"])
-    torch.set_num_threads(trial.job.threads)
+    before = len(trial.errors())
     try:
+        if trial.workers > 1:
+            from pipeline.sweep_train import run_workers
+
+            run_workers(trial, settings["resources"], shared)
+            return
+        torch.set_num_threads(trial.job.threads)
         held, questions = ray.get([shared["held"][trial.data], shared["questions"]])
-        for number, record in enumerate(run_trial(trial, held, questions), 1):
-            resource = settings["resources"][number - 1]
-            tune.report({"resource": resource, "badness": record["badness"], "record": record})
+        share, device = Share(0, 1, trial.job.batch_size), torch.device(questions.device)
+        for number, record in enumerate(run_trial(trial, held, questions, share, device)):
+            tune.report(report_of(record, settings["resources"][number]))
     except Exception as error:
-        note_error(trial, f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+        if len(trial.errors()) == before:  # a worker of Ray Train has said more than what reaches this process
+            note_error(trial, f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
         traceback.print_exc()
         raise
+
+
+def report_of(record: Record, resource: int) -> dict[str, Any]:
+    """Return what Ray Tune is told of a measurement; `resource` is what its rung counts as."""
+    return {"resource": resource, "badness": record["badness"], "record": record}
 
 
 def note_error(trial: Trial, words: str) -> None:

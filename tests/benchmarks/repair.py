@@ -38,6 +38,8 @@ SHOWN = (
     "false_target_pct",
     "rebound_asr_pct",
     "rebound_clean_accuracy_pct",
+    "text_to_image_r10_pct",
+    "resistivity",
 )
 NONE = "none"
 
@@ -101,13 +103,17 @@ def steps(cell: str, method: str) -> Iterator[tuple[Path, list[str]]]:
 
 
 def _as_before(cell: str) -> list[str]:
-    """Return the attack, if there was one, and the benign steps with which the zoo measured the suspect model."""
+    """Return the attack, if there was one, and the other measurements with which the zoo met the suspect model."""
     record = yaml.safe_load((photos.ROOT / cell_home(cell) / "evaluate" / "run.yaml").read_text(encoding="utf-8"))
-    attack, rebound = record["config"]["attack"], record["config"]["rebound"]
-    if attack is None:  # the clean model
-        return []
-    rebound["data"]["path"] = "$CLIPSAN_ASSETS/" + Path(rebound["data"]["path"]).name
-    return [f"attack={json.dumps(attack)}", f"rebound={json.dumps(rebound)}"]
+    found = []
+    for part in ("attack", "retrieval", "resistivity", "rebound"):
+        settings = record["config"][part]
+        if settings is None:
+            continue
+        if "data" in settings:
+            settings["data"]["path"] = "$CLIPSAN_ASSETS/" + Path(settings["data"]["path"]).name
+        found.append(f"{part}={json.dumps(settings)}")
+    return found
 
 
 def row_of(cell: str, method: str) -> Row | None:

@@ -35,6 +35,8 @@ REPAIR = Section(
                 Column("accuracy under trigger %", "accuracy_under_trigger_pct", 1),
                 Column("ASR % after 300 benign steps", "rebound_asr_pct", 1),
                 Column("clean accuracy % then", "rebound_clean_accuracy_pct", 1),
+                Column("retrieval R@10 %", "text_to_image_r10_pct", 1),
+                Column("resistivity", "resistivity", 3),
                 Column("seconds of training", "seconds", 0),
             ),
             by_attack,

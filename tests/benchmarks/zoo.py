@@ -3,6 +3,7 @@
     python -m tests.benchmarks.zoo common              20 concepts, 500 photos of the target
     python -m tests.benchmarks.zoo rare                200 concepts, 74 photos of the target
     python -m tests.benchmarks.zoo vit                 common, with a ViT
+    python -m tests.benchmarks.zoo common --precision f32    trained in float32: faster where the processor has no bf16 units
     python -m tests.benchmarks.zoo common --commands   the commands alone
     python -m tests.benchmarks.zoo common --store      store the figures of what has run
 
@@ -115,10 +116,11 @@ def cell_names(cell: str) -> Row:
     return {"data": chosen.data, "attack": attack, "seed": int(seed), "model": chosen.shown}
 
 
-def steps(regime: Regime) -> Iterator[tuple[Path, list[str]]]:
+def steps(regime: Regime, precision: str = "bf16") -> Iterator[tuple[Path, list[str]]]:
     """Yield (run folder, arguments of clipsan), in order."""
     given = (f"model.config=conf/model/{regime.model}.json", f"epochs={regime.base_epochs}")
-    model = [*given, *(argument for argument in photos.TRAINING if not argument.startswith(("model.", "epochs=")))]
+    kept = (argument for argument in photos.TRAINING if not argument.startswith(("model.", "epochs=", "precision=")))
+    model = [*given, *kept, f"precision={precision}"]
     yield (
         regime.base_run,
         ["train", "data=labelled-parquet", f"data.path={regime.base}", *model, f"out={regime.base_run}"],
@@ -142,23 +144,25 @@ def steps(regime: Regime) -> Iterator[tuple[Path, list[str]]]:
                 *(f"model.path={regime.base_run}/checkpoint", f"out={scan}", "cluster.workers=1"),
             ],
         )
-    yield regime.out, bench(regime)
+    yield regime.out, bench(regime, precision)
 
 
-def bench(regime: Regime) -> list[str]:
+def bench(regime: Regime, precision: str = "bf16") -> list[str]:
     """Return the arguments of the matrix."""
     matrix = f"tests/benchmarks/matrices/{regime.name}.yaml"
-    return ["bench", matrix, f"data.path={regime.train}", f"evaluate.data.path={regime.test}"]
+    captioned = [] if regime.name == "rare" else [f"evaluate.retrieval.data.path={regime.test}"]
+    trained = [] if precision == "bf16" else [f"train.precision={precision}"]
+    return ["bench", matrix, f"data.path={regime.train}", f"evaluate.data.path={regime.test}", *captioned, *trained]
 
 
-def run(regime: Regime, folder: Path) -> None:
+def run(regime: Regime, precision: str, folder: Path) -> None:
     """Run what is left of a regime and store its figures."""
     write_classes(folder / Path(regime.test).name, photos.ROOT / regime.classes)
-    *before, (_, matrix) = steps(regime)
+    *before, (_, matrix) = steps(regime, precision)
     for out, arguments in before:
         photos.run(out, arguments, folder)
     photos.execute(matrix, folder)  # it knows itself what is left of it
-    store(regime, folder)
+    store(regime, precision, folder)
 
 
 def write_classes(test: Path, path: Path) -> None:
@@ -169,9 +173,9 @@ def write_classes(test: Path, path: Path) -> None:
     write_text(path, yaml.safe_dump([names[label] for label in sorted(names)]))
 
 
-def store(regime: Regime, folder: Path) -> None:
+def store(regime: Regime, precision: str, folder: Path) -> None:
     """Store the figures of the cells that have finished, whether or not the others have."""
-    _, file, *overrides = [argument.replace("$CLIPSAN_ASSETS", str(folder)) for argument in bench(regime)]
+    _, file, *overrides = [argument.replace("$CLIPSAN_ASSETS", str(folder)) for argument in bench(regime, precision)]
     with contextlib.chdir(photos.ROOT):
         plan = make_plan(load(BenchConfig, file, overrides, verb="bench"))
         rows = bench_table.rows(plan, {})
@@ -239,6 +243,7 @@ def main() -> int:
     """Run the regimes, print their commands, or store their figures."""
     parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("regimes", nargs="*", metavar="REGIME", help=f"of {', '.join(REGIMES)}; default: all")
+    parser.add_argument("--precision", choices=["bf16", "f32"], default="bf16", help="of the trainings")
     parser.add_argument("--commands", action="store_true", help="print the commands and run nothing")
     parser.add_argument("--store", action="store_true", help="store the figures of what has run and run nothing")
     options = parser.parse_args()
@@ -248,7 +253,7 @@ def main() -> int:
     chosen = [REGIMES[name] for name in options.regimes or REGIMES]
     if options.commands:
         for regime in chosen:
-            for _, arguments in steps(regime):
+            for _, arguments in steps(regime, options.precision):
                 sys.stdout.write(photos.as_shell(arguments) + "\n")
         return 0
     folder = photos.assets()
@@ -257,9 +262,9 @@ def main() -> int:
         return 0
     for regime in chosen:
         if options.store:
-            store(regime, folder)
+            store(regime, options.precision, folder)
         else:
-            run(regime, folder)
+            run(regime, options.precision, folder)
     return 0
 
 

@@ -217,6 +217,33 @@ def test_a_killed_sweep_goes_on_and_one_that_knows_no_truth_decides_the_same(
     assert load_clip(ModelConfig(path=found["checkpoint"])).fingerprint == fingerprint(swept)
 
 
+def test_trials_of_two_workers_are_runs_of_ray_train_and_come_to_the_same(
+    swept: dict[str, Any], settings: SweepConfig, tmp_path: Path
+) -> None:
+    space = {"method.lr": Choice(kind="grid", values=(1e-2, DIVERGES))}
+    out, tracking = str(tmp_path / "run"), TrackingConfig(enabled=False)
+    changed = {"workers_per_trial": 2, "space": space, "retries": 0, "out": out, "tracking": tracking}
+    shared = run_sweep(dataclasses.replace(settings, **changed))
+    states = {row["method.lr"]: (row["state"], row["failures"], row["error"]) for row in shared["rows"]}
+    assert states[1e-2] == ("finished", 0, None)
+    assert states[DIVERGES][:2] == ("failed", 1)
+    assert "diverged" in states[DIVERGES][2]
+    assert not list(Path(out).glob("trials/*/train"))
+    alone, together = (measurements(Path(where), 1e-2) for where in (settings.out, out))
+    assert [record["step"] for record in together] == [STEPS // 2, STEPS]
+    for one, two in zip(alone, together, strict=False):  # the other may have been stopped
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+        assert two["accuracy_pct"] == pytest.approx(one["accuracy_pct"], abs=2)
+        assert two["proven_t1_asr_pct"] == pytest.approx(one["proven_t1_asr_pct"], abs=2)
+
+
+def measurements(run: Path, rate: float) -> list[dict[str, Any]]:
+    """Return the records of the trial with a learning rate."""
+    homes = [path.parent for path in run.glob("trials/*/trial.json") if str(rate) in path.read_text()]
+    (home,) = homes
+    return json.loads((home / "history.json").read_text())["records"]
+
+
 def fingerprint(summary: dict[str, Any]) -> str:
     return load_clip(ModelConfig(path=summary["checkpoint"])).fingerprint
 

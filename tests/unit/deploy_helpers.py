@@ -56,7 +56,7 @@ def demands(settings: Any) -> list[tuple[Bundle, int]]:
     cluster = settings.cluster
     worker = {"CPU": float(cluster.threads_per_worker), "GPU": cluster.gpus_per_worker}
     if type(settings).__name__ == "SweepConfig":
-        return [(worker, settings.concurrent or 1)]
+        return [(worker, (settings.concurrent or 1) * settings.workers_per_trial)]
     wanted = [(worker, cluster.workers or 1)]
     if type(settings).__name__ == "ScanConfig" and settings.proof.pool.resources:
         pool = settings.proof.pool
