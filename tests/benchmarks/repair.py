@@ -25,7 +25,7 @@ import yaml
 from pipeline.run_folder import read_summary
 from tests.benchmarks import photos
 from tests.benchmarks.figures import rounded
-from tests.benchmarks.results import Row, record
+from tests.benchmarks.results import Row, record, this_machine
 from tests.benchmarks.zoo import cell_home, cell_names
 
 SCANS = Path("runs/proof")
@@ -53,7 +53,7 @@ METHODS: dict[str, list[str]] = {
         "method.schedule={kind: cosine_warmup, warmup_steps: 10}",
     ],
     "par": [PAIRS, "method.epochs=6", "method.batch_size=128", "method.lr=3e-4", "method.tau=auto"],
-    "rvpt": ["method.epochs=50", "method.first_block=1", "method.tokens=10"],
+    "rvpt": ["method.epochs=16", "method.shots=125", "method.first_block=1", "method.tokens=50", "method.lr=0.1"],
     "eftclip": ["method.epochs=6", "method.batch_size=64", "method.lr=1e-3"],
     "unlearn": [PAIRS, "method.epochs=15"],
 }
@@ -125,13 +125,14 @@ def row_of(cell: str, method: str) -> Row | None:
         return None
     evaluation = read_summary(measured)["evaluation"]
     shown = {name: value for name, value in rounded(evaluation).items() if name.removesuffix("_ci95") in SHOWN}
-    row: Row = {**cell_names(cell), "method": method}
+    row: Row = {**cell_names(cell), "method": method, "cpu": this_machine().cpu, **shown}
+    if evaluation.get("resistivity") is not None:
+        row["resistivity"] = round(evaluation["resistivity"], 3)
     if method == NONE:
-        return {**row, **shown}
+        return row
     summary = read_summary(home / "repair")
     return {
         **row,
-        **shown,
         "pairs": summary["counts"]["used"],
         "steps": summary["steps"],
         "seconds": summary["training_seconds"],

@@ -6,18 +6,22 @@ from tests.benchmarks.zoo import FINE_TUNED
 
 ORDER = ("none", "finetune", "cleanclip", "cleanclip-supervised", "par", "rvpt", "eftclip", "unlearn")
 
+SUSPECT = ("model", "attack", "seed", "cpu")
+"""What names a suspect model."""
+
 
 def by_attack(rows: list[Row]) -> list[Row]:
-    """Return the rows attack by attack, the suspect model first and clipsan's own repair last; no attack without a repair."""
-    repaired = {(row["model"], row["attack"], row["seed"]) for row in rows if row["method"] != ORDER[0]}
+    """Return the rows suspect by suspect, itself first and clipsan's own repair last; none without a repair.
+
+    A suspect is trained where it is repaired, so one attack may have one on each machine.
+    """
+    repaired = {tuple(row[name] for name in SUSPECT) for row in rows if row["method"] != ORDER[0]}
     shown = [
         {**row, "tower": str(row["model"]).removesuffix(FINE_TUNED)}
         for row in rows
-        if (row["model"], row["attack"], row["seed"]) in repaired
+        if tuple(row[name] for name in SUSPECT) in repaired
     ]
-    return sorted(
-        shown, key=lambda row: (*(str(row[n]) for n in ("tower", "attack", "seed")), ORDER.index(str(row["method"])))
-    )
+    return sorted(shown, key=lambda row: (*(str(row[name]) for name in SUSPECT), ORDER.index(str(row["method"]))))
 
 
 REPAIR = Section(
@@ -38,6 +42,7 @@ REPAIR = Section(
                 Column("retrieval R@10 %", "text_to_image_r10_pct", 1),
                 Column("resistivity", "resistivity", 3),
                 Column("seconds of training", "seconds", 0),
+                Column("measured on", "cpu"),
             ),
             by_attack,
         ),

@@ -28,7 +28,8 @@ KEYS = {
     "throughput": ("method", "data", "model"),
     "naming": ("cell", "clean_pct", "poisoned", "concept_poisoned_pct"),
     "demo": ("data", "attack", "detector", "model", "seed"),
-    "repair": ("data", "attack", "method", "model", "seed"),
+    # the suspect models are trained where they are repaired, and no two kinds of processor round alike
+    "repair": ("data", "attack", "method", "model", "seed", "cpu"),
     "sweep": ("data", "attack", "method", "model", "model_seed", "seed"),
     "oracle": ("set", "oracle", "attack", "seed"),
     "density": (

@@ -151,7 +151,10 @@ def bench(regime: Regime, precision: str = "bf16") -> list[str]:
     """Return the arguments of the matrix."""
     matrix = f"tests/benchmarks/matrices/{regime.name}.yaml"
     captioned = [] if regime.name == "rare" else [f"evaluate.retrieval.data.path={regime.test}"]
-    trained = [] if precision == "bf16" else [f"train.precision={precision}"]
+    trained = []
+    if precision != "bf16":
+        trained = [f"train.precision={precision}"]
+        trained += [] if regime.name == "rare" else [f"evaluate.rebound.precision={precision}"]
     return ["bench", matrix, f"data.path={regime.train}", f"evaluate.data.path={regime.test}", *captioned, *trained]
 
 
