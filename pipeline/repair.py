@@ -91,6 +91,8 @@ def run_plan(plan: Plan) -> RepairResult:
     if folder.summary.is_file() and (target / CARD).is_file():
         summary = read_summary(folder.root)
         return RepairResult(repaired, summary["history"], summary)
+    for note in plan.notes:
+        sys.stderr.write(f"repair: {note}\n")
     with ray_session(settings.cluster):
         order, found, counts = prepare(plan, folder)
         before = _evaluated(plan, settings.model, folder.root / "evaluate-before")
@@ -101,7 +103,7 @@ def run_plan(plan: Plan) -> RepairResult:
         objective.load_state_dict(state["weights"])
         objective.export(target)
         after = _evaluated(plan, repaired, folder.root / "evaluate-after")
-    history = state["history"]
+    history, notes = state["history"], (*plan.notes, *objective.notes)
     summary = {
         "verb": "repair",
         "fingerprint": plan.mark,
@@ -114,7 +116,7 @@ def run_plan(plan: Plan) -> RepairResult:
         "suspect": plan.model_fingerprint,
         "data": plan.data_fingerprint,
         "scan": None if plan.scan is None else {"path": str(plan.scan.root), "fingerprint": plan.scan.fingerprint},
-        "notes": list(objective.notes),
+        "notes": list(notes),
         "checkpoint": str(target),
         "before": before,
         "after": after,
@@ -122,7 +124,7 @@ def run_plan(plan: Plan) -> RepairResult:
     }
     trained = sum(value.numel() for value in objective.trainable().values())
     total = sum(value.numel() for value in objective.model.parameters())
-    write_card(target, plan, summary, objective.notes, (trained, total))
+    write_card(target, plan, summary, notes, (trained, total))
     write_summary(folder, summary)
     version = _log(plan, folder, target, summary)
     if version is not None:

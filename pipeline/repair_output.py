@@ -31,7 +31,7 @@ def write_card(
         folder: the checkpoint's or the adapter's.
         plan: the repair.
         summary: with `before` and `after`, or null.
-        notes: how the run differs from the method as published.
+        notes: what a reader must know of the run, as how it differs from the method as published.
         parameters: how many were trained, of how many.
     """
     method = plan.config.method

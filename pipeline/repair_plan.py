@@ -31,6 +31,10 @@ SEPARATE = ("model", "data", "scan", "evaluate", "early_stop", "classes")
 """Settings that enter the fingerprint by their content."""
 
 _SOURCE: Any = SourceConfig
+NOTHING_ACCUSED = (
+    "the scan accuses nothing, so there was nothing to unlearn: a backdoor that the scan missed is still in this model; "
+    "method=par needs no scan"
+)
 REPAIR_SET = "repair"
 """Folder with a scan's compact set, below its run folder."""
 
@@ -93,6 +97,13 @@ class Plan:
         """Whether the result is an adapter for the suspect checkpoint, not a checkpoint of its own."""
         return self.config.method.kind == "rvpt"
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the result must know, beside how the method differs from the published one."""
+        scan, learns = self.scan, Role.FLAGGED in self.config.method.roles
+        accused = scan is not None and (scan.targets or scan.repair_set is not None)
+        return (NOTHING_ACCUSED,) if learns and not accused else ()
+
     def describe(self) -> str:
         """Return the plan as text for --dry-run."""
         c, method = self.config, self.config.method
@@ -108,6 +119,7 @@ class Plan:
             f"workers    {c.cluster.worker_count()} x {c.cluster.threads_per_worker} threads, "
             f"{c.cluster.gpus_per_worker:g} GPU each",
             f"out        {c.out}  ({self.mark[:12]})",
+            *(f"note       {note}" for note in self.notes),
         ]
         return "\n".join(lines) + "\n"
 

@@ -127,6 +127,20 @@ def test_unlearning_takes_clean_flagged_and_pasted_pairs_from_the_scan(
     assert [pair.uid for pair in read_unit(pasted.source, pasted.units[0])] == list(marks)
 
 
+def test_a_scan_that_accuses_nothing_leaves_nothing_to_unlearn_and_the_plan_says_so(
+    settings: RepairConfig, data: WebDataset, tmp_path: Path
+) -> None:
+    root = write_scan(tmp_path / "scan", data)
+    unlearn = dataclasses.replace(settings, scan=str(root), method=Unlearn(batch_size=8))
+    assert make_plan(unlearn).notes == ()
+    (root / "summary.json").write_text('{"targets": []}')
+    blind = make_plan(unlearn)
+    (note,) = blind.notes
+    assert "a backdoor that the scan missed is still in this model" in note
+    assert note in blind.describe()
+    assert make_plan(dataclasses.replace(unlearn, method=FineTune(batch_size=8))).notes == ()
+
+
 def test_an_accused_word_that_is_no_class_becomes_one(settings: RepairConfig, data: WebDataset, tmp_path: Path) -> None:
     root = write_scan(tmp_path / "scan", data, target="Pear")
     for given, expected in (
