@@ -154,10 +154,10 @@ class _Sweep:
 
     def _tuner(self, queue: Queue, schedule: Any, shared: dict[str, Any]) -> tune.Tuner:
         quiet_tune()
-        cluster, alone = self._plan.config.cluster, self._plan.config.workers_per_trial == 1
+        cluster = self._plan.config.cluster
         resources = {"cpu": float(cluster.threads_per_worker)}
         resources |= {"gpu": cluster.gpus_per_worker} if cluster.gpus_per_worker else {}
-        if not alone:
+        if self._plan.config.workers_per_trial > 1:
             # the trial waits for workers of Ray Train and must hold no CPU that they need; Tune wants it to hold something
             resources = {"memory": 2**20}
         shutil.rmtree(self._folder.work / "tune", ignore_errors=True)
@@ -168,8 +168,8 @@ class _Sweep:
                 scheduler=schedule,
                 num_samples=len(self._left),
                 max_concurrent_trials=concurrent(self._plan),
-                # A worker takes seconds to import torch and Tune; but one that waits for Ray Train cannot be stopped and kept.
-                reuse_actors=alone,
+                # a worker takes seconds to import torch and Tune
+                reuse_actors=True,
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
             ),
             run_config=tune.RunConfig(

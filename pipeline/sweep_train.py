@@ -1,8 +1,8 @@
 """A trial of several workers: Ray Train inside a trial of Ray Tune, one run from each measurement to the next.
 
 The trial's own process holds no CPU and waits. pipeline.sweep_run starts no more trials at a time than have room for all of
-their workers, so none waits for CPUs that another holds while it waits. Early stopping kills the trial's process, and a run of
-Ray Train whose driver is killed keeps its CPUs wherever Ray has no dashboard (Train asks the dashboard whether the driver
+their workers, so none waits for CPUs that another holds while it waits. Early stopping takes the trial's process away, and a run
+of Ray Train that loses its driver keeps its CPUs wherever Ray has no dashboard (Train asks the dashboard whether the driver
 lives). So no run is under way when a trial is measured and may be stopped; the next one goes on from the trial's own state.
 """
 
