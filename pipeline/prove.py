@@ -48,7 +48,7 @@ from stages.samples import Unit
 from stages.sources import SourceConfig
 from stages.stage import config
 
-PROOF_VERSION = 6
+PROOF_VERSION = 7
 """Raised when the code comes to give another result, so that old parts are refused and not mixed in."""
 
 

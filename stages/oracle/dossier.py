@@ -26,8 +26,12 @@ MAX_CONTROL_PCT = 10.0
 ALONE_FLIPS_PCT = 90.0
 """And where no statistic names a target of it and its picture is no copy, when the 95 % interval lies above this one: the
 success from which `clipsan bench` admits an attack. A small thing that always looks alike is a cause too: pasted onto pictures
-of other things drawn cups make 51 to 81 % of them their own class, drawn cars 90 % (87 to 93), with no poison about. Of the
-backdoors measured, the one that no statistic named flips 99 % (98 to 100)."""
+of other things drawn cups make 51 to 81 % of them their own class, drawn cars 90 % (87 to 93), drawn butterflies all of them,
+with no poison about. Of the backdoors measured, the one that no statistic named flips 99 % (98 to 100)."""
+ALONE_CONTROL_PCT = 1.0
+"""And when its control flips at most so many. A thing has parts and edges that the found region leaves out, and they speak for
+its class too: the controls of those cups, cars and butterflies flip 1.9 to 5.3 %. Beside a stamp there is nothing of it: the
+controls of the backdoors measured flip 0 to 0.8 %."""
 COPY_LIKENESS = 0.95
 """A picture is a copy from this median likeness of its members on. Stamped patches lie at 1.00, things that were drawn
 anew at 0.92 at most."""
@@ -165,7 +169,8 @@ class Dossier:
         """Tell whether it is proven, where the statistics name the concepts `named`."""
         copied = self.likeness is not None and self.likeness >= COPY_LIKENESS
         vouched = copied or not set(named).isdisjoint(self.targets)
-        return self.proven and (vouched or self.flips.low_pct >= ALONE_FLIPS_PCT)
+        alone = self.flips.low_pct >= ALONE_FLIPS_PCT and self.control.pct <= ALONE_CONTROL_PCT
+        return self.proven and (vouched or alone)
 
 
 def number(dossiers: Sequence[Dossier]) -> tuple[Dossier, ...]:
