@@ -3,7 +3,7 @@
     python -m tests.benchmarks.zoo common              20 concepts, 500 photos of the target
     python -m tests.benchmarks.zoo rare                200 concepts, 74 photos of the target
     python -m tests.benchmarks.zoo vit                 common, with a ViT
-    python -m tests.benchmarks.zoo common --precision f32    trained in float32: faster where the processor has no bf16 units
+    python -m tests.benchmarks.zoo common --precision f32    trained in float32: faster on some processors
     python -m tests.benchmarks.zoo common --commands   the commands alone
     python -m tests.benchmarks.zoo common --store      store the figures of what has run
 
