@@ -168,7 +168,7 @@ def prepare(plan: Plan, folder: RunFolder) -> tuple[Order, Checked, dict[str, in
     needed = (method.batch_size - rows) * settings.accumulate
     if pairs.pairs < needed:
         raise ConfigError(
-            f"method.batch_size={method.batch_size}: a step takes {needed} {plan.main.name}, and there are only "
+            f"{plan.section}.batch_size={method.batch_size}: a step takes {needed} {plan.main.name}, and there are only "
             f"{pairs.pairs} that can be used ({found.rejected} are in {folder.rejected})"
         )
     order = Order(

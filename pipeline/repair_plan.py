@@ -19,6 +19,7 @@ from pipeline.run_folder import RunFolder, finished_scan, read_summary
 from pipeline.tracking import TrackingConfig
 from stages.clip_model import ModelConfig, load_clip
 from stages.repair import Role
+from stages.repair.unlearn import Unlearn
 from stages.samples import Unit
 from stages.sources import ParquetSource, SourceConfig, identity, list_units
 
@@ -32,8 +33,8 @@ SEPARATE = ("model", "data", "scan", "evaluate", "early_stop", "classes")
 
 _SOURCE: Any = SourceConfig
 NOTHING_ACCUSED = (
-    "the scan accuses nothing, so there was nothing to unlearn: a backdoor that the scan missed is still in this model; "
-    "method=par needs no scan"
+    "the scan accuses nothing, so there is nothing to unlearn: the model is perturbed and recovered instead (PAR, method.blind), "
+    "against a backdoor that the scan missed"
 )
 REPAIR_SET = "repair"
 """Folder with a scan's compact set, below its run folder."""
@@ -70,6 +71,11 @@ class Scan:
         folder = self.root / REPAIR_SET
         return folder if any(folder.glob("*.parquet")) else None
 
+    @property
+    def accuses(self) -> bool:
+        """Whether it names a concept or proves a trigger."""
+        return bool(self.targets) or self.repair_set is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -86,6 +92,10 @@ class Plan:
     data_fingerprint: str
     mark: str
     tree: dict[str, Any]
+    section: str = "method"
+    """Where the method's settings stand."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the result must know, beside how the method differs from the published one."""
 
     @property
     def task(self) -> RepairTask:
@@ -96,13 +106,6 @@ class Plan:
     def is_adapter(self) -> bool:
         """Whether the result is an adapter for the suspect checkpoint, not a checkpoint of its own."""
         return self.config.method.kind == "rvpt"
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a reader of the result must know, beside how the method differs from the published one."""
-        scan, learns = self.scan, Role.FLAGGED in self.config.method.roles
-        accused = scan is not None and (scan.targets or scan.repair_set is not None)
-        return (NOTHING_ACCUSED,) if learns and not accused else ()
 
     def describe(self) -> str:
         """Return the plan as text for --dry-run."""
@@ -160,10 +163,15 @@ def make_plan(settings: RepairConfig) -> Plan:
     """
     # Ray Train starts its workers in a folder of their own.
     settings = dataclasses.replace(settings, model=settings.model.absolute())
-    check_batch(settings)
+    scan = None if settings.scan is None else read_scan(settings.scan)
+    section = "method"
+    notes: tuple[str, ...] = ()
+    if isinstance(settings.method, Unlearn) and scan is not None and not scan.accuses:
+        settings = dataclasses.replace(settings, method=settings.method.blind)
+        section, notes = "method.blind", (NOTHING_ACCUSED,)
+    check_batch(settings, section)
     clip = load_clip(settings.model)
     check_out(settings)
-    scan = None if settings.scan is None else read_scan(settings.scan)
     classes = _classes(settings, scan)
     main, beside = _pairs(settings, scan, classes)
     validation = None
@@ -186,6 +194,8 @@ def make_plan(settings: RepairConfig) -> Plan:
         data_fingerprint,
         "",
         tree,
+        section,
+        notes,
     )
     stop = {} if validation is None else {**tree["early_stop"], "data": _content(validation)}
     mark = fingerprint(
@@ -213,11 +223,11 @@ def check_out(settings: RepairConfig) -> None:
         raise ConfigError(f"out={settings.out}: the suspect checkpoint {suspect} is there; give another `out`")
 
 
-def check_batch(settings: RepairConfig) -> None:
-    """Refuse a batch that the workers cannot share."""
+def check_batch(settings: RepairConfig, section: str = "method") -> None:
+    """Refuse a batch that the workers cannot share; `section` is where its size was given."""
     size, workers = settings.method.batch_size, settings.cluster.worker_count()
     if size % workers:
-        raise ConfigError(f"method.batch_size={size}: must be a multiple of the workers, {workers} (cluster.workers)")
+        raise ConfigError(f"{section}.batch_size={size}: must be a multiple of the workers, {workers} (cluster.workers)")
 
 
 def read_scan(run: str) -> Scan:

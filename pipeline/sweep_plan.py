@@ -192,6 +192,11 @@ def _repair_of(settings: SweepConfig, point: Point, known: dict[str, repair_plan
     if key not in known:
         known[key] = repair_plan.make_plan(repair)
     plan = known[key]
+    if plan.config.method.kind != repair.method.kind:
+        raise ConfigError(
+            f"repair.scan={repair.scan}: it accuses nothing, so that method {repair.method.kind} has nothing to search; take "
+            f"repair.method={plan.config.method.kind} and its space"
+        )
     repair_plan.check_batch(repair)
     # only what stands in the settings differs: make_plan would load the model again for the same answer
     repair = dataclasses.replace(repair, model=plan.config.model)

@@ -3,7 +3,8 @@
 The four published methods are blind: they disturb the whole model and hope that the trigger suffers most. The scan knows
 which pairs planted the trigger and what label they planted, so this pushes exactly those images away from that label,
 turns images with a recovered trigger back to their true captions, and ties clean images to the suspect model's own
-vectors. The text tower is fixed: it is shared by all classes and carries no trigger of its own.
+vectors. The text tower is fixed: it is shared by all classes and carries no trigger of its own. Where the scan accuses
+nothing there is nothing to push, and a blind method is all that is left: `blind`.
 """
 
 from typing import ClassVar, Literal
@@ -15,6 +16,7 @@ from stages.clip_model import Clip
 from stages.contrastive import CosineWarmup, adamw
 from stages.repair.objective import Batch, Objective, Role, Setting, cosine_rows, freeze_text, frozen_copy
 from stages.repair.optimise import RepairSchedule, check_numbers
+from stages.repair.par import Par
 from stages.stage import config
 
 
@@ -50,6 +52,9 @@ class Unlearn:
     """Of the zero-shot cross-entropy of clean images whose class is known."""
     freeze_batch_norm: bool = True
     """Keep the stored statistics of batch normalisation: batches are rich in triggers."""
+    blind: Par = Par(batch_size=128, tau="auto")
+    """What is done instead where the scan accuses nothing. Its epochs, batch size and rate are its own: it moves the whole
+    model and brings it back, which no tie to the old one survives."""
 
     def __post_init__(self) -> None:
         check_numbers(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr)

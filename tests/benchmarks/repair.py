@@ -44,6 +44,8 @@ SHOWN = (
 NONE = "none"
 
 PAIRS = "pairs=2500"
+PRECISION = "precision=bf16"
+"""As the suspects were trained."""
 METHODS: dict[str, list[str]] = {
     "finetune": [PAIRS, "method.epochs=6", "method.batch_size=128", "method.lr=3e-3"],
     "cleanclip": [PAIRS, "method.epochs=6", "method.batch_size=128", "method.lr=3e-3"],
@@ -55,7 +57,12 @@ METHODS: dict[str, list[str]] = {
     "par": [PAIRS, "method.epochs=6", "method.batch_size=128", "method.lr=3e-4", "method.tau=auto"],
     "rvpt": ["method.epochs=16", "method.shots=125", "method.first_block=1", "method.tokens=50", "method.lr=0.1"],
     "eftclip": ["method.epochs=6", "method.batch_size=64", "method.lr=1e-3"],
-    "unlearn": [PAIRS, "method.epochs=15"],
+    "unlearn": [
+        PAIRS,
+        "method.epochs=15",
+        # where the scan accuses nothing it does what PAR does, with PAR's settings
+        *("method.blind.epochs=6", "method.blind.batch_size=128", "method.blind.lr=3e-4"),
+    ],
 }
 """Method -> what differs from conf/repair/. The published rates are those of pretrained models that a small one, trained with
 2e-3, hardly notices (see `clipsan evaluate`'s rebound)."""
@@ -90,7 +97,7 @@ def steps(cell: str, method: str) -> Iterator[tuple[Path, list[str]]]:
         out / "repair",
         [
             *("repair", f"model.path={model}", f"method={method}", *data, *scan, *CLASSES, *METHODS[method]),
-            *(f"out={out}/repair", "register=null", "cluster.workers=1"),
+            *(f"out={out}/repair", PRECISION, "register=null", "cluster.workers=1"),
         ],
     )
     repaired = [f"model.path={out}/repair/checkpoint"]

@@ -18,6 +18,7 @@ from stages.repair import Role
 from stages.repair.cleanclip import CleanClipSupervised
 from stages.repair.eftclip import EftClip
 from stages.repair.finetune import FineTune
+from stages.repair.par import Par, ParObjective
 from stages.repair.rvpt import Rvpt
 from stages.repair.unlearn import Unlearn
 from stages.sources import WebDataset, read_unit
@@ -127,18 +128,27 @@ def test_unlearning_takes_clean_flagged_and_pasted_pairs_from_the_scan(
     assert [pair.uid for pair in read_unit(pasted.source, pasted.units[0])] == list(marks)
 
 
-def test_a_scan_that_accuses_nothing_leaves_nothing_to_unlearn_and_the_plan_says_so(
+def test_where_a_scan_accuses_nothing_unlearning_perturbs_and_recovers_and_the_plan_says_so(
     settings: RepairConfig, data: WebDataset, tmp_path: Path
 ) -> None:
     root = write_scan(tmp_path / "scan", data)
-    unlearn = dataclasses.replace(settings, scan=str(root), method=Unlearn(batch_size=8))
-    assert make_plan(unlearn).notes == ()
+    method = Unlearn(batch_size=8, blind=Par(epochs=3, batch_size=4, tau="auto"))
+    unlearn = dataclasses.replace(settings, scan=str(root), method=method)
+    accused = make_plan(unlearn)
+    assert (accused.notes, accused.config.method, len(accused.beside)) == ((), method, 1)
     (root / "summary.json").write_text('{"targets": []}')
     blind = make_plan(unlearn)
+    assert (blind.config.method, blind.task.method, blind.beside) == (method.blind, method.blind, ())
+    assert isinstance(blind.task.objective(), ParObjective)
     (note,) = blind.notes
-    assert "a backdoor that the scan missed is still in this model" in note
+    assert "perturbed and recovered instead (PAR, method.blind)" in note
     assert note in blind.describe()
+    assert "method     par, 3 epochs, batch 4" in blind.describe()
+    assert blind.mark != accused.mark
     assert make_plan(dataclasses.replace(unlearn, method=FineTune(batch_size=8))).notes == ()
+    odd = dataclasses.replace(method, blind=Par(batch_size=5))
+    with pytest.raises(ConfigError, match=r"method\.blind\.batch_size=5: must be a multiple of the workers"):
+        make_plan(dataclasses.replace(unlearn, method=odd))
 
 
 def test_an_accused_word_that_is_no_class_becomes_one(settings: RepairConfig, data: WebDataset, tmp_path: Path) -> None:
