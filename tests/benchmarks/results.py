@@ -68,16 +68,22 @@ class Results:
 
 
 def this_machine() -> Machine:
-    """Return the cores that this process may use, the memory and the model of the processor."""
+    """Return the cores that this process may use, the memory and the kind of processor."""
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else ""
-    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Machine(
-        cpu=model.group(1).strip() if model else platform.machine(),
+        cpu=processor(text) or platform.machine(),
         cores=len(os.sched_getaffinity(0)),
         memory_gib=round(memory / 2**30, 1),
     )
+
+
+def processor(cpuinfo: str) -> str | None:
+    """Return a processor's name with its family and model, which tell apart what a hypervisor gives one name."""
+    found = [re.search(rf"^{name}\s*:\s*(.+)$", cpuinfo, re.MULTILINE) for name in ("model name", "cpu family", "model")]
+    shown = [match.group(1).strip() for match in found if match]
+    return f"{shown[0]} ({'-'.join(shown[1:])})" if len(shown) == len(found) else None
 
 
 def load(name: str, folder: Path = FOLDER) -> Results | None:

@@ -12,7 +12,7 @@ from tests.benchmarks import demo
 from tests.benchmarks.figures import attack_row, detector_rows, scan_row
 from tests.benchmarks.photos import CELLS, as_shell, steps
 from tests.benchmarks.plain_loop import Piece, split
-from tests.benchmarks.results import ResultsError, load, record, this_machine
+from tests.benchmarks.results import ResultsError, load, record, processor, this_machine
 
 CELL = {"data": "photos", "attack": "patch", "rate_pct": 1.0, "model": "tiny", "seed": 0}
 
@@ -46,6 +46,13 @@ def test_head_says_what_it_was_measured_with_and_not_where(tmp_path):
     assert str(tmp_path) not in json.dumps(tree)
     assert this_machine().cores >= 1
     assert this_machine().memory_gib > 0.1
+
+
+def test_processors_that_share_a_name_are_told_apart():
+    cpuinfo = "processor\t: 0\ncpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\nflags\t\t: fpu\n"
+    assert processor(cpuinfo) == "AMD EPYC (26-2)"
+    assert processor(cpuinfo.replace(": 2\n", ": 17\n")) == "AMD EPYC (26-17)"
+    assert processor("processor\t: 0\nBogoMIPS\t: 50.00\n") is None
 
 
 def test_nothing_measured_is_no_error(tmp_path):
