@@ -81,7 +81,9 @@ def this_machine() -> Machine:
 
 def processor(cpuinfo: str) -> str | None:
     """Return a processor's name with its family and model, which tell apart what a hypervisor gives one name."""
-    found = [re.search(rf"^{name}\s*:\s*(.+)$", cpuinfo, re.MULTILINE) for name in ("model name", "cpu family", "model")]
+    found = [
+        re.search(rf"^{name}\s*:\s*(.+)$", cpuinfo, re.MULTILINE) for name in ("model name", "cpu family", "model")
+    ]
     shown = [match.group(1).strip() for match in found if match]
     return f"{shown[0]} ({'-'.join(shown[1:])})" if len(shown) == len(found) else None
 

@@ -12,7 +12,7 @@ from tests.benchmarks import demo
 from tests.benchmarks.figures import attack_row, detector_rows, scan_row
 from tests.benchmarks.photos import CELLS, as_shell, steps
 from tests.benchmarks.plain_loop import Piece, split
-from tests.benchmarks.results import ResultsError, load, record, processor, this_machine
+from tests.benchmarks.results import ResultsError, load, processor, record, this_machine
 
 CELL = {"data": "photos", "attack": "patch", "rate_pct": 1.0, "model": "tiny", "seed": 0}
 
