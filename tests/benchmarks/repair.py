@@ -1,6 +1,6 @@
 """Repair x attack: what each method leaves of the accuracy and of the backdoor, and what comes back after benign steps.
 
-    python -m tests.benchmarks.repair                          every method on every attack that has been proven
+    python -m tests.benchmarks.repair                          every method on every model that has been scanned
     python -m tests.benchmarks.repair patch-s0 sig-s0          on some
     python -m tests.benchmarks.repair patch-s0 --methods par   with some
     python -m tests.benchmarks.repair vit/patch-s0 --methods none finetune par rvpt    on a ViT, which RVPT needs
@@ -76,13 +76,17 @@ TRAIN = ("data=labelled-parquet", "data.path=$CLIPSAN_ASSETS/tiny-imagenet20-tra
 
 
 def cells() -> list[str]:
-    """Return the cells whose models are admitted and whose scans have proven a trigger."""
-    found = []
-    for path in sorted((photos.ROOT / SCANS).glob("*/summary.json")):
-        cell = path.parent.name
-        if (photos.ROOT / cell_home(cell) / "poison").exists() and read_summary(path.parent)["proof"]["triggers"]:
-            found.append(cell)
-    return found
+    """Return the cells whose models have been measured and whose scans have finished, the clean one with them."""
+    scanned = (path.parent.name for path in sorted((photos.ROOT / SCANS).glob("*/summary.json")))
+    return [cell for cell in scanned if (photos.ROOT / cell_home(cell) / "evaluate" / "summary.json").exists()]
+
+
+def fits(cell: str, method: str) -> bool:
+    """Tell whether a method can be tried: RVPT needs a ViT, and EftCLIP a trigger that the scan has proven."""
+    scan = photos.ROOT / SCANS / cell
+    if method == "eftclip" and (scan / "summary.json").exists():
+        return bool(read_summary(scan)["proof"]["triggers"])
+    return method != "rvpt" or cell.startswith(VIT)
 
 
 def steps(cell: str, method: str) -> Iterator[tuple[Path, list[str]]]:
@@ -152,17 +156,12 @@ def row_of(cell: str, method: str) -> Row | None:
 def main() -> int:
     """Run the repairs, print their commands, or store their figures."""
     parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("cells", nargs="*", metavar="CELL", help="default: all whose scan has proven a trigger")
+    parser.add_argument("cells", nargs="*", metavar="CELL", help="default: all that have been scanned")
     parser.add_argument("--methods", nargs="+", choices=[NONE, *METHODS], default=[NONE, *METHODS])
     parser.add_argument("--commands", action="store_true", help="print the commands and run nothing")
     parser.add_argument("--store", action="store_true", help="store the figures of what has run and run nothing")
     options = parser.parse_args()
-    chosen = [
-        (cell, method)
-        for cell in options.cells or cells()
-        for method in options.methods
-        if method != "rvpt" or cell.startswith(VIT)
-    ]
+    chosen = [(cell, method) for cell in options.cells or cells() for method in options.methods if fits(cell, method)]
     if options.commands:
         for cell, method in chosen:
             for _, arguments in steps(cell, method):
