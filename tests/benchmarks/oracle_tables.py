@@ -21,6 +21,7 @@ SEGMENTS = (
 )
 PROVEN = (
     Column("attack", "attack"),
+    Column("seed", "seed"),
     Column("poisoned", "poisoned"),
     Column("examined", "examined"),
     Column("triggers proven", "proven_triggers"),
@@ -34,6 +35,7 @@ PROVEN = (
 )
 PAIRS = (
     Column("attack", "attack"),
+    Column("seed", "seed"),
     Column("poisoned", "poisoned"),
     Column("called poisoned before the sweep back", "before_sweep"),
     Column("precision %", "before_sweep_precision_pct", 1),
