@@ -227,7 +227,9 @@ def check_batch(settings: RepairConfig, section: str = "method") -> None:
     """Refuse a batch that the workers cannot share; `section` is where its size was given."""
     size, workers = settings.method.batch_size, settings.cluster.worker_count()
     if size % workers:
-        raise ConfigError(f"{section}.batch_size={size}: must be a multiple of the workers, {workers} (cluster.workers)")
+        raise ConfigError(
+            f"{section}.batch_size={size}: must be a multiple of the workers, {workers} (cluster.workers)"
+        )
 
 
 def read_scan(run: str) -> Scan:
