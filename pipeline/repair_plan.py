@@ -76,6 +76,13 @@ class Scan:
         """Whether it names a concept or proves a trigger."""
         return bool(self.targets) or self.repair_set is not None
 
+    @property
+    def finding(self) -> str:
+        """What it found, in a few words; a trigger may be proven where statistics name no concept."""
+        if self.targets:
+            return "accuses " + ", ".join(self.targets)
+        return "names nothing, has proven a trigger" if self.accuses else "accuses nothing"
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -116,7 +123,7 @@ class Plan:
             f"suspect    {self.model_fingerprint[:12]} {c.model.path}, {self.image_size} px (only read)",
             f"data       {self.main.name}: {len(self.main.units)} units ({self.main.source.kind})"
             + "".join(f"; beside them {some.name}" for some in self.beside),
-            f"scan       {'none' if self.scan is None else f'{self.scan.root}, accuses ' + (', '.join(self.scan.targets) or 'nothing')}",
+            f"scan       {'none' if self.scan is None else f'{self.scan.root}, {self.scan.finding}'}",
             f"method     {method.kind}, {length}, batch {method.batch_size}{more}, lr {method.lr:g}, {c.precision}, seed {c.seed}",
             f"evaluate   {'nothing' if c.evaluate is None else 'before and after'}",
             f"workers    {c.cluster.worker_count()} x {c.cluster.threads_per_worker} threads, "

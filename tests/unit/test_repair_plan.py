@@ -146,6 +146,13 @@ def test_where_a_scan_accuses_nothing_unlearning_perturbs_and_recovers_and_the_p
     assert "method     par, 3 epochs, batch 4" in blind.describe()
     assert blind.mark != accused.mark
     assert make_plan(dataclasses.replace(unlearn, method=FineTune(batch_size=8))).notes == ()
+    assert "accuses kite" in accused.describe()
+    assert "accuses nothing" in blind.describe()
+    unnamed = write_scan(tmp_path / "unnamed", data, proven=True)
+    (unnamed / "summary.json").write_text('{"targets": []}')
+    proven = make_plan(dataclasses.replace(unlearn, scan=str(unnamed)))
+    assert (proven.notes, proven.config.method) == ((), method)
+    assert "names nothing, has proven a trigger" in proven.describe()
     odd = dataclasses.replace(method, blind=Par(batch_size=5))
     with pytest.raises(ConfigError, match=r"method\.blind\.batch_size=5: must be a multiple of the workers"):
         make_plan(dataclasses.replace(unlearn, method=odd))
