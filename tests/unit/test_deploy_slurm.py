@@ -33,7 +33,8 @@ while (($(grep -c "^ray start" "$CALLS") < ($3 > 1 ? 2 : 1))); do sleep 0.02; do
 exit "${NODES_STATUS:-0}"
 """,
     "ray": """\
-trap 'echo "ray ends" >> "$CALLS"; exit 0' TERM
+deaf=${RAY_DEAF:-0}
+trap 'if ((deaf-- <= 0)); then echo "ray ends" >> "$CALLS"; exit 0; fi' TERM
 echo "ray $*" >> "$CALLS"
 while true; do sleep 0.05; done
 """,
@@ -48,6 +49,8 @@ while true; do sleep 0.05; done
 
 class Allocation:
     """Runs the script as Slurm would on three nodes with eight CPUs each."""
+
+    script = DEPLOY / "clipsan.sbatch"
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -71,7 +74,7 @@ class Allocation:
         }
         (self.folder / "ray-files").mkdir(exist_ok=True)
         return subprocess.Popen(
-            ["bash", DEPLOY / "clipsan.sbatch", *words],
+            ["bash", self.script, *words],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -154,6 +157,28 @@ def test_near_the_time_limit_it_queues_again(allocation: Allocation, restarts: s
         assert allocation.calls.read_text().splitlines()[-1] == "scontrol requeue 4711"
 
 
+def test_a_child_that_is_killed_as_it_begins_clears_nothing_away(tmp_path: Path) -> None:
+    # The script's own function, with the traps that it sets; a child that a signal ends just after the fork has them too.
+    text = (DEPLOY / "clipsan.sbatch").read_text()
+    clear_away = re.search(r"^clear_away\(\) \{.*?^\}", text, re.DOTALL | re.MULTILINE)
+    assert clear_away
+    calls = tmp_path / "calls"
+    script = f"""
+        set -euo pipefail; set -m
+        job="" again="" SLURM_JOB_NUM_NODES=1 CLIPSAN_TMP=/nowhere
+        timeout() {{ echo "$*" >> {calls}; }}
+        {clear_away[0]}
+        trap clear_away EXIT
+        for _ in {{1..50}}; do
+            (sleep 60 && true) &
+            kill -- "-$!"
+            wait "$!" || true
+        done
+    """
+    subprocess.run(["bash", "-c", script], check=True, capture_output=True, timeout=300)
+    assert len(calls.read_text().splitlines()) == 1
+
+
 def test_cancelling_does_not_queue_again(allocation: Allocation) -> None:
     job = allocation.start("scan")
     allocation.wait_for("clipsan")
@@ -164,11 +189,33 @@ def test_cancelling_does_not_queue_again(allocation: Allocation) -> None:
     assert len(allocation.said("ray ends")) == 2
 
 
+@pytest.mark.parametrize(("number", "wanted"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 130)])
+def test_a_signal_just_after_clipsans_start_reaches_it(allocation: Allocation, number: int, wanted: int) -> None:
+    # On a busy node the script may stand still between the fork and the line that keeps the number of the child.
+    text = allocation.script.read_text()
+    assert text.count("\njob=${job:-$!}\n") == 1
+    allocation.script = allocation.folder / "slow.sbatch"
+    allocation.script.write_text(text.replace("\njob=${job:-$!}\n", "\nsleep 1\njob=${job:-$!}\n"))
+    job = allocation.start("scan")
+    allocation.wait_for("clipsan")
+    job.send_signal(number)
+    status, _ = allocation.finish(job)
+    assert status == wanted
+    assert len(allocation.said("ray ends")) == 2
+
+
 def test_nodes_that_do_not_come_end_the_job(allocation: Allocation) -> None:
     status, _ = allocation.finish(allocation.start("scan", NODES_STATUS="1"))
     assert status == 1
     assert allocation.said("clipsan") == []
     assert len(allocation.said("ray ends")) == 1
+
+
+def test_a_step_that_did_not_hear_the_first_signal_gets_another(allocation: Allocation) -> None:
+    # As bash does not where the signal comes between the fork and its own reset of the traps.
+    status, _ = allocation.finish(allocation.start("scan", CLIPSAN_STATUS="3", RAY_DEAF="1"))
+    assert status == 3
+    assert len(allocation.said("ray ends")) == 2
 
 
 def test_each_job_has_a_token_of_its_own() -> None:
