@@ -6,6 +6,7 @@ from tests.benchmarks.results import Row
 from tests.benchmarks.sections import Column, Section, Table
 
 PHOTOS, SCENES, ATTACKED = "coco-val128", "scenes", "tiny-imagenet20"
+ATTACKED_VIT = f"{ATTACKED}, vit"
 
 SEGMENTS = (
     Column("oracle", "oracle"),
@@ -55,9 +56,9 @@ def of_set(name: str, rows: list[Row]) -> list[Row]:
     return sorted((row for row in rows if row["set"] == name), key=lambda row: -float(row["mean_iou"]))  # type: ignore[arg-type]
 
 
-def attacked(rows: list[Row]) -> list[Row]:
-    """Return what was proven on each model, the clean one last."""
-    found = [row for row in rows if row["set"] == ATTACKED]
+def attacked(name: str, rows: list[Row]) -> list[Row]:
+    """Return what was proven on each model of one set, the clean one last."""
+    found = [row for row in rows if row["set"] == name]
     return sorted(found, key=lambda row: (not row["poisoned"], str(row["attack"]), row["seed"]))
 
 
@@ -71,7 +72,9 @@ QUALITY = Section(
 PROOF = Section(
     "oracle",
     (
-        Table(PROVEN, attacked, "Triggers:"),
-        Table(PAIRS, attacked, "Pairs:"),
+        Table(PROVEN, partial(attacked, ATTACKED), "Triggers:"),
+        Table(PAIRS, partial(attacked, ATTACKED), "Pairs:"),
+        Table(PROVEN, partial(attacked, ATTACKED_VIT), "Triggers, with a ViT:"),
+        Table(PAIRS, partial(attacked, ATTACKED_VIT), "Pairs, with a ViT:"),
     ),
 )
