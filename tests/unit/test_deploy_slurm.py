@@ -39,7 +39,7 @@ echo "ray $*" >> "$CALLS"
 while true; do sleep 0.05; done
 """,
     "clipsan": """\
-trap 'exit 130' INT
+trap "${CLIPSAN_ON_INT:-exit 130}" INT
 echo "clipsan $*" >> "$CALLS"
 if [[ -n $CLIPSAN_STATUS ]]; then exit "$CLIPSAN_STATUS"; fi
 while true; do sleep 0.05; done
@@ -202,6 +202,19 @@ def test_a_signal_just_after_clipsans_start_reaches_it(allocation: Allocation, n
     status, _ = allocation.finish(job)
     assert status == wanted
     assert len(allocation.said("ray ends")) == 2
+
+
+def test_a_clipsan_that_does_not_end_in_time_is_killed(allocation: Allocation) -> None:
+    text = allocation.script.read_text()
+    assert text.count("SECONDS + 120") == 1
+    allocation.script = allocation.folder / "impatient.sbatch"
+    allocation.script.write_text(text.replace("SECONDS + 120", "SECONDS + 1"))
+    job = allocation.start("scan", CLIPSAN_ON_INT=":")
+    allocation.wait_for("clipsan")
+    job.send_signal(signal.SIGUSR1)
+    status, _ = allocation.finish(job)
+    assert status == 128 + signal.SIGKILL
+    assert allocation.calls.read_text().splitlines()[-1] == "scontrol requeue 4711"
 
 
 def test_nodes_that_do_not_come_end_the_job(allocation: Allocation) -> None:
