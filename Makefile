@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-ray test-rest lint clean
+.PHONY: setup demo test test-ray test-rest lint links clean
 
 setup: $(VENV)/.installed
 
@@ -23,10 +23,18 @@ test: setup
 test-ray test-rest: setup
 	$(BIN)/python -m pytest --durations 15 -m "$(if $(filter test-ray,$@),ray,not ray) and not slow"
 
-lint: setup
+lint: setup links
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The package as it is installed, for mypy and editors: folders of the checkout under the name clipsan.
+links:
+	mkdir -p build/links/clipsan
+	ln -sfn ../../../pipeline build/links/clipsan/pipeline
+	ln -sfn ../../../stages build/links/clipsan/stages
+	ln -sfn ../../../conf build/links/clipsan/conf
+	ln -sfn ../../../pipeline/api/__init__.py build/links/clipsan/__init__.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

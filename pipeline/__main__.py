@@ -1,7 +1,7 @@
-"""`python -m pipeline` is the command `clipsan`, for `ray job submit` and for a checkout that is not installed."""
+"""`python -m pipeline` is the command `clipsan`, for `ray job submit`."""
 
 import sys
 
-from pipeline.cli import main
+from clipsan.pipeline.cli import main
 
 sys.exit(main())

@@ -26,6 +26,15 @@ FOLDER_VERBS = {
     "log": "log a finished run folder, and those in it, to MLflow: after its server was away, or to another one",
 }
 """Verbs that take a run folder in place of a file of settings."""
+MODULES = {
+    **{name: f"{name}.verb" for name in ("scan", "poison", "train", "repair", "sweep", "evaluate", "trigger", "bench")},
+    "sweep-detectors": "sweep.detectors",
+    "run": "story.verb",
+    "demo": "story.demo",
+    "status": "status",
+    "log": "tracking.log",
+}
+"""Where each verb lives."""
 RUN_STATUS = (
     "Exit status: 0 the scan accuses nothing, or the model is repaired as max_asr_pct and max_loss_points ask; 3 a backdoor was "
     "found and no model meets them, so a person must look (summary.json says why); 2 a setting or an input must be changed; "
@@ -37,14 +46,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one verb; return the exit status: 0 done, 2 the user must change something, 1 anything else; `run` has RUN_STATUS."""
     options, overrides = _parse(arguments)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    from pipeline.config import ConfigError
+    from .core.config import ConfigError
 
     try:
         if options.verb in FOLDER_VERBS:
-            return _run(f"pipeline.{options.verb}")(options.file, overrides)
+            return _command(options.verb)(options.file, overrides)
         if options.write:
             overrides.append(f"write=[{options.write}]")
-        return _run(f"pipeline.{options.verb}")(options.file, overrides, options.dry_run)
+        return _command(options.verb)(options.file, overrides, options.dry_run)
     except KeyboardInterrupt:
         sys.stderr.write(f"clipsan {options.verb}: stopped; the same command goes on from what is committed\n")
         return 130
@@ -55,9 +64,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
-def _run(module: str) -> Callable[..., int]:
+def _command(verb: str) -> Callable[..., int]:
     # Ray and torch take seconds to import, and only the verb's own module needs them.
-    command: Callable[..., int] = import_module(module.replace("-", "_")).command
+    module = import_module(f".{MODULES[verb]}", __package__)
+    command: Callable[..., int] = module.VERB.command if hasattr(module, "VERB") else module.command
     return command
 
 

@@ -8,16 +8,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import yaml
 
-from pipeline.config import ConfigError
-from pipeline.run_folder import RunFolder
-
-PASS_FOLDERS = {
-    "embed": "embeddings",
-    "density": "work/density",
-    "score": "scores",
-    "verdict": "verdicts",
-    "poison": "manifest",
-}
+from .core.config import ConfigError
+from .core.run_folder import RunFolder
 
 
 def command(run: str, _: list[str]) -> int:
@@ -37,8 +29,8 @@ def describe(root: Path) -> str:
         raise ConfigError(f"{root}: no run.yaml there, so this is no run folder of clipsan")
     record = yaml.safe_load(folder.run_yaml.read_text(encoding="utf-8"))
     lines = [f"{record['verb']}  {root}  fingerprint {record['fingerprint'][:12]}"]
-    for name, total in record["passes"].items():
-        lines.append(_pass_line(name, root / PASS_FOLDERS.get(name, name), total))
+    passes = json.loads(folder.passes.read_text(encoding="utf-8")) if folder.passes.is_file() else {}
+    lines += [_pass_line(name, root / entry["folder"], entry["parts"]) for name, entry in passes.items()]
     rejected = _rejections(folder.rejected)
     if rejected:
         lines.append("rejected  " + ", ".join(f"{reason} {count:,}" for reason, count in sorted(rejected.items())))

@@ -11,7 +11,7 @@ import numpy as np
 import pydantic
 import scipy.sparse as sp
 
-from stages.stage import config
+from .stage import config
 
 WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from stages.samples import Reject
+from .samples import Reject
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """What may be decoded. Pillow knows more, among them PostScript, which it hands to an interpreter."""

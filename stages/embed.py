@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from stages.clip_model import Clip, Encoded
-from stages.decode import BadImage, decode, image_facts
-from stages.samples import RawPair, Reject
-from stages.stage import config
+from .decode import BadImage, decode, image_facts
+from .model.clip import Clip, Encoded
+from .samples import RawPair, Reject
+from .stage import config
 
 REJECTED_SCHEMA = pa.schema(
     [

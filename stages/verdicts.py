@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pydantic
 
-from stages.stage import config
+from .stage import config
 
 
 class Verdict(StrEnum):

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from pipeline.demo_data import SCENE_SCHEMA, png
-from stages.clip_model import Clip, ModelConfig, load_clip, save_clip
-from stages.scenes import CONCEPTS, Scene, SceneConfig, render
+from clipsan.pipeline.story.demo_data import SCENE_SCHEMA, png
+from clipsan.stages.model.clip import Clip, ModelConfig, load_clip, save_clip
+from clipsan.stages.scenes.scene import CONCEPTS, Scene, SceneConfig, render
 
 TARGET = "star"
 SIDE = 16

@@ -19,9 +19,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.cluster import ClusterConfig, ray_session
-from stages.checkpoints import ModelConfig
-from stages.clip_model import load_clip, save_clip
+from clipsan.pipeline.core.cluster import ClusterConfig, ray_session
+from clipsan.stages.model.checkpoints import ModelConfig
+from clipsan.stages.model.clip import load_clip, save_clip
 
 torch.set_num_threads(1)
 

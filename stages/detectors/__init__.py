@@ -3,15 +3,15 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from stages.captions import Vocabulary
-from stages.detectors.clip_score import ClipMixture, ClipScore
-from stages.detectors.concept_spectral import ConceptSpectral, ConceptSpectralConfig
-from stages.detectors.density import DensityConfig
-from stages.detectors.duplicates import CaptionDuplicates
-from stages.detectors.ensemble import Ensemble, EnsembleConfig, EnsembleState
-from stages.detectors.streaming import StreamingDetector
-from stages.detectors.whitening import Lorex, LorexConfig, TrustedMoments
-from stages.stage import Columns, config
+from ..captions import Vocabulary
+from ..stage import Columns, config
+from .clip_score import ClipMixture, ClipScore
+from .concept_spectral import ConceptSpectral, ConceptSpectralConfig
+from .density import DensityConfig
+from .duplicates import CaptionDuplicates
+from .ensemble import Ensemble, EnsembleConfig, EnsembleState
+from .streaming import StreamingDetector
+from .whitening import Lorex, LorexConfig, TrustedMoments
 
 SEPARATE = 2.0
 """Distance of the two components of the CLIP score, in deviations, from which the lower one is a group of its own."""

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from scipy.special import expit, logsumexp
 
-from stages.detectors.streaming import Columns, vectors
+from .streaming import Columns, vectors
 
 BINS = 4096
 """Bins of the histogram of cosines over [-1, 1]: narrower (.0005) than the rounding of a float16 cache blurs a sum."""

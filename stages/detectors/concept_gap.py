@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.detectors.concept_moments import BIN_CENTRES, BINS, bin_index
+from .concept_moments import BIN_CENTRES, BINS, bin_index
 
 NEAREST = 3.0
 """Robust standard deviations below which a group is not told from the bulk. Poison that is a quarter of its concept widens the

@@ -9,17 +9,10 @@ import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
 
-from stages.captions import (
-    Concepts,
-    Mined,
-    Named,
-    count_terms,
-    merge_counts,
-    mine_vocabulary,
-    name_vocabulary,
-)
-from stages.detectors.concept_gap import ALL_LAYERS, clearest_views, distance_histograms, find_gaps
-from stages.detectors.concept_moments import (
+from ..captions import Concepts, Mined, Named, count_terms, merge_counts, mine_vocabulary, name_vocabulary
+from ..stage import config
+from .concept_gap import ALL_LAYERS, clearest_views, distance_histograms, find_gaps
+from .concept_moments import (
     ConceptMoments,
     RegressionSums,
     concept_moments,
@@ -31,17 +24,8 @@ from stages.detectors.concept_moments import (
     whiten,
     whitening,
 )
-from stages.detectors.concept_state import (
-    Layer,
-    SpectralState,
-    concept_names,
-    evidence,
-    histograms,
-    member_rows,
-    nonnull,
-)
-from stages.detectors.streaming import Columns, layer_columns, vectors
-from stages.stage import config
+from .concept_state import Layer, SpectralState, concept_names, evidence, histograms, member_rows, nonnull
+from .streaming import Columns, layer_columns, vectors
 
 LEAST_EXCESS = 2.0
 """Largest variance of a concept over the noise edge (Marchenko-Pastur), geometric mean over layers, below which it is not

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from stages.captions import Vocabulary
-from stages.detectors.concept_gap import ALL_LAYERS, Gaps
-from stages.detectors.concept_moments import BINS, bin_index
+from ..captions import Vocabulary
+from .concept_gap import ALL_LAYERS, Gaps
+from .concept_moments import BINS, bin_index
 
 NO_CONCEPT = "(no concept)"
 """The group of pairs whose caption holds none of the concepts."""

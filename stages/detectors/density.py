@@ -9,11 +9,11 @@ from typing import ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
-from stages.detectors.isolation import isolation_forest
-from stages.detectors.neighbours import Neighbours, nearest
-from stages.detectors.streaming import vectors
-from stages.samples import seeded_hash
-from stages.stage import config
+from ..samples import seeded_hash
+from ..stage import config
+from .isolation import isolation_forest
+from .neighbours import Neighbours, nearest
+from .streaming import vectors
 
 LARGEST = 1000.0
 """Cap of a local dimension: the value that the reference implementation gives to infinity."""

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from stages.captions import normalise
-from stages.detectors.streaming import Columns
-from stages.samples import seeded_hash
+from ..captions import normalise
+from ..samples import seeded_hash
+from .streaming import Columns
 
 EXACT_KEYS = 1 << 18
 """Distinct values up to which counts are exact: 4 MiB of keys and counts."""

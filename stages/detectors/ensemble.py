@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
 
-from stages.captions import Vocabulary
-from stages.detectors.streaming import Columns
-from stages.stage import config
+from ..captions import Vocabulary
+from ..stage import config
+from .streaming import Columns
 
 SPECTRAL = "concept_spectral"
 COMPANION = "k_distance"

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from stages.detectors.streaming import Columns, vectors
-from stages.stage import config
+from ..stage import config
+from .streaming import Columns, vectors
 
 SAMPLE_ROWS = 16_384
 """Trusted vectors kept for the threshold; the 99.5 percentile then rests on 82 of them."""

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from stages.evaluation.figures import Figure, count, rate
+from .figures import Figure, count, rate
 
 TOP_K = 5
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from stages.clip_model import Clip
-from stages.evaluation.resistivity import EMBEDDING, PROBES, resistivity
-from stages.evaluation.retrieval import Gallery, image_to_text_ranks, text_to_image_ranks
-from stages.evaluation.zero_shot import class_embeddings, predict
-from stages.oracle.dossier import Dossier, apply_trigger
-from stages.poisoning import contains_word
-from stages.samples import seeded_hash
+from ..attack.poisoning import contains_word
+from ..dossier.dossier import Dossier, apply_trigger
+from ..model.clip import Clip
+from ..samples import seeded_hash
+from .resistivity import EMBEDDING, PROBES, resistivity
+from .retrieval import Gallery, image_to_text_ranks, text_to_image_ranks
+from .zero_shot import class_embeddings, predict
 
 BATCH = 64
 """Images of a forward pass; cut at the same places in every trial."""

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from stages.evaluation.intervals import bootstrap_interval, rate_interval
+from .intervals import bootstrap_interval, rate_interval
 
 FigureUnit = Literal["pct", "fraction", "cosine", "count"]
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torchvision.transforms import functional as F
 
-from stages.clip_model import Clip
-from stages.evaluation.figures import Figure, mean_cosine
+from ..model.clip import Clip
+from .figures import Figure, mean_cosine
 
 NOISE_SD = 0.001
 BLUR_SIZE, BLUR_VARIANCE = 3, 5.0

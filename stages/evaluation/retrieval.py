@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.evaluation.figures import Figure, count, rate
-from stages.poisoning import contains_word
+from ..attack.poisoning import contains_word
+from .figures import Figure, count, rate
 
 CUTOFFS = (1, 5, 10)
 """The k of R@k."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stages.clip_model import Clip
+from ..model.clip import Clip
 
 TEXT_BATCH = 256
 """Prompts of one forward pass."""

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import pydantic
 
-from stages.oracle.deeplab import DeepLab, DeepLabConfig
-from stages.oracle.litert import LiteRt, LiteRtConfig
-from stages.oracle.mobile_sam import MobileSam, MobileSamConfig
-from stages.oracle.regions import Oracle
-from stages.oracle.sam import Sam, SamConfig
-from stages.oracle.superpixels import Superpixels, SuperpixelsConfig
+from .deeplab import DeepLab, DeepLabConfig
+from .litert import LiteRt, LiteRtConfig
+from .mobile_sam import MobileSam, MobileSamConfig
+from .regions import Oracle
+from .sam import Sam, SamConfig
+from .superpixels import Superpixels, SuperpixelsConfig
 
 __all__ = [
     "DeepLabConfig",

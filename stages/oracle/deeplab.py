@@ -8,10 +8,10 @@ import torch
 import torchvision
 from torch.nn import functional as F
 
-from stages.checkpoints import ModelError, load_weights, read_state_dict
-from stages.oracle.label_maps import VOC_NAMES, named, regions_of
-from stages.oracle.regions import Region
-from stages.stage import config
+from ..model.checkpoints import ModelError, load_weights, read_state_dict
+from ..stage import config
+from .label_maps import VOC_NAMES, named, regions_of
+from .regions import Region
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HEAD = "classifier.4.weight"

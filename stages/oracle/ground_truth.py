@@ -6,8 +6,8 @@ from typing import Self
 
 import numpy as np
 
-from stages.oracle.label_maps import regions_of
-from stages.oracle.regions import Region
+from .label_maps import regions_of
+from .regions import Region
 
 
 class UnknownImageError(LookupError):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import scipy.ndimage as ndi
 
-from stages.oracle.regions import Region
+from .regions import Region
 
 VOC_NAMES = (
     *("", "airplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),

@@ -7,10 +7,10 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from stages.checkpoints import ModelError
-from stages.oracle.label_maps import VOC_NAMES, named, regions_of
-from stages.oracle.regions import Region
-from stages.stage import config
+from ..model.checkpoints import ModelError
+from ..stage import config
+from .label_maps import VOC_NAMES, named, regions_of
+from .regions import Region
 
 GREY = 127
 """What fills the square beside the image, as in DeepLab's training: the middle of the input's range."""

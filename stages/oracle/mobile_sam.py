@@ -18,10 +18,10 @@ from segment_anything.modeling.common import LayerNorm2d
 from timm.models.tiny_vit import ConvNorm, tiny_vit_5m_224
 from torch import nn
 
-from stages.checkpoints import ModelError
-from stages.oracle.sam import MaskOracle, MaskSettings
-from stages.oracle.sam_layout import DecoderLayout, assemble, load_strictly, read_weights
-from stages.stage import config
+from ..model.checkpoints import ModelError
+from ..stage import config
+from .sam import MaskOracle, MaskSettings
+from .sam_layout import DecoderLayout, assemble, load_strictly, read_weights
 
 SIDE_PX = 1024
 GRID = 64

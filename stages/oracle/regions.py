@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from stages.stage import config
+from ..stage import config
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from segment_anything import modeling as sam_modeling
 from segment_anything.utils.amg import generate_crop_boxes
 
-from stages.oracle.regions import Region
-from stages.oracle.sam_layout import load_sam
-from stages.stage import config
+from ..stage import config
+from .regions import Region
+from .sam_layout import load_sam
 
 CROPS_PER_BATCH = 4
 """Crops that the image encoder takes at once; fixed, so that a result never hangs on the machine."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
-from stages.checkpoints import ModelError, load_weights, read_state_dict
+from ..model.checkpoints import ModelError, load_weights, read_state_dict
 
 DECODER_HEADS = 8
 """Attention heads of the mask decoder: 8 in every published model, and no tensor's shape tells."""

@@ -5,10 +5,10 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from stages.oracle.regions import Region
-from stages.oracle.segments import segments
-from stages.oracle.windows import COARSE, FINE, follow_edges, grid
-from stages.stage import config
+from ..stage import config
+from .regions import Region
+from .segments import segments
+from .windows import COARSE, FINE, follow_edges, grid
 
 WORK_PX = 128
 """Shorter side at which images are segmented; larger ones are averaged down and the masks stretched back."""

@@ -4,14 +4,14 @@ from typing import Annotated
 
 import pydantic
 
-from stages.clip_model import Clip
-from stages.repair.cleanclip import CleanClip, CleanClipObjective, CleanClipSupervised, CleanClipSupervisedObjective
-from stages.repair.eftclip import EftClip, EftClipObjective
-from stages.repair.finetune import FineTune, FineTuneObjective
-from stages.repair.objective import Batch, Objective, Role, Setting
-from stages.repair.par import Par, ParObjective
-from stages.repair.rvpt import Rvpt, RvptObjective
-from stages.repair.unlearn import Unlearn, UnlearnObjective
+from ..model.clip import Clip
+from .cleanclip import CleanClip, CleanClipObjective, CleanClipSupervised, CleanClipSupervisedObjective
+from .eftclip import EftClip, EftClipObjective
+from .finetune import FineTune, FineTuneObjective
+from .objective import Batch, Objective, Role, Setting
+from .par import Par, ParObjective
+from .rvpt import Rvpt, RvptObjective
+from .unlearn import Unlearn, UnlearnObjective
 
 __all__ = ["Batch", "Objective", "RepairConfig", "Role", "Setting", "build"]
 

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stages.clip_model import Clip
-from stages.contrastive import CosineWarmup, adamw
-from stages.repair.augment import auto_augment
-from stages.repair.eda import augment_caption, read_thesaurus
-from stages.repair.objective import Batch, Objective, Role, Setting, freeze_text
-from stages.repair.optimise import RepairSchedule, check_numbers
-from stages.stage import config
+from ..model.clip import Clip
+from ..stage import config
+from ..training.contrastive import CosineWarmup, adamw
+from .augment import auto_augment
+from .eda import augment_caption, read_thesaurus
+from .objective import Batch, Objective, Role, Setting, freeze_text
+from .optimise import RepairSchedule, check_numbers
 
 NO_THESAURUS = (
     "no thesaurus was given: captions were augmented by swapping and leaving out words only, "

@@ -9,12 +9,12 @@ from typing import ClassVar, Literal
 import torch
 from torch.nn import functional as F
 
-from stages.clip_model import Clip
-from stages.contrastive import CosineWarmup, adamw
-from stages.repair.cleanclip import TwoViews, encode_views, self_supervision
-from stages.repair.objective import Batch, Objective, Role, Setting, cosine_rows
-from stages.repair.optimise import RepairSchedule, check_numbers
-from stages.stage import config
+from ..model.clip import Clip
+from ..stage import config
+from ..training.contrastive import CosineWarmup, adamw
+from .cleanclip import TwoViews, encode_views, self_supervision
+from .objective import Batch, Objective, Role, Setting, cosine_rows
+from .optimise import RepairSchedule, check_numbers
 
 
 @config

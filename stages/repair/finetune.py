@@ -4,11 +4,11 @@ from typing import ClassVar, Literal
 
 import torch
 
-from stages.clip_model import Clip
-from stages.contrastive import CosineWarmup, adamw
-from stages.repair.objective import Batch, Objective, Role, Setting
-from stages.repair.optimise import RepairSchedule, check_numbers
-from stages.stage import config
+from ..model.clip import Clip
+from ..stage import config
+from ..training.contrastive import CosineWarmup, adamw
+from .objective import Batch, Objective, Role, Setting
+from .optimise import RepairSchedule, check_numbers
 
 
 @config

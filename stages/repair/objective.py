@@ -1,6 +1,6 @@
 """What every repair method is to the training loop: a module whose forward pass is the loss of one rank's rows.
 
-The loop of pipeline/repair does no more than this, for any method:
+The loop of pipeline/repair/verb does no more than this, for any method:
 
     objective = build(config, clip, setting).train()
     optimizer = objective.optimizer()
@@ -35,9 +35,9 @@ from torch import distributed, nn
 from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 
-from stages.checkpoints import save_clip
-from stages.clip_model import Clip
-from stages.contrastive import MAX_LOGIT_SCALE, clip_loss
+from ..model.checkpoints import save_clip
+from ..model.clip import Clip
+from ..training.contrastive import MAX_LOGIT_SCALE, clip_loss
 
 
 class Role(IntEnum):

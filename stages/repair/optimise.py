@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 import pydantic
 
-from stages.contrastive import CosineWarmup, OneCycle
-from stages.stage import config
+from ..stage import config
+from ..training.contrastive import CosineWarmup, OneCycle
 
 
 @config

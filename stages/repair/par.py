@@ -6,12 +6,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import distributed
 
-from stages.clip_model import Clip
-from stages.contrastive import adamw
-from stages.repair.augment import erase, noise
-from stages.repair.objective import Batch, Objective, Role, Setting, frozen_copy
-from stages.repair.optimise import RepairSchedule, TwoPhase, check_numbers
-from stages.stage import config
+from ..model.clip import Clip
+from ..stage import config
+from ..training.contrastive import adamw
+from .augment import erase, noise
+from .objective import Batch, Objective, Role, Setting, frozen_copy
+from .optimise import RepairSchedule, TwoPhase, check_numbers
 
 
 @config

@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch.nn import functional as F
 
-from stages.clip_model import Clip
-from stages.contrastive import CosineWarmup
-from stages.repair.objective import Batch, Objective, Role, Setting
-from stages.repair.optimise import RepairSchedule, check_numbers
-from stages.repair.prompts import attach, save_adapter
-from stages.stage import config
+from ..model.clip import Clip
+from ..model.prompts import attach, save_adapter
+from ..stage import config
+from ..training.contrastive import CosineWarmup
+from .objective import Batch, Objective, Role, Setting
+from .optimise import RepairSchedule, check_numbers
 
 
 @config
@@ -66,7 +66,7 @@ class RvptObjective(Objective):
     computed once. The model is closed to an image tower other than a ViT with a class token.
 
     Raises:
-        ModelError: of stages.repair.prompts.attach.
+        ModelError: of stages.model.prompts.attach.
     """
 
     def __init__(self, settings: Rvpt, clip: Clip, setting: Setting) -> None:
@@ -115,7 +115,7 @@ class RvptObjective(Objective):
             self.prompts.tokens.copy_(state["tokens"])
 
     def export(self, folder: Path) -> None:
-        """Write the prompts as an adapter for the original checkpoint (see stages.repair.prompts.save_adapter)."""
+        """Write the prompts as an adapter for the original checkpoint (see stages.model.prompts.save_adapter)."""
         save_adapter(self.prompts, self._base, folder)
 
     def _frozen_tokens(self, images: torch.Tensor) -> torch.Tensor:

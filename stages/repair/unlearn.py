@@ -12,12 +12,12 @@ from typing import ClassVar, Literal
 import torch
 from torch.nn import functional as F
 
-from stages.clip_model import Clip
-from stages.contrastive import CosineWarmup, adamw
-from stages.repair.objective import Batch, Objective, Role, Setting, cosine_rows, freeze_text, frozen_copy
-from stages.repair.optimise import RepairSchedule, check_numbers
-from stages.repair.par import Par
-from stages.stage import config
+from ..model.clip import Clip
+from ..stage import config
+from ..training.contrastive import CosineWarmup, adamw
+from .objective import Batch, Objective, Role, Setting, cosine_rows, freeze_text, frozen_copy
+from .optimise import RepairSchedule, check_numbers
+from .par import Par
 
 
 @config

@@ -8,10 +8,10 @@ import numpy as np
 import yaml
 from markupsafe import Markup, escape
 
-from stages.report.charts import COLOURED_CURVES, LOWEST_RATE
-from stages.report.page import UNPRINTABLE, environment
-from stages.report.svg import Axis, coordinate, drawing, frame, line, polyline, text
-from stages.report.text import detector_label
+from .charts import COLOURED_CURVES, LOWEST_RATE
+from .page import UNPRINTABLE, environment
+from .svg import Axis, coordinate, drawing, frame, line, polyline, text
+from .text import detector_label
 
 MEASURES = (
     ("auroc", "AUROC", 0.5),
@@ -105,7 +105,7 @@ def render(report: BenchReport) -> str:
         .get_template("bench.html")
         .render(
             report=report,
-            style=Markup(files("stages.report").joinpath("report.css").read_text(encoding="utf-8")),
+            style=Markup(files("clipsan.stages.report").joinpath("report.css").read_text(encoding="utf-8")),
             tables=tables,
             scatter=accuracy_chart(report.lines, report.min_asr_pct),
             styles=styles,

@@ -5,9 +5,9 @@ import math
 import numpy as np
 from markupsafe import Markup
 
-from stages.report.content import ConceptRow, DetectorPanel, MapPoints
-from stages.report.svg import Axis, coordinate, dots, drawing, frame, line, polyline, text
-from stages.report.text import count, detector_label, score
+from .content import ConceptRow, DetectorPanel, MapPoints
+from .svg import Axis, coordinate, dots, drawing, frame, line, polyline, text
+from .text import count, detector_label, score
 
 CONCEPT_BARS = 16
 LOWEST_RATE = 1e-4

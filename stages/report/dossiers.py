@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from stages.oracle.dossier import Dossier, Rate, apply_trigger
-from stages.oracle.dossier_files import visible
-from stages.report.content import DossierPanel, Example, Measured
-from stages.report.figures import heat_map, thumbnail
-from stages.report.text import percent
+from ..dossier.dossier import Dossier, Rate, apply_trigger
+from ..dossier.files import visible
+from .content import DossierPanel, Example, Measured
+from .figures import heat_map, thumbnail
+from .text import percent
 
 
 def panel(dossier: Dossier, examples: Sequence[Example] = ()) -> DossierPanel:

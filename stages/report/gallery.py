@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from stages.samples import seeded_hash
-from stages.triggers import Trigger
-from stages.triggers.pixels import to_uint8
+from ..attack.triggers import Trigger
+from ..attack.triggers.pixels import to_uint8
+from ..samples import seeded_hash
 
 GAIN = 4
 """Differences are shown this many times as large: the mildest triggers move pixels by a few levels."""

@@ -16,9 +16,9 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from stages.report import charts
-from stages.report.content import ScanReport
-from stages.report.text import count, detector_label, duration, kind_label, percent, reason_label, rich, score
+from . import charts
+from .content import ScanReport
+from .text import count, detector_label, duration, kind_label, percent, reason_label, rich, score
 
 PICTURE_LIMIT = 200
 """Pictures on the wall: at about 12 kB each the page stays below 5 MB."""
@@ -58,7 +58,7 @@ def by_frequency(values: list[str]) -> list[str]:
 def environment() -> jinja2.Environment:
     """Return the template environment: everything is escaped, and an unknown name is an error, not an empty string."""
     made = jinja2.Environment(
-        loader=jinja2.PackageLoader("stages.report", package_path="."),
+        loader=jinja2.PackageLoader("clipsan.stages.report", package_path="."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -84,7 +84,7 @@ def render(report: ScanReport) -> str:
     shown = sorted(report.flagged, key=lambda pair: (pair.rank, pair.uid))[:PICTURE_LIMIT]
     concepts = sorted(report.concepts, key=lambda row: (not row.named, -row.statistic, row.name))
     measured = [panel for panel in report.detectors if panel.figures is not None]
-    script = files("stages.report").joinpath("wall.html").read_text(encoding="utf-8")
+    script = files("clipsan.stages.report").joinpath("wall.html").read_text(encoding="utf-8")
     # The policy names the script by the hash of what stands between its tags.
     body = script.strip().removeprefix("<script>").removesuffix("</script>")
     page = (
@@ -92,7 +92,7 @@ def render(report: ScanReport) -> str:
         .get_template("report.html")
         .render(
             report=report,
-            style=Markup(files("stages.report").joinpath("report.css").read_text(encoding="utf-8")),
+            style=Markup(files("clipsan.stages.report").joinpath("report.css").read_text(encoding="utf-8")),
             script=Markup(f"<script>{body}</script>"),
             script_hash=base64.b64encode(hashlib.sha256(body.encode()).digest()).decode(),
             # The headline counts the flagged pairs of the named concepts; what else the budget let in is no suspect.

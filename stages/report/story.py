@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from stages.report.content import DossierPanel
-from stages.report.page import UNPRINTABLE, environment
+from .content import DossierPanel
+from .page import UNPRINTABLE, environment
 
 ROWS = (
     ("asr_pct", "Attack success rate", False),
@@ -107,7 +107,7 @@ def render(report: StoryReport) -> str:
         .get_template("story.html")
         .render(
             report=report,
-            style=Markup(files("stages.report").joinpath("report.css").read_text(encoding="utf-8")),
+            style=Markup(files("clipsan.stages.report").joinpath("report.css").read_text(encoding="utf-8")),
             settings=yaml.safe_dump(dict(report.settings), sort_keys=False, allow_unicode=True),
         )
     )

@@ -8,8 +8,8 @@ import numpy as np
 import yaml
 from markupsafe import Markup, escape
 
-from stages.report.page import UNPRINTABLE, environment
-from stages.report.svg import Axis, coordinate, drawing, frame, line, polyline, text
+from .page import UNPRINTABLE, environment
+from .svg import Axis, coordinate, drawing, frame, line, polyline, text
 
 OBJECTIVES = {
     "proven": "attack success of the proven triggers",
@@ -82,7 +82,7 @@ def render(report: SweepReport) -> str:
         .get_template("sweep.html")
         .render(
             report=report,
-            style=Markup(files("stages.report").joinpath("report.css").read_text(encoding="utf-8")),
+            style=Markup(files("clipsan.stages.report").joinpath("report.css").read_text(encoding="utf-8")),
             chart=front_chart(report),
             counts={state: states.count(state) for state in ("finished", "stopped", "failed")},
             steps=sum(line.steps for line in report.lines),

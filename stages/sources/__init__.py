@@ -6,15 +6,15 @@ from typing import Annotated, Any
 
 import pydantic
 
-from stages.samples import RawPair, Unit
-from stages.sources import formats, poisoned
-from stages.sources.common import LabelCaptions, SourceError, UnitWriter
-from stages.sources.folder import FolderSource
-from stages.sources.formats import FormatConfig
-from stages.sources.parquet import ParquetSource
-from stages.sources.poisoned import PoisonedSource
-from stages.sources.table import TableSource
-from stages.sources.webdataset import WebDataset
+from ..samples import RawPair, Unit
+from . import formats, poisoned
+from .common import LabelCaptions, SourceError, UnitWriter
+from .folder import FolderSource
+from .formats import FormatConfig
+from .parquet import ParquetSource
+from .poisoned import PoisonedSource
+from .table import TableSource
+from .webdataset import WebDataset
 
 __all__ = [
     "FolderSource",

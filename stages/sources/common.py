@@ -7,9 +7,9 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Self
 
-from stages.files import Found
-from stages.samples import HEX_UID, RawPair, Reject, Unit, seeded_hash
-from stages.stage import config
+from ..files import Found
+from ..samples import HEX_UID, RawPair, Reject, Unit, seeded_hash
+from ..stage import config
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 

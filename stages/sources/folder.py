@@ -9,9 +9,10 @@ from typing import Literal
 
 from pyarrow import fs
 
-from stages.files import Found, PathError, find_folders, is_address, join, list_folder, parent
-from stages.samples import RawPair, Unit, hash_uid
-from stages.sources.common import (
+from ..files import Found, PathError, find_folders, is_address, join, list_folder, parent
+from ..samples import RawPair, Unit, hash_uid
+from ..stage import config
+from .common import (
     IMAGE_SUFFIXES,
     SourceError,
     UnitWriter,
@@ -24,9 +25,8 @@ from stages.sources.common import (
     printable,
     slices,
 )
-from stages.sources.rows import Row, RowsEnd, count_rows, header, image_place, image_suffix, load_image, walk
-from stages.sources.table import check_columns
-from stages.stage import config
+from .rows import Row, RowsEnd, count_rows, header, image_place, image_suffix, load_image, walk
+from .table import check_columns
 
 METADATA = re.compile(r"metadata([-_.][^/]*)?\.(csv|tsv|jsonl|parquet)")
 

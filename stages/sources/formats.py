@@ -7,15 +7,15 @@ from typing import Annotated, Any
 
 import pydantic
 
-from stages.files import absolute as absolute_path
-from stages.samples import RawPair, Unit
-from stages.sources import folder as folders
-from stages.sources import parquet, table, webdataset
-from stages.sources.common import UnitWriter
-from stages.sources.folder import FolderSource
-from stages.sources.parquet import ParquetSource
-from stages.sources.table import TableSource
-from stages.sources.webdataset import WebDataset
+from ..files import absolute as absolute_path
+from ..samples import RawPair, Unit
+from . import folder as folders
+from . import parquet, table, webdataset
+from .common import UnitWriter
+from .folder import FolderSource
+from .parquet import ParquetSource
+from .table import TableSource
+from .webdataset import WebDataset
 
 FormatConfig = Annotated[WebDataset | ParquetSource | TableSource | FolderSource, pydantic.Discriminator("kind")]
 

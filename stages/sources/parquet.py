@@ -8,9 +8,10 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.files import Found, PathError, find, open_input
-from stages.samples import RawPair, Reject, Unit, hash_uid
-from stages.sources.common import (
+from ..files import Found, PathError, find, open_input
+from ..samples import RawPair, Reject, Unit, hash_uid
+from ..stage import config
+from .common import (
     LabelCaptions,
     SourceError,
     UnitWriter,
@@ -24,9 +25,8 @@ from stages.sources.common import (
     row_key,
     slices,
 )
-from stages.sources.rows import absolute_image, image_place, image_suffix, load_image
-from stages.sources.table import check_columns, check_rows_source
-from stages.stage import config
+from .rows import absolute_image, image_place, image_suffix, load_image
+from .table import check_columns, check_rows_source
 
 BATCH_ROWS = 256
 """Rows in memory at a time when reading."""

@@ -15,16 +15,16 @@ from typing import Any, Literal
 
 import pydantic
 
-from stages.files import PathError
-from stages.files import absolute as absolute_path
-from stages.poisoning import AttackConfig, ImagePath, Strand
-from stages.samples import RawPair, Unit
-from stages.sources import formats
-from stages.sources.common import SourceError, UnitWriter
-from stages.sources.formats import FormatConfig
-from stages.stage import config
-from stages.treatment import Treatment
-from stages.triggers import BlendConfig, PatchConfig, ReplaceConfig, TriggerConfig
+from ..attack.poisoning import AttackConfig, ImagePath, Strand
+from ..attack.treatment import Treatment
+from ..attack.triggers import BlendConfig, PatchConfig, ReplaceConfig, TriggerConfig
+from ..files import PathError
+from ..files import absolute as absolute_path
+from ..samples import RawPair, Unit
+from ..stage import config
+from . import formats
+from .common import SourceError, UnitWriter
+from .formats import FormatConfig
 
 
 @config
@@ -49,7 +49,7 @@ class PoisonPlan:
     image: ImagePath
     """What every image goes through."""
     cut: int
-    """Largest draw that is poisoned (`stages.poisoning.place_draw_cut`)."""
+    """Largest draw that is poisoned (`stages.attack.poisoning.place_draw_cut`)."""
     captions: tuple[str, ...]
     """Natural captions that contain a target; none unless the attack draws from them."""
     units: tuple[Unit, ...]

@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.files import FileTooLarge, PathError, open_input, open_text, read_file, resolve
-from stages.samples import RawPair, Reject, Unit
-from stages.sources.common import IMAGE_SUFFIXES, damaged, inside
+from ..files import FileTooLarge, PathError, open_input, open_text, read_file, resolve
+from ..samples import RawPair, Reject, Unit
+from .common import IMAGE_SUFFIXES, damaged, inside
 
 Row = dict[str, Any]
 """Column name -> value; text with bytes that are not UTF-8 holds lone surrogates."""

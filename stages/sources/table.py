@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from stages.files import find
-from stages.samples import RawPair, Unit, hash_uid
-from stages.sources.common import (
+from ..files import find
+from ..samples import RawPair, Unit, hash_uid
+from ..stage import config
+from .common import (
     LabelCaptions,
     SourceError,
     UnitWriter,
@@ -22,7 +23,7 @@ from stages.sources.common import (
     row_key,
     slices,
 )
-from stages.sources.rows import (
+from .rows import (
     Row,
     RowsEnd,
     absolute_image,
@@ -34,7 +35,6 @@ from stages.sources.rows import (
     load_image,
     walk,
 )
-from stages.stage import config
 
 
 @config

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from stages.files import MAX_FILE_BYTES, PathError, find, open_input
-from stages.samples import RawPair, Reject, Unit
-from stages.sources.common import (
+from ..files import MAX_FILE_BYTES, PathError, find, open_input
+from ..samples import RawPair, Reject, Unit
+from ..stage import config
+from .common import (
     IMAGE_SUFFIXES,
     UnitWriter,
     class_index,
@@ -23,8 +24,7 @@ from stages.sources.common import (
     output_shard,
     slices,
 )
-from stages.sources.tar import BUFFER_BYTES, ForwardReader, Member, TarDamage, end_marker, members, padded
-from stages.stage import config
+from .tar import BUFFER_BYTES, ForwardReader, Member, TarDamage, end_marker, members, padded
 
 NAME = re.compile(r"((?:.*/)?[^./][^./]*)(\.[^/]+)", re.DOTALL)
 """Key and suffix as the webdataset library splits a name: at the first dot after the last slash."""

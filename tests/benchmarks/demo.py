@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.run_folder import read_summary
+from clipsan.pipeline.core.run_folder import read_summary
 from tests.benchmarks.figures import WHOLE_SCAN, attack_row, detector_rows, scan_row
 from tests.benchmarks.results import Row, record
 

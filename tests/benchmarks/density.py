@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from stages.detectors.density import LARGEST, RATIO_OFFSET, RESOLUTION, assign_blocks, block_ranks
-from stages.detectors.streaming import vectors
-from stages.evaluation.detection import auroc, average_precision
+from clipsan.stages.detectors.density import LARGEST, RATIO_OFFSET, RESOLUTION, assign_blocks, block_ranks
+from clipsan.stages.detectors.streaming import vectors
+from clipsan.stages.evaluation.detection import auroc, average_precision
 from tests.benchmarks import photos
 from tests.benchmarks.results import Row, record
 
@@ -135,7 +135,7 @@ def distinct_points(image: np.ndarray, text: np.ndarray | None, depth: int) -> P
 def density(points: Points, k: int, version: Version) -> dict[str, np.ndarray]:
     """Return `[n] float64` k_distance, slof and dao of the pairs' images; `version.ranks` is not applied.
 
-    The formulas are those of `stages.detectors.density.score_block`.
+    The formulas are those of `clipsan.stages.detectors.density.score_block`.
     """
     found, images = points.near, points.images
     rows = found.index[:images, :k]

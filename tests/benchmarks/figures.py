@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.bench_table import is_target
+from clipsan.pipeline.bench.table import is_target
 from tests.benchmarks.results import Row
 
 PHOTO_COMMANDS = "python -m tests.benchmarks.photos; python -m tests.benchmarks.zoo"

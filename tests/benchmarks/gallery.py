@@ -13,10 +13,10 @@ import numpy as np
 import pydantic
 import yaml
 
-from pipeline.config import conf_folder
-from stages.report.gallery import Exhibit, gallery
-from stages.scenes import SceneConfig, render
-from stages.triggers import TriggerConfig, build_trigger
+from clipsan.pipeline.core.config import conf_folder
+from clipsan.stages.attack.triggers import TriggerConfig, build_trigger
+from clipsan.stages.report.gallery import Exhibit, gallery
+from clipsan.stages.scenes.scene import SceneConfig, render
 from tests.benchmarks.results import FOLDER
 
 SCENES = SceneConfig(count=1000, side_px=64, seed=0)

@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from pipeline.bench_table import is_target
-from pipeline.run_folder import read_summary
-from stages.detectors.concept_spectral import ConceptSpectral, ConceptSpectralConfig
-from stages.poisoning import contains_word
+from clipsan.pipeline.bench.table import is_target
+from clipsan.pipeline.core.run_folder import read_summary
+from clipsan.stages.attack.poisoning import contains_word
+from clipsan.stages.detectors.concept_spectral import ConceptSpectral, ConceptSpectralConfig
 from tests.benchmarks.results import Row, record
 
 COMMAND = "python -m tests.benchmarks.naming SCAN..."

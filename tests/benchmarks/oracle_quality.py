@@ -23,11 +23,11 @@ import pydantic
 import torch
 from PIL import Image
 
-from stages.oracle import OracleConfig, SuperpixelsConfig, build_oracle
-from stages.oracle.ground_truth import GroundTruth
-from stages.oracle.label_maps import VOC_NAMES
-from stages.oracle.litert import LiteRtConfig
-from stages.oracle.regions import Oracle, Region, RegionLimits
+from clipsan.stages.oracle import OracleConfig, SuperpixelsConfig, build_oracle
+from clipsan.stages.oracle.ground_truth import GroundTruth
+from clipsan.stages.oracle.label_maps import VOC_NAMES
+from clipsan.stages.oracle.litert import LiteRtConfig
+from clipsan.stages.oracle.regions import Oracle, Region, RegionLimits
 from tests.benchmarks.figures import ORACLE_COMMANDS
 from tests.benchmarks.photos import assets
 from tests.benchmarks.results import Row, record

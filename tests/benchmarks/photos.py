@@ -23,8 +23,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import yaml
 
-from pipeline.commit import write_text
-from pipeline.run_folder import read_summary
+from clipsan.pipeline.core.commit import write_text
+from clipsan.pipeline.core.run_folder import read_summary
 from tests.benchmarks.figures import ADMITTED_ASR_PCT, PHOTO_COMMANDS, attack_row, detector_rows, scan_row
 from tests.benchmarks.results import Row, Value, record
 

@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from stages.clip_model import Clip, ModelConfig, load_clip
-from stages.decode import decode, image_facts
-from stages.samples import hash_uid
-from stages.sources.common import LabelCaptions
+from clipsan.stages.decode import decode, image_facts
+from clipsan.stages.model.clip import Clip, ModelConfig, load_clip
+from clipsan.stages.samples import hash_uid
+from clipsan.stages.sources.common import LabelCaptions
 
 BATCH = 64
 MAX_PIXELS = 89_478_485

@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.bench_table import is_target
-from pipeline.run_folder import read_summary
-from stages.oracle.regions import from_runs, iou
+from clipsan.pipeline.bench.table import is_target
+from clipsan.pipeline.core.run_folder import read_summary
+from clipsan.stages.oracle.regions import from_runs, iou
 from tests.benchmarks import photos
 from tests.benchmarks.figures import ORACLE_COMMANDS
 from tests.benchmarks.results import Row, record

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.run_folder import read_summary
+from clipsan.pipeline.core.run_folder import read_summary
 from tests.benchmarks import photos
 from tests.benchmarks.figures import rounded
 from tests.benchmarks.results import Row, record, this_machine

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 
-from pipeline.commit import write_text
-from pipeline.run_folder import versions
+from clipsan.pipeline.core.commit import write_text
+from clipsan.pipeline.core.run_folder import versions
 
 FOLDER = Path(__file__).resolve().parent / "results"
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.run_folder import read_summary
+from clipsan.pipeline.core.run_folder import read_summary
 from tests.benchmarks import photos
 from tests.benchmarks.repair import SCANS, cells
 from tests.benchmarks.results import Row, record

@@ -24,16 +24,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.cluster import ClusterConfig, ray_session
-from pipeline.config import conf_folder, load
-from pipeline.passes import Row as PassRow
-from pipeline.passes import run_pass
-from pipeline.scan_passes import EmbedWork
-from stages.clip_model import ModelConfig, load_clip, save_clip
-from stages.embed import EmbedConfig
-from stages.samples import Unit
-from stages.sources import ParquetSource, list_units
-from stages.stage import config
+from clipsan.pipeline.core.cluster import ClusterConfig, ray_session
+from clipsan.pipeline.core.config import conf_folder, load
+from clipsan.pipeline.core.pass_old import Row as PassRow
+from clipsan.pipeline.core.pass_old import run_pass
+from clipsan.pipeline.scan.work import EmbedWork
+from clipsan.stages.embed import EmbedConfig
+from clipsan.stages.model.clip import ModelConfig, load_clip, save_clip
+from clipsan.stages.samples import Unit
+from clipsan.stages.sources import ParquetSource, list_units
+from clipsan.stages.stage import config
 from tests.benchmarks import plain_loop
 from tests.benchmarks.photos import ROOT, assets
 from tests.benchmarks.plain_loop import Piece, Task, Timing

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from pipeline.commit import fingerprint
-from stages.oracle.sam import Sam, SamConfig
-from stages.oracle.sam_layout import PIXEL_MEAN, PIXEL_STD, DecoderLayout, EncoderLayout, build_sam
-from stages.oracle.superpixels import Superpixels, SuperpixelsConfig
-from stages.scenes import Scene, SceneConfig, render
+from clipsan.pipeline.core.commit import fingerprint
+from clipsan.stages.oracle.sam import Sam, SamConfig
+from clipsan.stages.oracle.sam_layout import PIXEL_MEAN, PIXEL_STD, DecoderLayout, EncoderLayout, build_sam
+from clipsan.stages.oracle.superpixels import Superpixels, SuperpixelsConfig
+from clipsan.stages.scenes.scene import Scene, SceneConfig, render
 from tests.benchmarks.figures import ORACLE_COMMANDS
 from tests.benchmarks.oracle_quality import Photo, measure
 from tests.benchmarks.results import record

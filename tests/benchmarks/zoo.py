@@ -23,10 +23,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
-from pipeline import bench_table
-from pipeline.bench_plan import BenchConfig, make_plan
-from pipeline.commit import write_text
-from pipeline.config import load
+from clipsan.pipeline.bench import table as bench_table
+from clipsan.pipeline.bench.plan import BenchConfig, make_plan
+from clipsan.pipeline.core.commit import write_text
+from clipsan.pipeline.core.config import load
 from tests.benchmarks import photos
 from tests.benchmarks.figures import PHOTO_COMMANDS, WHOLE_SCAN
 from tests.benchmarks.results import Row, record

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import evaluate, poison, scan, train
-from pipeline.cli import VERBS, main
+from clipsan.pipeline.cli import VERBS, main
+from clipsan.pipeline.evaluate import verb as evaluate
+from clipsan.pipeline.poison import verb as poison
+from clipsan.pipeline.scan import verb as scan
+from clipsan.pipeline.train import verb as train
 from tests.conftest import write_shards
 
 REPOSITORY = Path(__file__).parents[2]
@@ -107,7 +110,7 @@ def test_help_lists_every_verb(capsys):
 
 def test_a_mistake_is_told_without_importing_ray():
     program = (
-        "import sys; from pipeline.cli import main; code = main(sys.argv[1:]); "
+        "import sys; from clipsan.pipeline.cli import main; code = main(sys.argv[1:]); "
         "assert 'ray' not in sys.modules, 'ray was imported'; sys.exit(code)"
     )
     command = [sys.executable, "-c", program, "scan", "data.path=x", "seeed=1"]

@@ -11,17 +11,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.cli import main
-from pipeline.cluster import ClusterConfig
-from pipeline.scan import ScanConfig, make_plan, run_scan
-from pipeline.status import describe
-from pipeline.tracking import TrackingConfig
-from stages.clip_model import ModelConfig
-from stages.detectors import DetectorsConfig
-from stages.detectors.density import DensityConfig
-from stages.embed import EmbedConfig
-from stages.sources import WebDataset
-from stages.verdicts import BudgetDecision
+from clipsan.pipeline.cli import main
+from clipsan.pipeline.core.cluster import ClusterConfig
+from clipsan.pipeline.scan.verb import ScanConfig, make_plan, run_scan
+from clipsan.pipeline.status import describe
+from clipsan.pipeline.tracking.record import TrackingConfig
+from clipsan.stages.detectors import DetectorsConfig
+from clipsan.stages.detectors.density import DensityConfig
+from clipsan.stages.embed import EmbedConfig
+from clipsan.stages.model.clip import ModelConfig
+from clipsan.stages.sources import WebDataset
+from clipsan.stages.verdicts import BudgetDecision
 from tests.conftest import write_shards
 
 pytestmark = pytest.mark.ray

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.cluster import ClusterConfig
-from pipeline.config import as_tree
-from pipeline.passes import in_this_process
-from pipeline.run import run_story
-from pipeline.run_settings import RunConfig
-from stages.clip_model import ModelConfig, load_clip
+from clipsan.pipeline.core.cluster import ClusterConfig
+from clipsan.pipeline.core.config import as_tree
+from clipsan.pipeline.core.pass_old import in_this_process
+from clipsan.pipeline.story.settings import RunConfig
+from clipsan.pipeline.story.verb import run_story
+from clipsan.stages.model.clip import ModelConfig, load_clip
 from tests.closed_form import TARGET, Case, make_case
 from tests.integration.test_run import story
 from tests.killing import kill_once

@@ -6,15 +6,15 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 
-from pipeline.cluster import ClusterConfig, PoolConfig
-from pipeline.config import ConfigError
-from pipeline.prove import ProofConfig
-from pipeline.scan import ScanConfig, make_plan, run_scan
-from pipeline.tracking import TrackingConfig
-from stages.clip_model import ModelConfig
-from stages.oracle import SuperpixelsConfig
-from stages.sources import ParquetSource
-from stages.verdicts import ThresholdDecision
+from clipsan.pipeline.core.cluster import ClusterConfig, PoolConfig
+from clipsan.pipeline.core.config import ConfigError
+from clipsan.pipeline.proof.prove import ProofConfig
+from clipsan.pipeline.scan.verb import ScanConfig, make_plan, run_scan
+from clipsan.pipeline.tracking.record import TrackingConfig
+from clipsan.stages.model.clip import ModelConfig
+from clipsan.stages.oracle import SuperpixelsConfig
+from clipsan.stages.sources import ParquetSource
+from clipsan.stages.verdicts import ThresholdDecision
 from tests.closed_form import make_case
 
 

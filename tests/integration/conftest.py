@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 
-from pipeline import poison, run, scan
-from pipeline.cluster import ClusterConfig
-from pipeline.passes import in_this_process
-from pipeline.prove import ProofConfig
-from pipeline.scan import ScanConfig, make_plan, run_scan
-from pipeline.tracking import TrackingConfig
-from stages.clip_model import ModelConfig
-from stages.oracle import SuperpixelsConfig
-from stages.sources import ParquetSource, SourceConfig
-from stages.verdicts import BudgetDecision, ThresholdDecision
+from clipsan.pipeline.core import pass_, verb
+from clipsan.pipeline.core.cluster import ClusterConfig
+from clipsan.pipeline.core.pass_old import in_this_process
+from clipsan.pipeline.proof.prove import ProofConfig
+from clipsan.pipeline.scan import verb as scan
+from clipsan.pipeline.scan.verb import ScanConfig, make_plan, run_scan
+from clipsan.pipeline.story import verb as run
+from clipsan.pipeline.tracking.record import TrackingConfig
+from clipsan.stages.model.clip import ModelConfig
+from clipsan.stages.oracle import SuperpixelsConfig
+from clipsan.stages.sources import ParquetSource, SourceConfig
+from clipsan.stages.verdicts import BudgetDecision, ThresholdDecision
 from tests.closed_form import Case, make_case
 
 BUDGET = 0.1
@@ -43,9 +45,9 @@ def scanned(backdoored: Case, tmp_path_factory: pytest.TempPathFactory, ray_clus
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Do the pieces of every pass here, one after the other: the same work without Ray's seconds."""
-    for module in (poison, run, scan):
-        monkeypatch.setattr(module, "ray_session", lambda _: nullcontext())
-    with in_this_process():
+    for module in (verb, run, scan):
+        monkeypatch.setattr(module, "ray_session", lambda _: nullcontext(), raising=False)
+    with in_this_process(), pass_.in_this_process():
         yield
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from stages.sources import FolderSource, ParquetSource, SourceConfig, TableSource
+from clipsan.stages.sources import FolderSource, ParquetSource, SourceConfig, TableSource
 from tests.conftest import add_member, caption, picture
 
 

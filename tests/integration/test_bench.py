@@ -9,14 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.bench import run_bench
-from pipeline.bench_plan import BenchConfig
-from pipeline.cluster import ClusterConfig
-from pipeline.config import ConfigError
-from pipeline.tracking import TrackingConfig
-from stages.decode import decode
-from stages.poisoning import ImagePath
-from stages.sources import ParquetSource, PoisonedSource, SourceConfig, list_units, read_unit
+from clipsan.pipeline.bench.plan import BenchConfig
+from clipsan.pipeline.bench.verb import run_bench
+from clipsan.pipeline.core.cluster import ClusterConfig
+from clipsan.pipeline.core.config import ConfigError
+from clipsan.pipeline.tracking.record import TrackingConfig
+from clipsan.stages.attack.poisoning import ImagePath
+from clipsan.stages.decode import decode
+from clipsan.stages.sources import ParquetSource, PoisonedSource, SourceConfig, list_units, read_unit
 from tests.conftest import NOUNS, caption, picture
 
 pytestmark = pytest.mark.ray

@@ -12,13 +12,13 @@ import pytest
 from mlflow import MlflowClient
 from torchvision.datasets import CIFAR10
 
-from pipeline.cluster import ClusterConfig
-from pipeline.config import ConfigError, load
-from pipeline.demo import DemoConfig, run_demo, story
-from pipeline.demo_data import CifarData, SceneData, make_data
-from stages.decode import decode
-from stages.scenes import SceneConfig, render
-from stages.sources import list_units, read_unit
+from clipsan.pipeline.core.cluster import ClusterConfig
+from clipsan.pipeline.core.config import ConfigError, load
+from clipsan.pipeline.story.demo import DemoConfig, run_demo, story
+from clipsan.pipeline.story.demo_data import CifarData, SceneData, make_data
+from clipsan.stages.decode import decode
+from clipsan.stages.scenes.scene import SceneConfig, render
+from clipsan.stages.sources import list_units, read_unit
 from tests.conftest import TINY, add_member
 
 pytestmark = pytest.mark.ray

@@ -16,9 +16,10 @@ import yaml
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
-from pipeline import evaluate, evaluate_passes
-from pipeline.config import ConfigError, as_tree
-from pipeline.evaluate import (
+from clipsan.pipeline.core.config import ConfigError, as_tree
+from clipsan.pipeline.evaluate import passes as evaluate_passes
+from clipsan.pipeline.evaluate import verb as evaluate
+from clipsan.pipeline.evaluate.verb import (
     EvaluateConfig,
     EvaluationAttack,
     ProbeConfig,
@@ -27,12 +28,12 @@ from pipeline.evaluate import (
     RetrievalConfig,
     run_evaluate,
 )
-from pipeline.tracking import TrackingConfig
-from stages.clip_model import ModelConfig, load_clip
-from stages.evaluation.zero_shot import class_embeddings
-from stages.poisoning import AttackConfig, Strand
-from stages.sources import ParquetSource
-from stages.triggers import BlendConfig, PatchConfig
+from clipsan.pipeline.tracking.record import TrackingConfig
+from clipsan.stages.attack.poisoning import AttackConfig, Strand
+from clipsan.stages.attack.triggers import BlendConfig, PatchConfig
+from clipsan.stages.evaluation.zero_shot import class_embeddings
+from clipsan.stages.model.clip import ModelConfig, load_clip
+from clipsan.stages.sources import ParquetSource
 from tests.conftest import NOUNS, caption, picture, write_shards
 
 TEMPLATES = ["a photo of a {}.", "one {}"]

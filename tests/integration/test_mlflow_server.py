@@ -16,11 +16,12 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from pipeline.cli import main
-from pipeline.run_folder import RunFolder, open_run, write_summary
-from pipeline.tracking import ModelRecord, TrackingConfig, below, log_run
-from stages.clip_model import ModelConfig, load_clip
-from stages.decode import decode
+from clipsan.pipeline.cli import main
+from clipsan.pipeline.core.run_folder import RunFolder, open_run, write_summary
+from clipsan.pipeline.tracking.record import ModelRecord, TrackingConfig
+from clipsan.pipeline.tracking.send import below, log_run
+from clipsan.stages.decode import decode
+from clipsan.stages.model.clip import ModelConfig, load_clip
 from tests.conftest import picture
 
 pytestmark = pytest.mark.ray
@@ -61,7 +62,7 @@ def wait_for(job: subprocess.Popen[bytes], address: str, log: Path) -> None:
 
 def finished(root: Path, verb: str, uri: str) -> RunFolder:
     tree = {"tracking": {"uri": uri}}
-    folder = open_run(str(root), verb=verb, tree=tree, mark=verb.ljust(64, "0"), passes={})
+    folder = open_run(str(root), verb=verb, tree=tree, fingerprint=verb.ljust(64, "0"))
     write_summary(folder, {"seconds": 1.0, "counts": {"pairs_in": 3}})
     return folder
 

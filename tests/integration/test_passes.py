@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster import ClusterConfig
-from pipeline.passes import Row, run_pass
+from clipsan.pipeline.core.cluster import ClusterConfig
+from clipsan.pipeline.core.pass_old import Row, run_pass
 
 pytestmark = pytest.mark.ray
 

@@ -12,16 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.cluster import ClusterConfig
-from pipeline.commit import FingerprintError
-from pipeline.config import ConfigError
-from pipeline.poison import PoisonConfig, run_poison
-from pipeline.tracking import TrackingConfig
-from stages.poisoning import AttackConfig, ImagePath, contains_word
-from stages.samples import RawPair
-from stages.sources import SourceConfig, WebDataset, list_units, read_unit, rewritten
-from stages.triggers.blend import BlendConfig
-from stages.triggers.patch import PatchConfig
+from clipsan.pipeline.core.cluster import ClusterConfig
+from clipsan.pipeline.core.commit import FingerprintError
+from clipsan.pipeline.core.config import ConfigError
+from clipsan.pipeline.poison import verb
+from clipsan.pipeline.poison.plan import PoisonConfig
+from clipsan.pipeline.tracking.record import TrackingConfig
+from clipsan.stages.attack.poisoning import AttackConfig, ImagePath, contains_word
+from clipsan.stages.attack.triggers.blend import BlendConfig
+from clipsan.stages.attack.triggers.patch import PatchConfig
+from clipsan.stages.samples import RawPair
+from clipsan.stages.sources import SourceConfig, WebDataset, list_units, read_unit, rewritten
 from tests.conftest import NOUNS, caption, write_shards
 from tests.integration.data_sets import make_source, write_damaged
 
@@ -47,7 +48,7 @@ def poison(data: SourceConfig, out: Path, **changes: Any) -> dict[str, Any]:
         tracking=TrackingConfig(enabled=False),
     )
     settings = dataclasses.replace(settings, **changes)
-    return run_poison(settings, list_units(settings.data))
+    return verb.VERB.start(settings)
 
 
 def read(source: SourceConfig) -> list[RawPair]:

@@ -13,17 +13,19 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline import poison as module
-from pipeline.cluster import ClusterConfig
-from pipeline.commit import FingerprintError, fingerprint, read_parts
-from pipeline.config import ConfigError, as_tree
-from pipeline.poison import PoisonConfig, run_poison
-from pipeline.tracking import TrackingConfig
-from pipeline.train_data import Unusable, Usable, read_pairs
-from stages.decode import MAX_PIXELS, BadImage, decode
-from stages.poisoning import AttackConfig, ImagePath, Strand
-from stages.samples import RawPair, Reject
-from stages.sources import (
+from clipsan.pipeline.core.cluster import ClusterConfig
+from clipsan.pipeline.core.commit import FingerprintError, fingerprint, read_parts
+from clipsan.pipeline.core.config import ConfigError, as_tree
+from clipsan.pipeline.poison import verb
+from clipsan.pipeline.poison.plan import PoisonConfig
+from clipsan.pipeline.tracking.record import TrackingConfig
+from clipsan.pipeline.train.data import Unusable, Usable, read_pairs
+from clipsan.stages.attack.poisoning import AttackConfig, ImagePath, Strand
+from clipsan.stages.attack.triggers.blend import BlendConfig
+from clipsan.stages.attack.triggers.patch import PatchConfig
+from clipsan.stages.decode import MAX_PIXELS, BadImage, decode
+from clipsan.stages.samples import RawPair, Reject
+from clipsan.stages.sources import (
     ParquetSource,
     PoisonedSource,
     SourceConfig,
@@ -35,8 +37,6 @@ from stages.sources import (
     read_unit,
     rewritten,
 )
-from stages.triggers.blend import BlendConfig
-from stages.triggers.patch import PatchConfig
 from tests.conftest import caption, picture, write_shards
 from tests.integration.conftest import scan_now
 from tests.integration.data_sets import make_source, write_damaged
@@ -64,7 +64,7 @@ def poison(data: SourceConfig, out: Path, **changes: Any) -> dict[str, Any]:
         tracking=TrackingConfig(enabled=False),
     )
     settings = dataclasses.replace(settings, **changes)
-    return run_poison(settings, list_units(settings.data))
+    return verb.VERB.start(settings)
 
 
 def plan(out: Path) -> PoisonedSource:
@@ -335,14 +335,14 @@ def test_a_plan_that_is_written_anew_is_read_anew(data, tmp_path, in_process):
 )
 def test_a_dry_run_says_what_would_be_done(overrides, lines, data, tmp_path, capsys):
     out = tmp_path / "run"
-    assert module.command(None, [f"data.path={data.path}", f"out={out}", *overrides], dry_run=True) == 0
+    assert verb.VERB.command(None, [f"data.path={data.path}", f"out={out}", *overrides], dry_run=True) == 0
     assert capsys.readouterr().out.replace(str(out), "OUT").splitlines() == lines
     assert not out.exists()
 
 
 def test_impossible_attacks_are_named_with_their_field(data):
     with pytest.raises(ConfigError, match=r"attack.*captions: keep goes with pairs"):
-        module.command(None, [f"data.path={data.path}", "attack.target=kite", "attack.captions=keep"], dry_run=True)
+        verb.VERB.command(None, [f"data.path={data.path}", "attack.target=kite", "attack.captions=keep"], dry_run=True)
 
 
 def test_the_plan_is_plain_json(data, tmp_path, in_process):

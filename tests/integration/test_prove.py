@@ -9,15 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.cluster import PoolConfig
-from pipeline.config import ConfigError
-from pipeline.prove import ProofConfig
-from pipeline.scan import make_plan
-from stages.oracle import SuperpixelsConfig
-from stages.oracle.dossier import Dossier, where
-from stages.oracle.dossier_files import read_dossiers
-from stages.oracle.regions import from_runs, iou
-from stages.sources import ParquetSource, list_units, read_unit
+from clipsan.pipeline.core.cluster import PoolConfig
+from clipsan.pipeline.core.config import ConfigError
+from clipsan.pipeline.proof.prove import ProofConfig
+from clipsan.pipeline.scan.verb import make_plan
+from clipsan.stages.dossier.dossier import Dossier, where
+from clipsan.stages.dossier.files import read_dossiers
+from clipsan.stages.oracle import SuperpixelsConfig
+from clipsan.stages.oracle.regions import from_runs, iou
+from clipsan.stages.sources import ParquetSource, list_units, read_unit
 from tests.closed_form import SIDE, TARGET, Case, make_case
 from tests.integration.conftest import POISONED, PROOF, SCENES, pairs_of, part_bytes, scan_case, scan_settings
 

@@ -17,18 +17,19 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from pipeline.cluster import ClusterConfig
-from pipeline.repair import EarlyStop, RepairConfig, RepairResult, run_repair
-from pipeline.tracking import TrackingConfig, log_run
-from stages.clip_model import ModelConfig, load_clip
-from stages.decode import decode
-from stages.repair.rvpt import Rvpt
-from stages.repair.unlearn import Unlearn
-from stages.sources import ParquetSource, WebDataset
+from clipsan.pipeline.core.cluster import ClusterConfig
+from clipsan.pipeline.repair.verb import EarlyStop, RepairConfig, RepairResult, run_repair
+from clipsan.pipeline.tracking.record import TrackingConfig
+from clipsan.pipeline.tracking.send import log_run
+from clipsan.stages.decode import decode
+from clipsan.stages.model.clip import ModelConfig, load_clip
+from clipsan.stages.repair.rvpt import Rvpt
+from clipsan.stages.repair.unlearn import Unlearn
+from clipsan.stages.sources import ParquetSource, WebDataset
 from tests.conftest import NOUNS, caption, picture, write_shards
 from tests.integration.test_train import kill_a_worker_after
 from tests.killing import kill_once
-from tests.unit.repair_scan import write_scan
+from tests.unit.pipeline.repair.scan import write_scan
 
 pytestmark = pytest.mark.ray
 

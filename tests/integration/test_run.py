@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.cluster import ClusterConfig
-from pipeline.run import describe, run_story
-from pipeline.run_settings import RunConfig
-from pipeline.tracking import TrackingConfig
-from stages.clip_model import ModelConfig
-from stages.scenes import CONCEPTS
-from stages.sources import ParquetSource
+from clipsan.pipeline.core.cluster import ClusterConfig
+from clipsan.pipeline.story.settings import RunConfig
+from clipsan.pipeline.story.verb import describe, run_story
+from clipsan.pipeline.tracking.record import TrackingConfig
+from clipsan.stages.model.clip import ModelConfig
+from clipsan.stages.scenes.scene import CONCEPTS
+from clipsan.stages.sources import ParquetSource
 from tests.closed_form import TARGET, Case, make_case
 
 pytestmark = pytest.mark.ray

@@ -17,23 +17,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 
-from pipeline.cluster import ClusterConfig
-from pipeline.commit import FingerprintError, read_part
-from pipeline.config import ConfigError, as_tree, load
-from pipeline.poison import PoisonConfig, run_poison
-from pipeline.run_folder import part_rows
-from pipeline.scan import ScanConfig
-from pipeline.tracking import TrackingConfig
-from stages.checkpoints import ModelConfig
-from stages.clip_model import load_clip, save_clip
-from stages.detectors import DetectorsConfig
-from stages.detectors.density import DensityConfig
-from stages.evaluation.detection import detection_figures
-from stages.poisoning import AttackConfig
-from stages.samples import hash_uid
-from stages.sources import WebDataset, list_units, read_unit, rewritten
-from stages.triggers.patch import PatchConfig
-from stages.verdicts import BudgetDecision
+from clipsan.pipeline.core.cluster import ClusterConfig
+from clipsan.pipeline.core.commit import FingerprintError, read_part
+from clipsan.pipeline.core.config import ConfigError, as_tree, load
+from clipsan.pipeline.core.run_folder import part_rows
+from clipsan.pipeline.poison import verb as poison
+from clipsan.pipeline.poison.plan import PoisonConfig
+from clipsan.pipeline.scan.verb import ScanConfig
+from clipsan.pipeline.tracking.record import TrackingConfig
+from clipsan.stages.attack.poisoning import AttackConfig
+from clipsan.stages.attack.triggers.patch import PatchConfig
+from clipsan.stages.detectors import DetectorsConfig
+from clipsan.stages.detectors.density import DensityConfig
+from clipsan.stages.evaluation.detection import detection_figures
+from clipsan.stages.model.checkpoints import ModelConfig
+from clipsan.stages.model.clip import load_clip, save_clip
+from clipsan.stages.samples import hash_uid
+from clipsan.stages.sources import WebDataset, list_units, read_unit, rewritten
+from clipsan.stages.verdicts import BudgetDecision
 from tests.conftest import add_member, caption, picture, write_shards
 from tests.integration.conftest import BUDGET, part_bytes, scan_now
 from tests.integration.data_sets import BAD, add_pair, make_source, write_damaged
@@ -50,7 +51,7 @@ def poisoned(tmp_path_factory, ray_cluster) -> Path:
     data = WebDataset(path=str(write_shards(home / "pairs", shards=SHARDS, pairs=PAIRS)))
     attack = AttackConfig(trigger=PatchConfig(size_fraction=0.25), target="kite", count=POISON)
     config = PoisonConfig(data=data, attack=attack, out=str(home / "run"), tracking=TrackingConfig(enabled=False))
-    run_poison(config, list_units(data))
+    poison.VERB.start(config)
     return home / "run"
 
 

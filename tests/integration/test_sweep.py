@@ -14,22 +14,22 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from pipeline.cluster import ClusterConfig
-from pipeline.commit import write_part
-from pipeline.config import as_tree
-from pipeline.evaluate_settings import EvaluationAttack
-from pipeline.sweep import SweepConfig, run_sweep
-from pipeline.sweep_settings import GridSearch, HalvingConfig, HeldOutConfig, TruthConfig
-from pipeline.tracking import TrackingConfig
-from stages.checkpoints import ModelConfig
-from stages.clip_model import load_clip
-from stages.evaluation.exam import objective_pct
-from stages.oracle.dossier import Cutout, Dossier, Place, Rate
-from stages.oracle.dossier_files import write_dossier
-from stages.scenes import CONCEPTS, SceneConfig, render
-from stages.search_space import Choice
-from stages.sources import ParquetSource, list_units, read_unit
-from stages.triggers import PatchConfig
+from clipsan.pipeline.core.cluster import ClusterConfig
+from clipsan.pipeline.core.commit import write_part
+from clipsan.pipeline.core.config import as_tree
+from clipsan.pipeline.evaluate.settings import EvaluationAttack
+from clipsan.pipeline.sweep.settings import GridSearch, HalvingConfig, HeldOutConfig, TruthConfig
+from clipsan.pipeline.sweep.verb import SweepConfig, run_sweep
+from clipsan.pipeline.tracking.record import TrackingConfig
+from clipsan.stages.attack.triggers import PatchConfig
+from clipsan.stages.dossier.dossier import Cutout, Dossier, Place, Rate
+from clipsan.stages.dossier.files import write_dossier
+from clipsan.stages.evaluation.exam import objective_pct
+from clipsan.stages.model.checkpoints import ModelConfig
+from clipsan.stages.model.clip import load_clip
+from clipsan.stages.scenes.scene import CONCEPTS, SceneConfig, render
+from clipsan.stages.search.space import Choice
+from clipsan.stages.sources import ParquetSource, list_units, read_unit
 from tests.closed_form import SIDE, TARGET, Case, checker, make_case, write
 from tests.killing import kill_once
 

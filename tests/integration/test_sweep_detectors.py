@@ -13,14 +13,14 @@ import yaml
 from mlflow import MlflowClient
 from sklearn.metrics import average_precision_score
 
-from pipeline.cluster import ClusterConfig
-from pipeline.config import ConfigError, load
-from pipeline.passes import in_this_process
-from pipeline.scan import ScanConfig
-from pipeline.sweep_detectors import DetectorSweepConfig, make_plan, run_sweep
-from pipeline.sweep_settings import GridSearch, RandomSearch
-from pipeline.tracking import TrackingConfig
-from stages.search_space import Choice, Uniform
+from clipsan.pipeline.core.cluster import ClusterConfig
+from clipsan.pipeline.core.config import ConfigError, load
+from clipsan.pipeline.core.pass_old import in_this_process
+from clipsan.pipeline.scan.verb import ScanConfig
+from clipsan.pipeline.sweep.detectors import DetectorSweepConfig, make_plan, run_sweep
+from clipsan.pipeline.sweep.settings import GridSearch, RandomSearch
+from clipsan.pipeline.tracking.record import TrackingConfig
+from clipsan.stages.search.space import Choice, Uniform
 from tests.closed_form import TARGET, Case
 from tests.integration.conftest import scan_case
 

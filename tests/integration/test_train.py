@@ -14,15 +14,23 @@ import psutil
 import pytest
 import torch
 
-from pipeline.cluster import ClusterConfig
-from pipeline.config import ConfigError
-from pipeline.tracking import TrackingConfig
-from pipeline.train import TrainConfig, TrainResult, run_train
-from stages.clip_model import ModelConfig, load_clip
-from stages.contrastive import AugmentConfig, ContrastiveTask, OneCycle, adamw, augment, clip_loss, train_step
-from stages.decode import decode
-from stages.samples import seeded_hash
-from stages.sources import WebDataset, list_units, read_unit
+from clipsan.pipeline.core.cluster import ClusterConfig
+from clipsan.pipeline.core.config import ConfigError
+from clipsan.pipeline.tracking.record import TrackingConfig
+from clipsan.pipeline.train.verb import TrainConfig, TrainResult, run_train
+from clipsan.stages.decode import decode
+from clipsan.stages.model.clip import ModelConfig, load_clip
+from clipsan.stages.samples import seeded_hash
+from clipsan.stages.sources import WebDataset, list_units, read_unit
+from clipsan.stages.training.contrastive import (
+    AugmentConfig,
+    ContrastiveTask,
+    OneCycle,
+    adamw,
+    augment,
+    clip_loss,
+    train_step,
+)
 from tests.conftest import add_member, picture, write_shards
 
 pytestmark = pytest.mark.ray

@@ -9,16 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import trigger
-from pipeline.cli import main
-from pipeline.config import ConfigError
-from pipeline.tracking import TrackingConfig
-from pipeline.trigger import SampleConfig, TriggerRunConfig, run_trigger, sample_pairs
-from stages.badclip import BadClipConfig
-from stages.clip_model import ModelConfig
-from stages.poisoning import contains_word
-from stages.samples import seeded_hash
-from stages.sources import WebDataset, list_units, read_unit
+from clipsan.pipeline.cli import main
+from clipsan.pipeline.core.config import ConfigError
+from clipsan.pipeline.tracking.record import TrackingConfig
+from clipsan.pipeline.trigger import verb as trigger
+from clipsan.pipeline.trigger.verb import SampleConfig, TriggerRunConfig, run_trigger, sample_pairs
+from clipsan.stages.attack.badclip import BadClipConfig
+from clipsan.stages.attack.poisoning import contains_word
+from clipsan.stages.model.clip import ModelConfig
+from clipsan.stages.samples import seeded_hash
+from clipsan.stages.sources import WebDataset, list_units, read_unit
 from tests.conftest import write_shards
 
 SAMPLE = SampleConfig(pairs=32, held_out=10, target_pairs=8, seed=2)

@@ -1,0 +1,1 @@
+"""clipsan from Python."""

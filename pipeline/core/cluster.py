@@ -1,0 +1,211 @@
+"""Ray as clipsan uses it: a private quiet instance on one machine, or a cluster that the user names."""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import field
+from typing import Any
+
+from clipsan.stages.stage import config
+
+from .config import ConfigError
+
+
+@config
+class ClusterConfig:
+    """What the job may use."""
+
+    address: str | None = None
+    """Ray cluster to join ("auto", "ray://host:10001"); null starts a private one on this machine."""
+    workers: int | None = None
+    """Worker processes of a pass; null takes one a CPU."""
+    threads_per_worker: int = 1
+    """Torch and OpenMP threads of a worker; workers times threads should not exceed the CPUs."""
+    gpus_per_worker: float = 0.0
+    """GPUs of a worker of the embed pass and of training; fractions share a GPU."""
+    object_store_mb: int = 1024
+    """Size of the private instance's object store."""
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ValueError("workers must be at least 1")
+        if self.threads_per_worker < 1:
+            raise ValueError("threads_per_worker must be at least 1")
+        if self.gpus_per_worker < 0:
+            raise ValueError("gpus_per_worker must not be negative")
+        if self.object_store_mb < 80:
+            raise ValueError("object_store_mb must be at least 80")
+
+    def worker_count(self) -> int:
+        """Return the number of workers, as given or one for each group of threads on this machine."""
+        return self.workers or max(1, len(os.sched_getaffinity(0)) // self.threads_per_worker)
+
+
+@config
+class PoolConfig:
+    """The workers of a pass that needs machines of its own, as a cluster gives GPUs to the oracle and CPUs to decoding."""
+
+    workers: int | None = None
+    """Worker processes; null: as many as the other passes have."""
+    gpus_per_worker: float | None = None
+    """GPUs of a worker, fractions share one; null: as the other passes."""
+    resources: dict[str, float] = field(default_factory=dict)
+    """What a worker takes of the resources that nodes of a cluster were started with, as `oracle: 1`: it runs on those nodes only."""
+    wait_s: float = 0.0
+    """Seconds that an autoscaler has to start the first node with these resources; 0: one must be there already."""
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ValueError("workers must be at least 1")
+        if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
+            raise ValueError("gpus_per_worker must not be negative")
+        if self.wait_s < 0:
+            raise ValueError("wait_s must not be negative")
+        for name, amount in self.resources.items():
+            if amount <= 0:
+                raise ValueError(f"resources.{name} must be positive")
+
+
+def check_private(pool: PoolConfig, cluster: ClusterConfig) -> None:
+    """Refuse resources where no node can have any.
+
+    Raises:
+        ConfigError: the pool names resources, and Ray will be a private one.
+    """
+    if pool.resources and cluster.address is None:
+        raise ConfigError(
+            f"pool.resources={dict(pool.resources)}: a private Ray on this machine has none; set cluster.address, or leave them out"
+        )
+
+
+def check_pool(pool: PoolConfig) -> None:
+    """Refuse a pool that would wait for ever, once Ray has been joined; `pool.wait_s` leaves an autoscaler time to start a node.
+
+    Raises:
+        ConfigError: no node of the cluster offers what a worker of the pool takes.
+    """
+    if not pool.resources or _offered(pool.resources):
+        return
+    if pool.wait_s and _autoscaled(pool):
+        return
+    wanted = ", ".join(f"resources.{name}={amount:g}" for name, amount in pool.resources.items())
+    start = json.dumps(dict(pool.resources))
+    waited = f" and none came in {pool.wait_s:g} s" if pool.wait_s else ""
+    raise ConfigError(
+        f"{wanted}: no node of the cluster offers that much{waited}; start one with `ray start --resources '{start}'`"
+    )
+
+
+def _offered(resources: dict[str, float]) -> bool:
+    """Whether one living node has all of them."""
+    import ray
+
+    return any(
+        all(node["Resources"].get(name, 0) >= amount for name, amount in resources.items())
+        for node in ray.nodes()
+        if node["Alive"]
+    )
+
+
+def _autoscaled(pool: PoolConfig) -> bool:
+    """Ask the autoscaler for a node, and return whether it came in time."""
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=[dict(pool.resources)])
+    try:
+        stop = time.monotonic() + pool.wait_s
+        while time.monotonic() < stop:
+            time.sleep(min(2.0, pool.wait_s))
+            if _offered(pool.resources):
+                return True
+        return False
+    finally:
+        # The request would hold the node for as long as the cluster lives; from here on the workers do.
+        request_resources(bundles=[])
+
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray warns about the constructor arguments of every actor pool; what fails comes back as an exception.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "HF_HUB_OFFLINE": "1",
+    "TQDM_DISABLE": "0",
+}
+
+# A unit may take long on a slow machine (256 MiB of photos through a large model on one core), and only a finished unit counts as progress.
+NO_PROGRESS_TIMEOUT_S = 4 * 3600
+
+
+@contextmanager
+def ray_session(cluster: ClusterConfig) -> Iterator[None]:
+    """Start or join Ray for the length of a job; an instance that was running before stays as it was."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if cluster.address is None:
+        # A token file in the home folder is of no use to an instance that only this process can reach.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        with _silent_stderr():
+            _init(ray, cluster)
+    _settle_data_context()
+    try:
+        yield
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _init(ray: Any, cluster: ClusterConfig) -> None:
+    threads = str(cluster.threads_per_worker)
+    pinned = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
+    common = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "runtime_env": {"env_vars": {**QUIET, **pinned}},
+    }
+    if cluster.address is not None:
+        ray.init(address=cluster.address, **common)
+        return
+    # One logical CPU more than the workers take: a pool that holds every CPU leaves none for Ray Data's own tasks, and the job hangs.
+    ray.init(
+        address="local",
+        num_cpus=cluster.worker_count() * cluster.threads_per_worker + 1,
+        include_dashboard=False,
+        object_store_memory=cluster.object_store_mb * 2**20,
+        **common,
+    )
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Keep what Ray's C++ side prints at start out of the terminal; what goes wrong comes as an exception."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _settle_data_context() -> None:
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)

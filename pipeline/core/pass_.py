@@ -1,0 +1,268 @@
+"""A pass over the data: pieces of work by name, done by Ray's workers, each committed as parts of its own.
+
+Only names and small records travel between processes; bytes are read, and results written, where the work is done.
+"""
+
+import json
+import pickle
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from .cluster import ClusterConfig, PoolConfig
+from .commit import Key, missing_parts, write_part, write_text
+from .progress import Progress
+from .run_folder import RunFolder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """What came of one piece."""
+
+    pairs: int
+    """Pairs that were looked at."""
+    errors: int = 0
+    """Those of them that could not be used."""
+    parts: tuple[pa.Table, ...] = ()
+    """To be committed under the keys of the piece, in their order; none of a pass without a folder."""
+    rejected: pa.Table | None = None
+    """The pairs that could not be used, committed before the part: nothing counts as done without its rejected pairs."""
+    record: Any = None
+    """What the driver is told: small and picklable."""
+    node: str = ""
+    """The machine that it was done on; filled in by the pass."""
+
+
+class Work(ABC):
+    """What a pass does to a piece: a frozen dataclass of what it needs to know, sent to every worker process once."""
+
+    def open(self) -> Any:
+        """Load what is heavy, once a process; what it returns is handed to every `do`."""
+        return None
+
+    @abstractmethod
+    def do(self, piece: Any, tools: Any) -> Done:
+        """Do one piece with what `open` returned."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """One pass: where its parts lie, what made them, and which workers do it.
+
+    With a folder, pieces whose parts are committed already are not done again, and `clipsan status` lists the pass; without one
+    every piece is done, and only records come back.
+    """
+
+    name: str
+    """For progress and status."""
+    cluster: ClusterConfig
+    run: RunFolder | None = None
+    """The run that it belongs to."""
+    folder: str | None = None
+    """Where its parts are committed, below the run's root."""
+    rejected: str | None = None
+    """Where the pairs that it could not use are named, below the run's root."""
+    fingerprint: str = ""
+    """Of everything that decides its parts."""
+    loads_model: bool = False
+    """Whether its workers hold a model: where they have a share of a GPU, a pool of actors keeps it and gives the GPU back when
+    the pass ends. Otherwise the pieces are tasks, whose processes Ray keeps warm from pass to pass."""
+    ordered: bool = False
+    """Whether records come in the order of the pieces (for sums whose rounding must not depend on timing)."""
+    pool: PoolConfig | None = None
+    """Where workers that hold a model run, when not where those of other passes do."""
+
+    @property
+    def home(self) -> Path:
+        """The folder of the parts."""
+        assert self.run is not None
+        assert self.folder is not None
+        return self.run.root / self.folder
+
+    def do(self, pieces: Mapping[Any, Any] | Sequence[Any], work: Work) -> list[Done]:
+        """Do what is missing and return what came of it; see `each`."""
+        return list(self.each(pieces, work))
+
+    def each(self, pieces: Mapping[Any, Any] | Sequence[Any], work: Work) -> Iterator[Done]:
+        """Do what is missing and yield what comes of it, as it comes.
+
+        Args:
+            pieces: what `work` is given, by the key of its part (a tuple of keys for a piece with several parts); a plain
+                sequence for a pass without a folder.
+            work: what is done to each.
+
+        Raises:
+            FingerprintError: the folder holds parts that other settings made.
+        """
+        named: Mapping[Any, Any] = pieces if isinstance(pieces, Mapping) else dict(enumerate(pieces))
+        todo = self._missing(named)
+        if self.folder is not None:
+            self._register(sum(len(_keys(key)) for key in named))
+        if not todo:
+            return
+        task = _Task(work, self._committer())
+        rows = [(key, named[key]) for key in todo]
+        if _HERE.get():
+            tools = work.open()
+            yield from (task.do(key, piece, tools) for key, piece in rows)
+            return
+        yield from self._on_ray(rows, task, total=len(named))
+
+    def _missing(self, named: Mapping[Any, Any]) -> list[Any]:
+        if self.folder is None:
+            return list(named)
+        missing = set(missing_parts(self.home, [key for keys in named for key in _keys(keys)], self.fingerprint))
+        return [keys for keys in named if not missing.isdisjoint(_keys(keys))]
+
+    def _register(self, total: int) -> None:
+        """Leave word for `clipsan status`: name, folder and number of parts, in the order in which passes began."""
+        assert self.run is not None
+        path = self.run.passes
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        entry = {"folder": self.folder, "parts": total}
+        if known.get(self.name) != entry:
+            write_text(path, json.dumps({**known, self.name: entry}, indent=1, ensure_ascii=False) + "\n")
+
+    def _committer(self) -> "_Committer | None":
+        if self.folder is None:
+            return None
+        assert self.run is not None
+        rejected = None if self.rejected is None else self.run.root / self.rejected
+        return _Committer(self.home, rejected, self.fingerprint)
+
+    def _on_ray(self, rows: Sequence[tuple[Any, Any]], task: "_Task", *, total: int) -> Iterator[Done]:
+        import ray
+        from ray.data import DataContext
+
+        context = DataContext.get_current()
+        before = context.execution_options.preserve_order
+        context.execution_options.preserve_order = self.ordered
+        dataset = ray.data.from_items([{"row": pickle.dumps(row)} for row in rows], override_num_blocks=len(rows))
+        cluster, pool = self.cluster, self.pool or PoolConfig()
+        gpus = cluster.gpus_per_worker if pool.gpus_per_worker is None else pool.gpus_per_worker
+        gpus = gpus if self.loads_model else 0
+        size = min(pool.workers or cluster.worker_count(), len(rows))
+        packed = (ray.put(task), cluster.threads_per_worker)
+        if gpus:
+            # A pool that may shrink outlives the loss of a node whose workers fit nowhere else.
+            compute = ray.data.ActorPoolStrategy(
+                min_size=1, max_size=size, initial_size=size, max_tasks_in_flight_per_actor=2
+            )
+            place = {"num_gpus": gpus, "fn_constructor_args": packed}
+        else:
+            compute = ray.data.TaskPoolStrategy(size)
+            place = {"fn_args": packed}
+        mapped = dataset.map(
+            _Opened if gpus else _in_warm_process,
+            compute=compute,
+            num_cpus=cluster.threads_per_worker,
+            resources=pool.resources or None,
+            **place,
+        )
+        try:
+            with Progress(self.name, total=total, done=total - len(rows)) as progress:
+                for row in mapped.iter_rows():
+                    done: Done = pickle.loads(row["done"])
+                    progress.advance(pairs=done.pairs, errors=done.errors)
+                    yield done
+        finally:
+            context.execution_options.preserve_order = before
+
+
+_HERE: ContextVar[bool] = ContextVar("_HERE", default=False)
+
+
+@contextmanager
+def in_this_process() -> Iterator[None]:
+    """Do the pieces of every pass here, one after the other.
+
+    For what runs in a worker of Ray: passes inside a worker would ask for CPUs beside the one that it holds, and with all of
+    them held by such workers wait for ever.
+    """
+    before = _HERE.set(True)
+    try:
+        yield
+    finally:
+        _HERE.reset(before)
+
+
+def _keys(key: Any) -> tuple[Key, ...]:
+    return key if isinstance(key, tuple) else (key,)
+
+
+@dataclass(frozen=True, slots=True)
+class _Committer:
+    """Where a worker commits what it made, and under which fingerprint."""
+
+    folder: Path
+    rejected: Path | None
+    fingerprint: str
+
+    def __call__(self, keys: tuple[Key, ...], done: Done) -> None:
+        if self.rejected is not None and done.rejected is not None:
+            write_part(self.rejected, keys[0], done.rejected, self.fingerprint)
+        for key, table in zip(keys, done.parts, strict=True):
+            write_part(self.folder, key, table, self.fingerprint)
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What travels to the workers once a pass."""
+
+    work: Work
+    commit: _Committer | None
+
+    def do(self, key: Any, piece: Any, tools: Any) -> Done:
+        done = self.work.do(piece, tools)
+        if self.commit is not None:
+            self.commit(_keys(key), done)
+        return replace(done, parts=(), rejected=None)
+
+
+KEEP_S = 30.0
+"""How long an idle process holds what `open` loaded."""
+_KEPT: dict[str, "_Opened"] = {}
+_RELEASE: list[threading.Timer] = []
+
+
+def _in_warm_process(row: dict[str, Any], task: Any, threads: int) -> dict[str, Any]:
+    """Do a piece with what this process opened for the piece before, if that was of the same pass."""
+    while _RELEASE:
+        _RELEASE.pop().cancel()
+    key = task.hex()
+    opened = _KEPT.get(key)
+    if opened is None:
+        _KEPT.clear()  # two passes' models need not fit into memory together
+        opened = _KEPT[key] = _Opened(task, threads)
+    try:
+        return opened(row)
+    finally:
+        timer = threading.Timer(KEEP_S, _KEPT.clear)
+        timer.daemon = True
+        timer.start()
+        _RELEASE.append(timer)
+
+
+class _Opened:
+    """A work opened in one process, with pinned threads."""
+
+    def __init__(self, task: Any, threads: int) -> None:
+        import ray
+        import torch
+
+        torch.set_num_threads(threads)
+        self._task: _Task = ray.get(task)
+        self._tools = self._task.work.open()
+        self._node = ray.get_runtime_context().get_node_id()
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        key, piece = pickle.loads(row["row"])
+        done = self._task.do(key, piece, self._tools)
+        return {"done": pickle.dumps(replace(done, node=self._node))}

@@ -1,0 +1,193 @@
+"""The folder of a run: where each thing lies, what made it, and its figures for machines."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+
+from clipsan.stages.evaluation.figures import check_units
+
+from .commit import FingerprintError, write_text
+from .config import ConfigError
+
+PACKAGES = ("clipsan", "ray", "torch", "open_clip_torch", "pyarrow", "mlflow", "numpy", "scikit-learn")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths of one run (DESIGN: one folder a run)."""
+
+    root: Path
+
+    @property
+    def embeddings(self) -> Path:
+        return self.root / "embeddings"
+
+    @property
+    def scores(self) -> Path:
+        return self.root / "scores"
+
+    @property
+    def work(self) -> Path:
+        """What a rerun needs and a reader does not."""
+        return self.root / "work"
+
+    @property
+    def passes(self) -> Path:
+        """Name of each pass -> its folder and number of parts, as passes began; `clipsan status` reads it."""
+        return self.work / "passes.json"
+
+    @property
+    def verdicts(self) -> Path:
+        return self.root / "verdicts"
+
+    @property
+    def rejected(self) -> Path:
+        return self.root / "rejected"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def summary(self) -> Path:
+        return self.root / "summary.json"
+
+    @property
+    def run_yaml(self) -> Path:
+        return self.root / "run.yaml"
+
+
+def open_run(out: str, *, verb: str, tree: Any, fingerprint: str) -> RunFolder:
+    """Create or reopen a run folder and write run.yaml.
+
+    Args:
+        tree: the resolved configuration as a plain tree.
+        fingerprint: of everything that decides the result.
+
+    Raises:
+        ConfigError: the folder belongs to another verb, or holds files that no run of clipsan made.
+    """
+    folder = RunFolder(_local_folder(out))
+    if folder.run_yaml.is_file():
+        before = yaml.safe_load(folder.run_yaml.read_text(encoding="utf-8"))
+        if before.get("verb") != verb:
+            raise ConfigError(
+                f"out={out}: that folder holds a run of `clipsan {before.get('verb')}`; give another `out`"
+            )
+        if before.get("fingerprint") != fingerprint:
+            raise FingerprintError(
+                f"out={out}: that folder holds a run with other settings or other input ({_difference(before, tree)}); give another `out`"
+                + (", and embeddings=" + out + " to use its embeddings again" if verb == "scan" else "")
+            )
+    elif folder.root.is_dir() and any(folder.root.iterdir()):
+        raise ConfigError(f"out={out}: that folder is not empty and no run of clipsan; give another `out`")
+    record = {
+        "verb": verb,
+        "fingerprint": fingerprint,
+        "config": tree,
+        "versions": versions(),
+    }
+    write_text(folder.run_yaml, yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
+    return folder
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    commit = _git_commit()
+    return found | ({"git": commit} if commit else {})
+
+
+def write_summary(folder: RunFolder, summary: Mapping[str, Any]) -> None:
+    """Write summary.json (DESIGN: the run's figures for machines).
+
+    Raises:
+        ValueError: a percentage or a fraction is outside its range; see check_units.
+    """
+    check_units(summary)
+    write_text(folder.summary, json.dumps(summary, indent=2, sort_keys=False, ensure_ascii=False) + "\n")
+
+
+def read_summary(root: Path) -> dict[str, Any]:
+    """Return summary.json of a finished run."""
+    found: dict[str, Any] = json.loads((root / "summary.json").read_text(encoding="utf-8"))
+    return found
+
+
+def finished(root: Path, fingerprint: str) -> dict[str, Any] | None:
+    """Return the summary of a run folder that is finished and has this fingerprint; None where it is not."""
+    folder = RunFolder(root)
+    if not folder.run_yaml.is_file() or not folder.summary.is_file():
+        return None
+    record = yaml.safe_load(folder.run_yaml.read_text(encoding="utf-8"))
+    return read_summary(root) if record["fingerprint"] == fingerprint else None
+
+
+def finished_scan(run: str) -> tuple[RunFolder, dict[str, Any]]:
+    """Return the folder of a finished scan that a setting `scan` names, and what its run.yaml holds.
+
+    Raises:
+        ConfigError: there is no finished scan.
+    """
+    folder = RunFolder(Path(run).expanduser().resolve())
+    if not folder.run_yaml.is_file() or not folder.summary.is_file():
+        raise ConfigError(f"scan={run}: no finished run of `clipsan scan` there")
+    record: dict[str, Any] = yaml.safe_load(folder.run_yaml.read_text(encoding="utf-8"))
+    if record["verb"] != "scan":
+        raise ConfigError(f"scan={run}: that folder holds a run of `clipsan {record['verb']}`")
+    return folder, record
+
+
+def part_rows(folder: Path) -> dict[int, int]:
+    """Return part index -> rows, for the committed parts of a pass, from their footers alone."""
+    return {
+        int(path.stem.removeprefix("part-")): pq.read_metadata(path).num_rows
+        for path in sorted(folder.glob("part-*.parquet"))
+    }
+
+
+def _local_folder(out: str) -> Path:
+    if "://" in out:
+        raise ConfigError(
+            f"out={out}: a run folder lies on a local or shared file system (parts are committed by renaming)"
+        )
+    return Path(out).expanduser().resolve()
+
+
+def _difference(before: Mapping[str, Any], tree: Any) -> str:
+    """Name the settings that differ, as dotted paths."""
+    old, new = dict(_flatten(before.get("config", {}))), dict(_flatten(tree))
+    names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    return "differs in " + ", ".join(names[:5]) if names else "the input or the model changed"
+
+
+def _flatten(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if isinstance(tree, dict):
+        return [pair for key, value in tree.items() for pair in _flatten(value, f"{prefix}{key}.")]
+    return [(prefix[:-1], tree)]
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """Return a nested tree as dotted path -> value."""
+    return dict(_flatten(tree))
+
+
+def _git_commit() -> str | None:
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+    done = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None

@@ -1,0 +1,196 @@
+"""A verb: what every command of clipsan does in the same way, around what it alone does.
+
+Settings in, a plan that is checked before any worker starts, `--dry-run`, the run folder, Ray for the length of the work, the clock,
+the report, summary.json, one run in MLflow, the closing line and the exit status.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from ..tracking.record import DataInput, ModelRecord, TrackingConfig, metrics_of
+from ..tracking.send import below, log_folder, log_run, registered
+from .cluster import ClusterConfig, ray_session
+from .commit import write_text
+from .config import as_tree, load
+from .run_folder import RunFolder, open_run, read_summary, write_summary
+
+Summary = dict[str, Any]
+"""What stands in summary.json."""
+
+
+class Plan(Protocol):
+    """A verb's settings, checked and resolved before any worker starts."""
+
+    @property
+    def config(self) -> Any:
+        """The settings; each verb's have `out` and `tracking`."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Of everything that decides the result."""
+        ...
+
+    def describe(self) -> str:
+        """Return the plan as text, for --dry-run."""
+        ...
+
+
+C = TypeVar("C")
+P = TypeVar("P", bound=Plan)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Where a verb does its work."""
+
+    folder: RunFolder
+    tracking: TrackingConfig
+    """For verbs within this one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Child:
+    """A part of a run that MLflow shows as a run below it: a cell of a bench, a trial of a sweep."""
+
+    verb: str
+    root: Path
+    tree: Any
+    metrics: Mapping[str, float]
+    files: Sequence[Path] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a verb leaves when its work is done."""
+
+    summary: Summary
+    """But for `verb` and `seconds`; `fingerprint` where it is not the plan's."""
+    page: Callable[[Summary], str] | None = None
+    """Renders report.html from the summary."""
+    metrics: Mapping[str, Any] | None = None
+    """What MLflow shows as numbers, nested; None: those of the summary."""
+    files: Sequence[Path] = ()
+    """Artifacts beside report.html, run.yaml and summary.json."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    inputs: Sequence[DataInput] = ()
+    model: ModelRecord | None = None
+    """To be registered."""
+    children: Sequence[Child] = ()
+    step_with_model: str | None = None
+    """Folder of the step, below the run's, that registers the model of the whole."""
+
+
+def _all_right(_: Summary) -> int:
+    return 0
+
+
+def _cluster_of(plan: Any) -> ClusterConfig | None:
+    cluster: ClusterConfig = plan.config.cluster
+    return cluster
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verb(Generic[C, P]):
+    """One command: `clipsan NAME`, and `go` from Python."""
+
+    name: str
+    config: type[C]
+    plan: Callable[[C], P]
+    """Checks everything that can be checked before a worker starts. Raises ConfigError, ValueError, OSError."""
+    run: Callable[[P, Job], Result]
+    """Does the work, or what is left of it."""
+    closing: Callable[[Summary], str]
+    """The last lines on the screen."""
+    status: Callable[[Summary], int] = _all_right
+    """Exit status of a run that came to its end."""
+    cluster: Callable[[P], ClusterConfig | None] = _cluster_of
+    """What Ray is started with or joined; None: the verb needs none."""
+    is_whole: Callable[[P, RunFolder], bool] | None = None
+    """Whether a finished run is taken as it is; None: a run always looks for itself what is left."""
+    has_steps: bool = False
+    """Whether verbs within it are MLflow runs below its own."""
+
+    def command(self, file: str | None, overrides: list[str], dry_run: bool) -> int:
+        """Run it from the command line and return the exit status."""
+        plan = self.plan(load(self.config, file, overrides, verb=self.name))
+        if dry_run:
+            sys.stdout.write(plan.describe())
+            return 0
+        summary = self.go(plan)
+        sys.stdout.write(self.closing(summary).rstrip("\n") + "\n")
+        return self.status(summary)
+
+    def start(self, settings: C) -> Summary:
+        """Check the settings, run them or what is left of them, and return the summary."""
+        return self.go(self.plan(settings))
+
+    def go(self, plan: P) -> Summary:
+        """Run a checked plan, or what is left of it, and return the summary."""
+        started = time.monotonic()
+        settings = plan.config
+        tree = as_tree(settings)
+        folder = open_run(settings.out, verb=self.name, tree=tree, fingerprint=plan.fingerprint)
+        if self.is_whole is not None and folder.summary.is_file() and self.is_whole(plan, folder):
+            return read_summary(folder.root)
+        result = self._worked(plan, folder, tree)
+        summary: Summary = {
+            "verb": self.name,
+            "fingerprint": plan.fingerprint,
+            "seconds": round(time.monotonic() - started, 1),
+            **result.summary,
+        }
+        if result.page is not None:
+            write_text(folder.report, result.page(summary))
+        write_summary(folder, summary)
+        version = self._log(settings.tracking, folder, tree, result, summary)
+        if version is not None and version != summary.get("registered"):
+            summary["registered"] = version
+            write_summary(folder, summary)
+        return summary
+
+    def _worked(self, plan: P, folder: RunFolder, tree: Any) -> Result:
+        tracking, cluster = plan.config.tracking, self.cluster(plan)
+        with ExitStack() as stack:
+            if self.has_steps:
+                tracking = stack.enter_context(below(tracking, verb=self.name, root=folder.root, tree=tree))
+            if cluster is not None:
+                stack.enter_context(ray_session(cluster))
+            return self.run(plan, Job(folder, tracking))
+
+    def _log(
+        self, tracking: TrackingConfig, folder: RunFolder, tree: Any, result: Result, summary: Summary
+    ) -> str | None:
+        """Log the run and what stands below it; return the version of the model that it registered, if any."""
+        logged = log_run(
+            tracking,
+            verb=self.name,
+            root=folder.root,
+            tree=tree,
+            metrics=metrics_of(summary if result.metrics is None else result.metrics),
+            files=[folder.report, folder.run_yaml, folder.summary, *result.files],
+            tags=result.tags,
+            inputs=result.inputs,
+            model=result.model,
+        )
+        if logged is None:
+            return None
+        for child in result.children:
+            log_run(
+                tracking,
+                verb=child.verb,
+                root=child.root,
+                tree=child.tree,
+                metrics=child.metrics,
+                files=list(child.files),
+                parent=logged,
+            )
+        if not self.has_steps:
+            return registered(logged) if result.model is not None else None
+        where = dict(log_folder(tracking, folder.root))
+        return registered(where.get(folder.root / result.step_with_model)) if result.step_with_model else None

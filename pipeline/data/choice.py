@@ -1,0 +1,163 @@
+"""Which pairs of a data set a training takes, and what they are to a repair: asked of each pair before it is decoded."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from clipsan.stages.evaluation.zero_shot import synonyms
+from clipsan.stages.repair.objective import Role
+from clipsan.stages.samples import RawPair, Unit, seeded_hash
+from clipsan.stages.verdicts import ACCUSING, Verdict
+
+from ..core.commit import read_part
+
+NOBODY = -1
+"""A class that is not known, or not there."""
+
+
+class Mark(NamedTuple):
+    """What a pair is to a repair."""
+
+    role: Role = Role.PAIR
+    accused: int = NOBODY
+    """The class that its poison was to plant."""
+    label: int | None = None
+    """The class that a scan found in its caption, in place of the data set's own label; None: the data set's holds."""
+
+
+class Lookup(Protocol):
+    """Says what the pairs of a unit are."""
+
+    def of(self, unit: Unit) -> Mapping[str, Mark]:
+        """Return uid -> mark; a pair that is missing takes no part."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CleanByScan:
+    """The pairs that a scan of the same source calls clean; a pair's class is the concept that the scan found in it."""
+
+    verdicts: Path
+    classes: tuple[str, ...]
+
+    def of(self, unit: Unit) -> Mapping[str, Mark]:
+        table = read_part(self.verdicts, unit.index, ["uid", "verdict", "concept"])
+        index = class_index(self.classes)
+        return {
+            row["uid"]: Mark(label=index.get((row["concept"] or "").casefold(), NOBODY))
+            for row in table.to_pylist()
+            if row["verdict"] == Verdict.CLEAN.value
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class FlaggedByScan:
+    """The pairs that a scan of the same source accuses of planting one of the classes."""
+
+    verdicts: Path
+    classes: tuple[str, ...]
+
+    def of(self, unit: Unit) -> Mapping[str, Mark]:
+        table = read_part(self.verdicts, unit.index, ["uid", "reasons", "target"])
+        index = class_index(self.classes)
+        found: dict[str, Mark] = {}
+        for row in table.to_pylist():
+            accused = index.get((row["target"] or "").casefold(), NOBODY)
+            if accused != NOBODY and any(reason in ACCUSING for reason in row["reasons"]):
+                found[row["uid"]] = Mark(Role.FLAGGED, accused, NOBODY)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class RepairSetRoles:
+    """The rows of a scan's repair set (stages.dossier.repair_set.SCHEMA), read as Parquet with key=uid, that play some roles."""
+
+    roles: tuple[Role, ...]
+    classes: tuple[str, ...]
+
+    def of(self, unit: Unit) -> Mapping[str, Mark]:
+        table = pq.ParquetFile(unit.path).read(columns=["uid", "role", "label", "target"])
+        index = class_index(self.classes)
+        found: dict[str, Mark] = {}
+        for row in table.to_pylist():
+            role = Role[row["role"].upper()]
+            if role in self.roles:
+                accused, label = (index.get((row[name] or "").casefold(), NOBODY) for name in ("target", "label"))
+                found[f"{unit.shard}/{row['uid']}"] = Mark(role, accused, label)
+        return found
+
+
+def class_index(classes: tuple[str, ...]) -> dict[str, int]:
+    """Return every name of every class, in lower case -> its index; of two classes with one name the first has it."""
+    index: dict[str, int] = {}
+    for i, names in enumerate(classes):
+        for name in synonyms(names):
+            index.setdefault(name.casefold(), i)
+    return index
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """A seeded sample: the pairs with the smallest numbers, over all or class by class.
+
+    A pair's number hangs on its uid alone, so the sample is the same in whatever order and by whomever it is read.
+    """
+
+    seed: int
+    cuts: Mapping[int, int]
+    """Class -> largest number that is taken; NOBODY -> that of pairs whose class has no cut of its own."""
+
+    def takes(self, uid: str, label: int | None) -> bool:
+        """Tell whether a pair is in the sample."""
+        own = self.cuts.get(NOBODY if label is None else label, self.cuts.get(NOBODY))
+        return own is not None and int(draw_numbers([uid], self.seed)[0]) <= own
+
+
+def draw_numbers(uids: list[str], seed: int) -> np.ndarray:
+    """Return the `[N] uint64` numbers by which a Draw chooses."""
+    return seeded_hash(uids, seed, "training sample")
+
+
+def cut_for(numbers: np.ndarray, count: int) -> int:
+    """Return the largest of the `count` smallest numbers."""
+    kept = min(count, len(numbers))
+    return int(np.partition(numbers, kept - 1)[kept - 1])
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which pairs of a source take part; all of them by default, as plain pairs."""
+
+    lookup: Lookup | None = None
+    draw: Draw | None = None
+
+    def of(self, unit: Unit) -> "Chosen":
+        """Return what is chosen of one unit."""
+        return Chosen(None if self.lookup is None else self.lookup.of(unit), self.draw)
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What is chosen of one unit."""
+
+    marks: Mapping[str, Mark] | None
+    draw: Draw | None
+
+    def wants(self, pair: RawPair) -> bool:
+        """Tell whether a pair takes part, if it can be used."""
+        if self.marks is not None and pair.uid not in self.marks:
+            return False
+        return self.draw is None or self.draw.takes(pair.uid, pair.label)
+
+    def mark(self, uid: str) -> Mark:
+        """Return the mark of a pair that takes part."""
+        return Mark() if self.marks is None else self.marks[uid]
+
+    def label(self, uid: str, own: int | None) -> int:
+        """Return the class of a pair that takes part, NOBODY if it is not known; `own` is the data set's label."""
+        told = self.mark(uid).label
+        return told if told is not None else NOBODY if own is None else own

@@ -1,0 +1,321 @@
+"""A repair, checked before any worker starts: which pairs it learns from, what it knows, and what it is measured on."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from clipsan.stages.model.clip import ModelConfig, load_clip
+from clipsan.stages.repair import Role
+from clipsan.stages.repair.unlearn import Unlearn
+from clipsan.stages.samples import Unit
+from clipsan.stages.sources import ParquetSource, SourceConfig, identity, list_units
+
+from ..core.commit import fingerprint
+from ..core.config import ConfigError, as_tree, validate
+from ..core.run_folder import RunFolder, finished_scan, read_summary
+from ..data.choice import CleanByScan, FlaggedByScan, Lookup, RepairSetRoles, class_index
+from ..evaluate import verb as evaluate
+from ..evaluate.plan import EVALUATE_VERSION, read_classes
+from ..tracking.record import TrackingConfig
+from .settings import RepairConfig
+from .task import RepairTask
+
+REPAIR_VERSION = 1
+"""Raised when the code comes to make another model from the same settings, so that old checkpoints are refused."""
+
+FREE = ("out", "cluster", "tracking", "register", "retries", "checkpoint_every_epochs")
+"""Settings that do not change the repaired model or its figures."""
+SEPARATE = ("model", "data", "scan", "evaluate", "early_stop", "classes")
+"""Settings that enter the fingerprint by their content."""
+
+_SOURCE: Any = SourceConfig
+NOTHING_ACCUSED = (
+    "the scan accuses nothing, so there is nothing to unlearn: the model is perturbed and recovered instead (PAR, method.blind), "
+    "against a backdoor that the scan missed"
+)
+REPAIR_SET = "repair"
+"""Folder with a scan's compact set, below its run folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """Pairs of a source that play some role."""
+
+    name: str
+    source: SourceConfig
+    units: list[Unit]
+    lookup: Lookup | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """A finished scan that a repair builds on."""
+
+    root: Path
+    fingerprint: str
+    data: SourceConfig
+    units: list[Unit]
+    targets: tuple[str, ...]
+    concepts: tuple[str, ...]
+
+    @property
+    def verdicts(self) -> Path:
+        return RunFolder(self.root).verdicts
+
+    @property
+    def repair_set(self) -> Path | None:
+        """The folder with the compact set; None where the scan proved no trigger."""
+        folder = self.root / REPAIR_SET
+        return folder if any(folder.glob("*.parquet")) else None
+
+    @property
+    def accuses(self) -> bool:
+        """Whether it names a concept or proves a trigger."""
+        return bool(self.targets) or self.repair_set is not None
+
+    @property
+    def finding(self) -> str:
+        """What it found, in a few words; a trigger may be proven where statistics name no concept."""
+        if self.targets:
+            return "accuses " + ", ".join(self.targets)
+        return "names nothing, has proven a trigger" if self.accuses else "accuses nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A checked repair."""
+
+    config: RepairConfig
+    main: Picked
+    beside: tuple[Picked, ...]
+    validation: Picked | None
+    scan: Scan | None
+    classes: tuple[str, ...]
+    image_size: int
+    model_fingerprint: str
+    data_fingerprint: str
+    mark: str
+    tree: dict[str, Any]
+    section: str = "method"
+    """Where the method's settings stand."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the result must know, beside how the method differs from the published one."""
+
+    @property
+    def task(self) -> RepairTask:
+        c = self.config
+        return RepairTask(c.model, c.method, self.classes, c.templates, c.precision == "bf16", c.seed)
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the result is an adapter for the suspect checkpoint, not a checkpoint of its own."""
+        return self.config.method.kind == "rvpt"
+
+    def describe(self) -> str:
+        """Return the plan as text for --dry-run."""
+        c, method = self.config, self.config.method
+        length = f"{method.epochs} epochs" if c.steps is None else f"{c.steps} steps"
+        more = f", {c.accumulate} a step" if c.accumulate > 1 else ""
+        lines = [
+            f"suspect    {self.model_fingerprint[:12]} {c.model.path}, {self.image_size} px (only read)",
+            f"data       {self.main.name}: {len(self.main.units)} units ({self.main.source.kind})"
+            + "".join(f"; beside them {some.name}" for some in self.beside),
+            f"scan       {'none' if self.scan is None else f'{self.scan.root}, {self.scan.finding}'}",
+            f"method     {method.kind}, {length}, batch {method.batch_size}{more}, lr {method.lr:g}, {c.precision}, seed {c.seed}",
+            f"evaluate   {'nothing' if c.evaluate is None else 'before and after'}",
+            f"workers    {c.cluster.worker_count()} x {c.cluster.threads_per_worker} threads, "
+            f"{c.cluster.gpus_per_worker:g} GPU each",
+            f"out        {c.out}  ({self.mark[:12]})",
+            *(f"note       {note}" for note in self.notes),
+        ]
+        return "\n".join(lines) + "\n"
+
+    def evaluation(self, model: ModelConfig, out: Path) -> evaluate.EvaluateConfig:
+        """Return the settings of one evaluation.
+
+        Raises:
+            ConfigError: the section does not fit `clipsan evaluate`.
+        """
+        c = self.config
+        section = {"classes": list(self.classes), "templates": list(c.templates), "seed": c.seed, **(c.evaluate or {})}
+        own = {
+            "model": as_tree(model),
+            "out": str(out),
+            "cluster": as_tree(c.cluster),
+            "tracking": as_tree(TrackingConfig(enabled=False)),
+        }
+        try:
+            return validate(evaluate.EvaluateConfig, {**section, **own}, verb="evaluate")
+        except ConfigError as error:
+            raise ConfigError(f"evaluate: {error}") from None
+
+    def evaluation_mark(self) -> str:
+        """Return the fingerprint of what both models are measured on, whichever models they are."""
+        settings = self.evaluation(self.config.model, Path(self.config.out))
+        own = ("data", "model", "out", "cluster", "tracking")
+        tree = {name: value for name, value in as_tree(settings).items() if name not in own}
+        data = identity(settings.data, list_units(settings.data))
+        return fingerprint({"version": EVALUATE_VERSION, "data": data, "settings": tree})
+
+
+def make_plan(settings: RepairConfig) -> Plan:
+    """Check everything that can be checked before a worker starts.
+
+    Raises:
+        ConfigError, ValueError, OSError: no data, a scan that is not finished, an unreadable model, a method that does not
+            fit the model or lacks what it learns from, a batch that the workers cannot share.
+    """
+    # Ray Train starts its workers in a folder of their own.
+    settings = dataclasses.replace(settings, model=settings.model.absolute())
+    scan = None if settings.scan is None else read_scan(settings.scan)
+    section = "method"
+    notes: tuple[str, ...] = ()
+    if isinstance(settings.method, Unlearn) and scan is not None and not scan.accuses:
+        settings = dataclasses.replace(settings, method=settings.method.blind)
+        section, notes = "method.blind", (NOTHING_ACCUSED,)
+    check_batch(settings, section)
+    clip = load_clip(settings.model)
+    check_out(settings)
+    classes = _classes(settings, scan)
+    main, beside = _pairs(settings, scan, classes)
+    validation = None
+    if settings.early_stop is not None:
+        if len(classes) < 2:
+            raise ConfigError("early_stop: clean accuracy needs class names; give classes")
+        data = settings.early_stop.data
+        validation = Picked("validation", data, list_units(data))
+    data_fingerprint = fingerprint([_content(some) for some in (main, *beside)] + _scan_content(scan))
+    tree = as_tree(settings)
+    plan = Plan(
+        settings,
+        main,
+        beside,
+        validation,
+        scan,
+        classes,
+        clip.image_size,
+        clip.fingerprint,
+        data_fingerprint,
+        "",
+        tree,
+        section,
+        notes,
+    )
+    stop = {} if validation is None else {**tree["early_stop"], "data": _content(validation)}
+    mark = fingerprint(
+        {
+            "version": REPAIR_VERSION,
+            "settings": {name: value for name, value in tree.items() if name not in (*FREE, *SEPARATE)},
+            "model": clip.fingerprint,
+            "data": data_fingerprint,
+            "classes": classes,
+            "early_stop": stop,
+            "evaluate": [EVALUATE_VERSION, tree["evaluate"]],
+        }
+    )
+    plan = dataclasses.replace(plan, mark=mark)
+    if settings.evaluate is not None:
+        evaluate.make_plan(plan.evaluation(settings.model, Path(settings.out) / "evaluate-before"))
+    plan.task.objective()  # says now whether method and model fit
+    return plan
+
+
+def check_out(settings: RepairConfig) -> None:
+    """Refuse an output that lies in the suspect checkpoint or around it."""
+    out, suspect = Path(settings.out).expanduser().resolve(), Path(str(settings.model.path))
+    if out == suspect or out in suspect.parents or suspect in out.parents:
+        raise ConfigError(f"out={settings.out}: the suspect checkpoint {suspect} is there; give another `out`")
+
+
+def check_batch(settings: RepairConfig, section: str = "method") -> None:
+    """Refuse a batch that the workers cannot share; `section` is where its size was given."""
+    size, workers = settings.method.batch_size, settings.cluster.worker_count()
+    if size % workers:
+        raise ConfigError(
+            f"{section}.batch_size={size}: must be a multiple of the workers, {workers} (cluster.workers)"
+        )
+
+
+def read_scan(run: str) -> Scan:
+    """Return what a repair needs of a finished scan.
+
+    Raises:
+        ConfigError: the folder holds no finished scan, or its data have changed since.
+    """
+    folder, record = finished_scan(run)
+    root = folder.root
+    data: SourceConfig = validate(_SOURCE, record["config"]["data"], verb="scan")
+    summary = read_summary(root)
+    units = list_units(data)
+    parts = len(list(folder.verdicts.glob("part-*.parquet")))
+    if parts != len(units):
+        raise ConfigError(f"scan={run}: it has verdicts of {parts} units, its data have {len(units)}: scan them again")
+    targets = tuple(summary.get("targets", ()))
+    return Scan(root, record["fingerprint"], data, units, targets, _concepts(folder, targets))
+
+
+def _concepts(folder: RunFolder, targets: Sequence[str]) -> tuple[str, ...]:
+    """Return the concepts of a scan's captions, the accused ones with them, in alphabetical order."""
+    found = set(targets)
+    for path in sorted(folder.verdicts.glob("part-*.parquet")):
+        with path.open("rb") as source:
+            found |= set(pq.read_table(source, columns=["concept"]).column("concept").unique().to_pylist())
+    return tuple(sorted(name for name in found if name))
+
+
+def _classes(settings: RepairConfig, scan: Scan | None) -> tuple[str, ...]:
+    """Return the class names; targets of the scan that none of them names stand at their end."""
+    given = settings.classes if settings.classes is not None else (settings.evaluate or {}).get("classes")
+    if given is None:
+        return () if scan is None else scan.concepts
+    classes = tuple(read_classes(given))
+    index = class_index(classes)
+    missing = [name for name in (() if scan is None else scan.targets) if name.casefold() not in index]
+    return (*classes, *missing)
+
+
+def _pairs(settings: RepairConfig, scan: Scan | None, classes: tuple[str, ...]) -> tuple[Picked, tuple[Picked, ...]]:
+    """Return the pairs that an epoch goes over, and the small sets of which every batch has some."""
+    method = settings.method
+    if Role.PAIR not in method.roles:
+        found = None if scan is None else _repair_set(scan, method.roles, classes)
+        if found is None:
+            raise ConfigError(
+                f"method {method.kind} learns from the compact set of a scan that has proven a trigger; "
+                "give scan, a run folder of `clipsan scan` with an oracle"
+            )
+        return found, ()
+    if Role.FLAGGED in method.roles and scan is None:
+        raise ConfigError(f"method {method.kind} unlearns what a scan flags; give scan, a run folder of `clipsan scan`")
+    beside: list[Picked] = []
+    if scan is not None and Role.FLAGGED in method.roles:
+        flagged = FlaggedByScan(scan.verdicts, classes)
+        beside.append(Picked("flagged pairs", scan.data, scan.units, flagged))
+    if scan is not None and Role.TRIGGER_PASTED in method.roles:
+        pasted = _repair_set(scan, (Role.TRIGGER_PASTED,), classes)
+        beside += [] if pasted is None else [pasted]
+    if settings.data is not None:
+        return Picked("clean pairs", settings.data, list_units(settings.data)), tuple(beside)
+    assert scan is not None
+    clean = CleanByScan(scan.verdicts, classes)
+    return Picked("pairs that the scan calls clean", scan.data, scan.units, clean), tuple(beside)
+
+
+def _repair_set(scan: Scan, roles: tuple[Role, ...], classes: tuple[str, ...]) -> Picked | None:
+    if scan.repair_set is None:
+        return None
+    source = ParquetSource(path=str(scan.repair_set), key="uid")
+    lookup = RepairSetRoles(roles, classes)
+    return Picked("the scan's compact set", source, list_units(source), lookup)
+
+
+def _content(picked: Picked) -> dict[str, Any]:
+    return {"name": picked.name, **identity(picked.source, picked.units)}
+
+
+def _scan_content(scan: Scan | None) -> list[dict[str, Any]]:
+    return [] if scan is None else [{"scan": scan.fingerprint}]

@@ -1,0 +1,165 @@
+"""What a scan is asked to do, checked and resolved before any worker starts."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from clipsan.stages.detectors import DetectorsConfig, build_suite
+from clipsan.stages.embed import CACHE_COLUMNS, EmbedConfig
+from clipsan.stages.model.clip import ModelConfig, load_clip
+from clipsan.stages.oracle import OracleConfig
+from clipsan.stages.samples import Unit
+from clipsan.stages.sources import SourceConfig, identity, list_units
+from clipsan.stages.stage import check_chain, config
+from clipsan.stages.verdicts import Decision, Judge, Reason
+
+from ..core.cluster import ClusterConfig, check_private
+from ..core.commit import fingerprint
+from ..core.config import ConfigError, as_tree
+from ..proof.prove import ProofConfig, proof_mark
+from ..proof.views import Views
+from ..tracking.record import TrackingConfig
+
+EMBED_VERSION = 1
+SCORE_VERSION = 6
+VERDICT_VERSION = 1
+"""Raised when the code of a pass comes to give another result, so that old parts are refused and not mixed in."""
+
+
+@config
+class ScanConfig:
+    """Everything that decides a scan."""
+
+    data: SourceConfig
+    """The pairs."""
+    model: ModelConfig
+    """The suspect model, trained on them."""
+    out: str
+    """Run folder."""
+    decision: Decision
+    """Where the cut lies."""
+    oracle: OracleConfig | None = None
+    """What segments the pictures of suspicious pairs; null stops after the statistics, and nothing is proven."""
+    proof: ProofConfig = field(default_factory=ProofConfig)
+    """How suspicion is turned into proof; plays no part without an oracle."""
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    """How pairs are embedded."""
+    detectors: DetectorsConfig = field(default_factory=DetectorsConfig)
+    """Which scores are computed, and how."""
+    embeddings: str | None = None
+    """An earlier run's folder, to use its embeddings again."""
+    trusted: SourceConfig | None = None
+    """Pairs known to be clean, of the same kind: enables LoREx."""
+    write: list[Literal["clean", "quarantine"]] = field(default_factory=list)
+    """Copies of the data set to write, in its own format."""
+    quarantine: list[Reason] = field(default_factory=lambda: [Reason.POISON_SUSPECT])
+    """Reasons that keep a pair out of the clean copy; a pair with a proven trigger never is in it."""
+    manifest: str | None = None
+    """Ground truth of `clipsan poison`, to measure the detectors with."""
+    seed: int = 0
+    """Of every random draw that the detectors leave open."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Workers, threads, GPUs."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A scan, checked and resolved before any worker starts."""
+
+    config: ScanConfig
+    units: list[Unit]
+    trusted_units: list[Unit]
+    model_fingerprint: str
+    layers: list[str]
+    columns: frozenset[str]
+    embed_mark: str
+    score_mark: str
+    proof_mark: str | None
+    verdict_mark: str
+
+    @property
+    def mark(self) -> str:
+        """Fingerprint of the run folder: of the verdicts and of all that is made of them."""
+        c = self.config
+        made = {"write": c.write, "quarantine": as_tree(c.quarantine), "manifest": c.manifest}
+        return fingerprint({"verdict": self.verdict_mark, **made})
+
+    def describe(self) -> str:
+        """Return the plan as text for --dry-run."""
+        c = self.config
+        size = sum({u.shard: u.size_bytes for u in self.units}.values())
+        lines = [
+            f"data       {len(self.units)} units of {len({u.shard for u in self.units})} shards, {size / 2**20:,.1f} MiB ({c.data.kind})",
+            f"model      {self.model_fingerprint[:12]}, layers {', '.join(self.layers)}",
+            f"out        {c.out}",
+            f"workers    {c.cluster.worker_count()} x {c.cluster.threads_per_worker} threads, {c.cluster.gpus_per_worker:g} GPU each, "
+            + (f"Ray at {c.cluster.address}" if c.cluster.address else "a private Ray on this machine"),
+            f"embed      {len(self.units)} parts -> embeddings/, rejected/  ({self.embed_mark[:12]})",
+            f"score      {len(self.units)} parts -> scores/  ({self.score_mark[:12]})",
+            *self._proof_lines(),
+            f"verdict    {len(self.units)} parts -> verdicts/  ({self.verdict_mark[:12]})",
+            f"write      {', '.join(c.write) or 'no copy of the data'}",
+            f"columns    {', '.join(sorted(self.columns))}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _proof_lines(self) -> list[str]:
+        oracle, proof = self.config.oracle, self.config.proof
+        if oracle is None or self.proof_mark is None:
+            return ["oracle     none: nothing is proven"]
+        on = f", on nodes with {', '.join(proof.pool.resources)}" if proof.pool.resources else ""
+        return [
+            f"oracle     {oracle.kind} on {100 * proof.budget:g} % of the pairs, {proof.held_out} held-out pictures{on}"
+            f" -> evidence/, triggers/  ({self.proof_mark[:12]})"
+        ]
+
+
+def make_plan(settings: ScanConfig) -> Plan:
+    """Check everything that can be checked before a worker starts.
+
+    Raises:
+        ConfigError, ValueError, OSError: no data, an unreadable model, an unknown layer, an absent manifest.
+    """
+    units = list_units(settings.data)
+    trusted_units = list_units(settings.trusted) if settings.trusted is not None else []
+    if settings.manifest is not None and not Path(settings.manifest).exists():
+        raise ConfigError(
+            f"manifest={settings.manifest}: no such file; give the manifest.parquet that `clipsan poison` wrote, or null"
+        )
+    clip = load_clip(settings.model, "cpu")
+    layers = clip.layers(settings.embed.layers)
+    suite = build_suite(settings.detectors, pairs=0, trusted=None)
+    columns = check_chain(CACHE_COLUMNS, [*suite.chain, Views, Judge])
+    embed_mark = embed_mark_of(settings.data, units, clip.fingerprint, settings.embed)
+    trusted = settings.trusted
+    score_tree = {
+        "version": SCORE_VERSION,
+        "embed": embed_mark,
+        "detectors": as_tree(settings.detectors),
+        "trusted": trusted and embed_mark_of(trusted, trusted_units, clip.fingerprint, settings.embed),
+    }
+    score_mark = fingerprint(score_tree)
+    judged = {"version": VERDICT_VERSION, "score": score_mark, "decision": as_tree(settings.decision)}
+    proof = None
+    if settings.oracle is not None:
+        check_private(settings.proof.pool, settings.cluster)
+        proof = proof_mark(settings.proof, settings.oracle, score_mark, settings.decision)
+        judged["proof"] = proof
+    verdict_mark = fingerprint(judged)
+    return Plan(
+        settings, units, trusted_units, clip.fingerprint, layers, columns, embed_mark, score_mark, proof, verdict_mark
+    )
+
+
+def embed_mark_of(source: SourceConfig, units: list[Unit], model_fingerprint: str, settings: EmbedConfig) -> str:
+    """Return the fingerprint of the embeddings of a data set; where it lies does not matter, what is there does."""
+    tree = {
+        "version": EMBED_VERSION,
+        **identity(source, units),
+        "model": model_fingerprint,
+        "embed": as_tree(dataclasses.replace(settings, decode_threads=None)),
+    }
+    return fingerprint(tree)

@@ -1,0 +1,66 @@
+"""Settings of `clipsan run`."""
+
+from dataclasses import field
+from typing import Any
+
+from clipsan.stages.model.clip import ModelConfig
+from clipsan.stages.sources import SourceConfig
+from clipsan.stages.stage import config
+
+from ..core.cluster import ClusterConfig
+from ..tracking.record import TrackingConfig
+
+FILLED_IN = {
+    "scan": ("data", "model", "out", "cluster", "tracking"),
+    "repair": ("model", "scan", "evaluate", "out", "register", "cluster", "tracking"),
+    "evaluate": ("model", "out", "cluster", "tracking"),
+}
+"""Settings of a section that the story has its own values for."""
+
+
+@config
+class RunConfig:
+    """Everything that decides a run."""
+
+    data: SourceConfig
+    """The suspect pairs."""
+    model: ModelConfig
+    """The suspect checkpoint that learned from them; it is read, never written to."""
+    scan: dict[str, Any]
+    """Settings of `clipsan scan`: decision, oracle, proof, write (clean, quarantine), ..."""
+    repair: dict[str, Any]
+    """Settings of `clipsan repair`: method, data (clean pairs; else those that the scan calls clean), seed, ..."""
+    evaluate: dict[str, Any] | None = None
+    """Settings of `clipsan evaluate`: labelled images, classes, templates, ...; measured of the suspect and of the repaired
+    model. Without an `attack` the ASR is that of the triggers that the scan has proven. Null: nothing is measured."""
+    max_asr_pct: float | None = 10.0
+    """The ASR that a repaired model may have at most; above it, or not measured, the run ends with status 3. Null: no such
+    demand."""
+    max_loss_points: float | None = 3.0
+    """Percentage points of clean accuracy that the repair may cost at most, else status 3. Null: no such demand."""
+    force: bool = False
+    """True repairs even where the scan names and proves nothing."""
+    out: str
+    """Run folder; each step has a folder of its own in it."""
+    register: str | None = "clipsan"
+    """Name under which MLflow registers the repaired model as a new version; null: it is not registered."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Workers, threads, GPUs of every step."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow: one run, with the steps below it."""
+
+    def __post_init__(self) -> None:
+        for section, names in FILLED_IN.items():
+            given = sorted(set(names) & (getattr(self, section) or {}).keys())
+            if given:
+                raise ValueError(f"{section}: {', '.join(given)} is filled in by the run; leave it out")
+        if "method" not in self.repair:
+            raise ValueError("repair: needs a method, a file of conf/repair")
+        if self.evaluate is not None and not {"data", "classes"} <= self.evaluate.keys():
+            raise ValueError("evaluate: needs data, labelled images, and classes, the names of the labels")
+        if self.evaluate is None and self.max_asr_pct is not None:
+            raise ValueError("max_asr_pct: nothing is measured without evaluate; give evaluate, or max_asr_pct: null")
+        if self.max_asr_pct is not None and not 0 <= self.max_asr_pct <= 100:
+            raise ValueError(f"max_asr_pct is a percentage, 0 to 100, not {self.max_asr_pct}")
+        if self.max_loss_points is not None and not 0 <= self.max_loss_points <= 100:
+            raise ValueError(f"max_loss_points must lie between 0 and 100, not {self.max_loss_points}")

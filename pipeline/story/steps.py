@@ -1,0 +1,185 @@
+"""The steps of `clipsan run`: each is a verb with a run folder of its own, OUT/STEP, and is skipped where that is finished.
+
+A step that is to take part is a class here and a name in STEPS; what it needs of the steps before it lies in their folders.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from clipsan.stages.dossier.files import read_dossiers
+
+from ..core.config import ConfigError, as_tree, validate
+from ..core.run_folder import finished
+from ..data.choice import class_index
+from ..evaluate import verb as evaluate
+from ..evaluate.plan import read_classes
+from ..evaluate.settings import EvaluateConfig
+from ..repair import plan as repair_plan
+from ..repair import verb as repair
+from ..repair.settings import RepairConfig
+from ..scan import verb as scan
+from ..scan.plan import ScanConfig
+from ..tracking.record import TrackingConfig
+from .settings import RunConfig
+
+T = TypeVar("T")
+
+Summaries = Mapping[str, dict[str, Any]]
+"""Name of a finished step -> its summary."""
+
+
+class Step(ABC):
+    """One verb of the story."""
+
+    name: ClassVar[str]
+
+    def __init__(self, settings: RunConfig, root: Path, tracking: TrackingConfig) -> None:
+        self.settings = settings
+        self.root = root
+        self.tracking = tracking
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.name
+
+    @abstractmethod
+    def check(self) -> None:
+        """Refuse what can be known to fail, before anything starts.
+
+        Raises:
+            ConfigError, ValueError, OSError: with the section and the setting.
+        """
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Return the step's plan as text, as far as it can be known now."""
+
+    @abstractmethod
+    def idle(self, before: Summaries) -> str | None:
+        """Return why there is nothing to do, None where there is."""
+
+    @abstractmethod
+    def run(self) -> dict[str, Any]:
+        """Do the step, or what is left of it, and return its summary."""
+
+    def section(self, schema: type[T], given: Mapping[str, Any], **own: Any) -> T:
+        """Return the settings of a verb: the story's section, and what the story itself fills in."""
+        shared = {"cluster": as_tree(self.settings.cluster), "tracking": as_tree(self.tracking)}
+        try:
+            return validate(schema, {**given, **shared, **own}, verb=self.name)
+        except ConfigError as error:
+            raise ConfigError(f"{self.name}: {error}") from None
+
+
+class ScanStep(Step):
+    """Verdicts, proofs, the clean copy and the quarantine, the compact set."""
+
+    name = "scan"
+
+    def config(self) -> ScanConfig:
+        s = self.settings
+        own = {"data": as_tree(s.data), "model": as_tree(s.model), "out": str(self.folder)}
+        return self.section(ScanConfig, s.scan, **own)
+
+    def check(self) -> None:
+        scan.make_plan(self.config())
+
+    def describe(self) -> str:
+        return scan.make_plan(self.config()).describe()
+
+    def idle(self, before: Summaries) -> str | None:
+        return None
+
+    def run(self) -> dict[str, Any]:
+        plan = scan.make_plan(self.config())
+        return finished(self.folder, plan.mark) or scan.run_scan(plan)
+
+
+class RepairStep(Step):
+    """The repaired checkpoint, measured before and after."""
+
+    name = "repair"
+
+    def config(self) -> RepairConfig:
+        s = self.settings
+        own = {
+            "model": as_tree(s.model),
+            "scan": str(self.root / ScanStep.name),
+            "evaluate": self._evaluation(),
+            "register": s.register,
+            "out": str(self.folder),
+        }
+        return self.section(RepairConfig, s.repair, **own)
+
+    def check(self) -> None:
+        settings = self.config()
+        repair_plan.check_out(settings)
+        repair_plan.check_batch(settings)
+        if settings.evaluate is not None:
+            own = {"model": as_tree(settings.model), "out": str(self.folder), "templates": list(settings.templates)}
+            found = self.section(EvaluateConfig, {**own, **settings.evaluate})
+            evaluate.make_plan(found)
+
+    def describe(self) -> str:
+        if self._scanned:
+            return repair.make_plan(self.config()).describe()
+        settings, evaluation = self.config(), self.settings.evaluate
+        attack = "" if evaluation is None else f": {'the given attack' if evaluation.get('attack') else WITHOUT_ATTACK}"
+        return (
+            f"suspect    {settings.model.path} (only read)\n"
+            f"scan       {settings.scan}, which is still to do\n"
+            f"data       {'the pairs that it calls clean' if settings.data is None else settings.data.path}\n"
+            f"method     {settings.method.kind}, seed {settings.seed}\n"
+            f"evaluate   {'nothing' if evaluation is None else 'before and after'}{attack}\n"
+            f"out        {settings.out}\n"
+        )
+
+    def idle(self, before: Summaries) -> str | None:
+        found = before[ScanStep.name]
+        if found["targets"] or proven(found) or self.settings.force:
+            return None
+        return "the scan names no concept and proves no trigger"
+
+    def run(self) -> dict[str, Any]:
+        return repair.run_repair(self.config()).summary
+
+    @property
+    def _scanned(self) -> bool:
+        return (self.root / ScanStep.name / "summary.json").is_file()
+
+    def _evaluation(self) -> dict[str, Any] | None:
+        """Return the section with the proven triggers for an attack where it names none; a scan must have been made for that."""
+        given = self.settings.evaluate
+        if given is None or given.get("attack") is not None or not self._scanned:
+            return given
+        strands = proven_strands(self.root / ScanStep.name)
+        if not strands:
+            return given
+        first, *also = strands
+        classes = read_classes(given["classes"])
+        known = class_index(tuple(classes))
+        # an accused concept that is none of the classes becomes one, so that something can be taken for it
+        classes += [target for target in dict.fromkeys(s["target"] for s in strands) if target.casefold() not in known]
+        return {**given, "classes": classes, "attack": {**first, "also": also}}
+
+
+WITHOUT_ATTACK = "the triggers that the scan proves"
+STEPS: tuple[type[Step], ...] = (ScanStep, RepairStep)
+"""In order."""
+
+
+def proven(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the proven triggers of a scan's summary."""
+    found: list[dict[str, Any]] = summary.get("proof", {}).get("triggers", [])
+    return found
+
+
+def proven_strands(scanned: Path) -> list[dict[str, Any]]:
+    """Return the proven triggers of a scan as the strands of an attack, in their order."""
+    return [
+        {"trigger": {"kind": "proven", "path": str(scanned / "triggers" / dossier.id)}, "target": dossier.targets[0]}
+        for dossier in read_dossiers(scanned / "triggers")
+        if dossier.proven
+    ]

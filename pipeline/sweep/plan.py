@@ -1,0 +1,299 @@
+"""A sweep, checked before any worker starts: its points, the repairs that they stand for, and what they are measured by."""
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clipsan.stages.attack.triggers import build_trigger
+from clipsan.stages.dossier.dossier import Dossier
+from clipsan.stages.dossier.files import read_dossiers
+from clipsan.stages.repair import Role
+from clipsan.stages.repair.rvpt import Rvpt
+from clipsan.stages.samples import Unit
+from clipsan.stages.search.space import Point, end_points, grid_points, random_points
+from clipsan.stages.sources import identity, list_units
+
+from ..core.commit import fingerprint
+from ..core.config import ConfigError, as_tree, load_group, validate
+from ..data.choice import class_index
+from ..repair import plan as repair_plan
+from ..repair.settings import RepairConfig
+from ..tracking.record import TrackingConfig
+from .settings import GridSearch, OptunaSearch, SweepConfig
+
+SWEEP_VERSION = 1
+"""Raised when the code comes to another result from the same settings, so that old trials are refused."""
+
+FREE = ("out", "cluster", "tracking", "register", "retries", "concurrent")
+"""Settings that change no trial."""
+DATA = {"method", "method.kind", "method.shots", "pairs", "seed"}
+"""Settings of a repair that decide which pairs it learns from; see data_key."""
+TRIGGERS = "triggers"
+"""Folder with a scan's dossiers, below its run folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A checked sweep."""
+
+    config: SweepConfig
+    points: tuple[Point, ...] | None
+    """Of all trials; None where a point hangs on the results of others."""
+    base: repair_plan.Plan
+    """The repair of the first point: what is the same for all of them is read off it."""
+    dossiers: tuple[Dossier, ...]
+    """The scan's proven triggers."""
+    classes: tuple[str, ...]
+    """Names by index for the measurements: those of the repair, then targets that none of them names."""
+    held_out: list[Unit]
+    final: list[Unit]
+    """Empty where the final data are a part of the held-out ones."""
+    objective: str
+    """proven, canary or resistivity."""
+    mark: str
+    tree: dict[str, Any]
+    repairs: dict[str, repair_plan.Plan] = field(default_factory=dict)
+    """Checked repairs by what decides their data; see repair_of."""
+
+    @property
+    def trials(self) -> int:
+        search = self.config.search
+        return len(self.points or ()) if isinstance(search, GridSearch) else search.trials
+
+    @property
+    def rungs(self) -> int:
+        """Measurements of a whole trial."""
+        return 1 if self.config.halving is None else self.config.halving.rungs
+
+    def targets(self, dossier: Dossier) -> tuple[int, ...]:
+        """Return the classes that a trigger makes of an image."""
+        index = class_index(self.classes)
+        return tuple(index[name.casefold()] for name in dossier.targets)
+
+    def repair_of(self, point: Point) -> repair_plan.Plan:
+        """Return the checked repair of a point; repairs of the same pairs are checked against model and data once.
+
+        Raises:
+            ConfigError: the point is no valid repair.
+        """
+        return _repair_of(self.config, point, self.repairs)
+
+    def describe(self) -> str:
+        """Return the plan as text for --dry-run."""
+        c, base = self.config, self.base
+        halving = (
+            "none"
+            if c.halving is None
+            else f"ASHA, best 1/{c.halving.reduction} go on, {c.halving.rungs} measurements from {100 * c.halving.first_share:g} % on"
+        )
+        lines = [
+            f"suspect    {base.model_fingerprint[:12]} {base.config.model.path}, {base.image_size} px (only read)",
+            f"data       {base.main.name}: {len(base.main.units)} units ({base.main.source.kind})",
+            f"scan       {'none' if base.scan is None else base.scan.root}",
+            f"held out   {len(self.held_out)} units ({c.held_out.data.kind}); final: "
+            + (f"{len(self.final)} units" if self.final else f"{100 * c.held_out.final_share:g} % of them"),
+            f"objective  {self.objective}: {self._meaning()}",
+            f"rule       lowest objective at an accuracy loss of at most {c.max_accuracy_loss_points:g} points",
+            f"search     {c.search.kind}, {self.trials} trials of {c.workers_per_trial} workers, seed {c.seed}; halving: {halving}",
+            *(f"space      {name}: {_range(dimension)}" for name, dimension in c.space.items()),
+            f"truth      {'recorded, enters no decision' if c.truth is not None else 'not known'}",
+            f"out        {c.out}  ({self.mark[:12]})",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _meaning(self) -> str:
+        if self.objective == "proven":
+            return "ASR of " + ", ".join(f"{d.id} ({d.kind} -> {'/'.join(d.targets)})" for d in self.dossiers)
+        return "ASR of a planted trigger" if self.objective == "canary" else "what small perturbations destroy"
+
+
+def make_plan(settings: SweepConfig) -> Plan:
+    """Check everything that can be checked before a worker starts.
+
+    Raises:
+        ConfigError, ValueError, OSError: a point that is no valid repair, an objective that nothing measures, a canary that
+            the method cannot be tried on, a missing package, and whatever `clipsan repair` refuses.
+    """
+    if isinstance(settings.search, OptunaSearch):
+        check_optuna()
+        _check_shared(settings)
+    points = _points(settings)
+    repairs: dict[str, repair_plan.Plan] = {}
+    for point in points if points is not None else end_points(settings.space):
+        _repair_of(settings, point, repairs)
+    base = next(iter(repairs.values()))
+    dossiers = _dossiers(base)
+    objective = _objective(settings, dossiers)
+    if settings.canary is not None:
+        _check_canary(settings, repairs)
+    classes = _classes(base, dossiers)
+    if len(classes) < 2:
+        raise ConfigError("repair.classes: the measurements need class names; give classes, or a scan")
+    if settings.truth is not None:
+        _check_truth(settings, classes)
+    held_out = list_units(settings.held_out.data)
+    final = [] if settings.held_out.final is None else list_units(settings.held_out.final)
+    tree = as_tree(settings)
+    mark = fingerprint(
+        {
+            "version": SWEEP_VERSION,
+            "settings": {name: value for name, value in tree.items() if name not in (*FREE, "repair", "held_out")},
+            "repairs": [plan.mark for plan in repairs.values()],
+            "points": points,
+            "base": {
+                k: v for k, v in as_tree(base.config).items() if k in ("steps", "accumulate", "method", "precision")
+            },
+            "triggers": [[d.id, d.kind, d.targets, d.pairs, d.flips.pct] for d in dossiers],
+            "held_out": [identity(settings.held_out.data, held_out), _final(settings, final)],
+            "split": [settings.held_out.final_share, settings.held_out.images],
+        }
+    )
+    return Plan(settings, points, base, dossiers, classes, held_out, final, objective, mark, tree, repairs)
+
+
+def _check_shared(settings: SweepConfig) -> None:
+    """Refuse proposals that would ask for other pairs while trials run: pairs are gathered before the first one."""
+    wrong = sorted(settings.space.keys() & DATA)
+    if wrong:
+        raise ConfigError(
+            f"space: {', '.join(wrong)} decides which pairs a trial learns from, which search.kind=optuna leaves alone; take "
+            "random or grid"
+        )
+
+
+def check_optuna() -> None:
+    """Raise ConfigError, with the remedy, unless Optuna can be imported."""
+    try:
+        import optuna  # noqa: F401
+    except ImportError:
+        raise ConfigError(
+            "search.kind=optuna: the package optuna is not installed; `pip install optuna`, or take search.kind=random"
+        ) from None
+
+
+def _points(settings: SweepConfig) -> tuple[Point, ...] | None:
+    try:
+        match settings.search:
+            case GridSearch():
+                # ASHA lets the first trials through whatever they are worth, which along a grid are those of one end
+                return tuple(grid_points(settings.space, None if settings.halving is None else settings.seed))
+            case OptunaSearch():
+                return None
+        return tuple(random_points(settings.space, settings.search.trials, settings.seed))
+    except ValueError as error:
+        raise ConfigError(f"space: {error}") from None
+
+
+def _repair_of(settings: SweepConfig, point: Point, known: dict[str, repair_plan.Plan]) -> repair_plan.Plan:
+    repair = _repair_settings(settings, point)
+    key = data_key(repair)
+    if key not in known:
+        known[key] = repair_plan.make_plan(repair)
+    plan = known[key]
+    if plan.config.method.kind != repair.method.kind:
+        raise ConfigError(
+            f"repair.scan={repair.scan}: it accuses nothing, so that method {repair.method.kind} has nothing to search; take "
+            f"repair.method={plan.config.method.kind} and its space"
+        )
+    repair_plan.check_batch(repair)
+    # only what stands in the settings differs: make_plan would load the model again for the same answer
+    repair = dataclasses.replace(repair, model=plan.config.model)
+    return dataclasses.replace(plan, config=repair, tree=as_tree(repair))
+
+
+def _repair_settings(settings: SweepConfig, point: Point) -> RepairConfig:
+    """Return the repair of a point: the shared settings with the point's own in their places."""
+    tree = copy.deepcopy(settings.repair)
+    for name in sorted(point, key=lambda name: name.count(".")):
+        _put(tree, name, point[name])
+    cluster = dataclasses.replace(settings.cluster, workers=settings.workers_per_trial)
+    own = {
+        "out": str(Path(settings.out) / "trials"),
+        "cluster": as_tree(cluster),
+        "tracking": as_tree(TrackingConfig(enabled=False)),
+        "register": None,
+    }
+    shown = ", ".join(f"{name}={value}" for name, value in point.items())
+    try:
+        return validate(RepairConfig, {**tree, **own}, verb="repair")
+    except ConfigError as error:
+        raise ConfigError(f"repair with {shown}: {error}") from None
+
+
+def _put(tree: dict[str, Any], name: str, value: Any) -> None:
+    *parents, last = name.split(".")
+    node = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"space: {name}: {parent} is a value in repair, not a section")
+    node[last] = load_group("method", value, where="space") if name == "method" and isinstance(value, str) else value
+
+
+def data_key(settings: RepairConfig) -> str:
+    """Return what decides which pairs a repair learns from, among the settings that may differ between trials."""
+    method = settings.method
+    shots = method.shots if isinstance(method, Rvpt) else None
+    return fingerprint([method.kind, settings.pairs, settings.seed, shots])
+
+
+def _dossiers(base: repair_plan.Plan) -> tuple[Dossier, ...]:
+    if base.scan is None:
+        return ()
+    found = tuple(dossier for dossier in read_dossiers(base.scan.root / TRIGGERS) if dossier.proven)
+    for dossier in found:
+        if dossier.side != base.image_size:
+            raise ConfigError(
+                f"repair.scan: trigger {dossier.id} is {dossier.side} px, the model's input {base.image_size}: "
+                "the scan is of another model"
+            )
+    return found
+
+
+def _objective(settings: SweepConfig, dossiers: tuple[Dossier, ...]) -> str:
+    if settings.objective == "proven" and not dossiers:
+        raise ConfigError("objective=proven: the scan has proven no trigger; take canary or resistivity")
+    if settings.objective != "auto":
+        return settings.objective
+    return "proven" if dossiers else "canary" if settings.canary is not None else "resistivity"
+
+
+def _classes(base: repair_plan.Plan, dossiers: tuple[Dossier, ...]) -> tuple[str, ...]:
+    index = class_index(base.classes)
+    named = dict.fromkeys(target for dossier in dossiers for target in dossier.targets)
+    return (*base.classes, *(target for target in named if target.casefold() not in index))
+
+
+def _check_canary(settings: SweepConfig, repairs: Mapping[str, repair_plan.Plan]) -> None:
+    assert settings.canary is not None
+    for plan in repairs.values():
+        method = plan.config.method
+        if method.roles != (Role.PAIR,) or plan.is_adapter:
+            raise ConfigError(
+                f"canary: no scan has seen it, so {method.kind}, which learns from what a scan finds or trains no encoder, "
+                "cannot be tried on it; leave canary out"
+            )
+    build_trigger(settings.canary.trigger)
+
+
+def _check_truth(settings: SweepConfig, classes: tuple[str, ...]) -> None:
+    assert settings.truth is not None
+    attack = settings.truth.attack
+    if attack.text_key is not None:
+        raise ConfigError("truth.attack.text_key: the sweep shows triggers on images alone; leave it out")
+    attack.aim(list(classes))
+    for strand in attack.strands:
+        build_trigger(strand.trigger)
+
+
+def _final(settings: SweepConfig, units: list[Unit]) -> dict[str, Any] | None:
+    return None if settings.held_out.final is None else identity(settings.held_out.final, units)
+
+
+def _range(dimension: Any) -> str:
+    tree = as_tree(dimension)
+    kind = tree.pop("kind")
+    return f"{kind} " + ", ".join(str(value) for value in (tree.get("values") or (tree["low"], tree["high"])))

@@ -1,0 +1,225 @@
+"""Settings of `clipsan sweep`."""
+
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from clipsan.stages.attack.triggers import PatchConfig, TriggerConfig
+from clipsan.stages.evaluation.zero_shot import check_templates
+from clipsan.stages.search.space import Dimension
+from clipsan.stages.sources import SourceConfig
+from clipsan.stages.stage import config
+
+from ..core.cluster import ClusterConfig
+from ..evaluate.settings import EvaluationAttack, without_poisoning
+from ..tracking.record import TrackingConfig
+
+FIXED = (
+    *("model", "data", "scan", "classes", "templates", "max_pixels", "memory_mb", "evaluate", "early_stop", "out"),
+    *("register", "cluster", "tracking", "retries", "checkpoint_every_epochs"),
+)
+"""Settings of a repair that are the same in all trials: what they learn from is shared, the rest the sweep has its own."""
+FILLED_IN = ("evaluate", "early_stop", "out", "register", "cluster", "tracking", "retries", "checkpoint_every_epochs")
+"""Settings of the repair that the sweep has its own values for."""
+
+
+@config
+class RandomSearch:
+    """Points drawn from the space, independent of each other."""
+
+    kind: Literal["random"] = "random"
+    trials: int = 16
+    """How many."""
+
+    def __post_init__(self) -> None:
+        _check_trials(self.trials)
+
+
+@config
+class GridSearch:
+    """Every combination of the values; all settings must be lists of values."""
+
+    kind: Literal["grid"] = "grid"
+
+
+@config
+class OptunaSearch:
+    """Optuna's tree of Parzen estimators on both counts at once: the objective, and the clean accuracy.
+
+    Proposals are made in batches, each from the results of all batches before and with a seed of its own. So neither the
+    number of trials at a time nor a restart changes what is proposed.
+    """
+
+    kind: Literal["optuna"] = "optuna"
+    trials: int = 16
+    """How many."""
+    batch: int = 4
+    """Trials that are proposed together."""
+    startup: int = 8
+    """Trials drawn at random before the first model is made."""
+
+    def __post_init__(self) -> None:
+        _check_trials(self.trials)
+        if self.batch < 1 or self.startup < 1:
+            raise ValueError("batch and startup must be at least 1")
+
+
+SearchConfig = Annotated[RandomSearch | GridSearch | OptunaSearch, pydantic.Discriminator("kind")]
+
+
+@config
+class HalvingConfig:
+    """ASHA (Li et al. 2018): a trial that is not among the best of those measured at the same point of their course is stopped.
+
+    Trials are compared by stages.search.pareto.badness. Which are stopped depends on the order in which they report: with one trial at
+    a time that order is always the same, with several it is the machine's. The default is one early cut, and what survives
+    it runs to its end: a repair that perturbs first and recovers then (PAR) shows early whether its learning rate is right,
+    and not before its end which of three good settings is the best (tests/benchmarks/sweep).
+    """
+
+    reduction: int = 3
+    """The best 1 / reduction of those measured at a rung go on."""
+    rungs: int = 2
+    """Measurements of a whole trial, the last at its end."""
+    first_share: float = 0.125
+    """Share of a trial's steps at the first rung; from there the rungs grow by one factor to the end."""
+
+    def __post_init__(self) -> None:
+        if self.reduction < 2 or self.rungs < 2:
+            raise ValueError("reduction and rungs must be at least 2")
+        if not 0 < self.first_share < 1:
+            raise ValueError("first_share must lie between 0 and 1")
+
+
+@config
+class HeldOutConfig:
+    """What every trial is measured on, and what only the recommended point is."""
+
+    data: SourceConfig
+    """Labelled images, or pairs, that no repair learns from: clean accuracy of the former, retrieval R@1 of the latter."""
+    final: SourceConfig | None = None
+    """Data for the last word on the recommended point; null: `final_share` of `data`, by a seeded hash of the uid."""
+    final_share: float = 0.5
+    """Share of `data` that no trial sees."""
+    images: int = 512
+    """Images of either part at most, drawn by the seed."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.final_share < 1:
+            raise ValueError("final_share must lie between 0 and 1")
+        if self.images < 2:
+            raise ValueError("images must be at least 2")
+
+
+@config
+class CanaryConfig:
+    """A trigger of our own, planted into a copy of the suspect model to see whether a repair gets rid of it.
+
+    The copy is fine-tuned on the clean pairs with the trigger on some of them, under captions of a class that the seed
+    draws; then every trial repairs it as it repairs the suspect model. That doubles the work of a trial.
+    """
+
+    trigger: TriggerConfig = field(default_factory=lambda: PatchConfig(pattern="stripes", size_fraction=0.25, seed=1))
+    """What is planted."""
+    target: str | None = None
+    """A class; null: drawn by the seed."""
+    share_pct: float = 20.0
+    """Share of each batch that carries it."""
+    steps: int = 200
+    """Optimiser steps of the planting."""
+    batch_size: int = 128
+    """Pairs of a step."""
+    lr: float = 5e-4
+    """Peak rate."""
+    min_asr_pct: float = 80.0
+    """A canary that succeeds less often tells nothing about repairs, so the sweep stops there."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share_pct < 100 or not 0 <= self.min_asr_pct <= 100:
+            raise ValueError("share_pct and min_asr_pct are percentages")
+        if self.steps < 1 or self.batch_size < 2:
+            raise ValueError("steps must be at least 1 and batch_size at least 2")
+
+
+@config
+class TruthConfig:
+    """The real attack, for benchmarks alone: its ASR is written down for every trial and enters no decision."""
+
+    attack: Annotated[EvaluationAttack, pydantic.BeforeValidator(without_poisoning)]
+    """As for `clipsan evaluate`."""
+
+
+Objective = Literal["auto", "proven", "canary", "resistivity"]
+
+
+@config
+class SweepConfig:
+    """Everything that decides a sweep."""
+
+    repair: dict[str, Any]
+    """Settings of `clipsan repair` that all trials share; a trial's own replace some of them."""
+    space: dict[str, Dimension]
+    """Setting of the repair, as a dotted path (method.lr) -> what it may be."""
+    search: SearchConfig = field(default_factory=RandomSearch)
+    """How points are chosen."""
+    halving: HalvingConfig | None = None
+    """Early stopping of trials that are no good; null: every trial is run to its end."""
+    held_out: HeldOutConfig
+    """What is measured on."""
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+    """Sentences with {} where the class name goes, for the measurements."""
+    objective: Objective = "auto"
+    """What is to become low: the mean ASR of the scan's proven triggers, that of the canary, or what small perturbations
+    destroy of the features. auto: the first of these that there is."""
+    canary: CanaryConfig | None = None
+    """Null: no canary is planted."""
+    resistivity_images: int = 128
+    """Images whose perturbation resistivity is measured; 0: it is not, unless it is the objective."""
+    max_accuracy_loss_points: float = 2.0
+    """The rule: the lowest objective among the trials that lose at most this much accuracy, in percentage points."""
+    truth: TruthConfig | None = None
+    """For benchmarks alone."""
+    concurrent: int | None = None
+    """Trials at a time; null: as many as the cluster has CPUs (or GPUs) for."""
+    workers_per_trial: int = 1
+    """Workers that share each batch of a trial. With several a trial is a run of Ray Train, on one node or many; with one it is
+    a single process, which saves the half minute that a run of Ray Train takes to start."""
+    retries: int = 1
+    """Times that a trial is tried again after an error, from its last measurement on."""
+    seed: int = 0
+    """Of points, samples, splits and proposals."""
+    out: str
+    """Run folder; the recommended model ends in OUT/checkpoint, or as an adapter in OUT/adapter."""
+    register: str | None = "clipsan"
+    """Name under which MLflow registers the recommended model as a new version; null: it is not registered."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Each worker of a trial takes threads_per_worker CPUs and gpus_per_worker GPUs (a fraction shares one)."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow."""
+
+    def __post_init__(self) -> None:
+        check_templates(self.templates)
+        if not self.space:
+            raise ValueError("space needs at least one setting")
+        if self.retries < 0 or self.resistivity_images < 0 or self.max_accuracy_loss_points < 0:
+            raise ValueError("retries, resistivity_images and max_accuracy_loss_points must not be negative")
+        if (self.concurrent is not None and self.concurrent < 1) or self.workers_per_trial < 1:
+            raise ValueError("concurrent and workers_per_trial must be at least 1")
+        if (self.cluster.workers or self.workers_per_trial) < self.workers_per_trial:
+            raise ValueError(
+                f"workers_per_trial={self.workers_per_trial}: cluster.workers={self.cluster.workers} are fewer; raise them"
+            )
+        if self.objective == "canary" and self.canary is None:
+            raise ValueError("objective: canary needs the section canary")
+        fixed = sorted(name for name in self.space if name.partition(".")[0] in FIXED)
+        if fixed:
+            raise ValueError(f"space: {', '.join(fixed)} is the same in all trials; set it in repair")
+        filled = sorted(set(FILLED_IN) & self.repair.keys())
+        if filled:
+            raise ValueError(f"repair: {', '.join(filled)} is filled in by the sweep; leave it out")
+
+
+def _check_trials(trials: int) -> None:
+    if trials < 1:
+        raise ValueError("trials must be at least 1")

@@ -1,0 +1,85 @@
+"""A trial of several workers: Ray Train inside a trial of Ray Tune, one run from each measurement to the next.
+
+The trial's own process holds no CPU and waits. pipeline.sweep.run starts no more trials at a time than have room for all of
+their workers, so none waits for CPUs that another holds while it waits. Early stopping takes the trial's process away, and a run
+of Ray Train that loses its driver keeps its CPUs wherever Ray has no dashboard (Train asks the dashboard whether the driver
+lives). So no run is under way when a trial is measured and may be stopped; the next one goes on from the trial's own state.
+"""
+
+import shutil
+from typing import Any
+
+import torch
+
+from ..core.cluster import ClusterConfig
+from ..train.feed import Share
+from .trial import Trial, note_error, report_of, run_trial
+
+
+def run_workers(trial: Trial, resources: list[int], shared: dict[str, Any]) -> None:
+    """Run a trial from measurement to measurement, and report each to Ray Tune.
+
+    Args:
+        trial: of more than one worker.
+        resources: what each of its rungs counts as for early stopping.
+        shared: see pipeline.sweep.trial.trainable.
+
+    Raises:
+        ray.train.TrainingFailedError: a worker failed or was lost; Ray Tune tries the trial again.
+    """
+    from ray import tune
+
+    for number, resource in enumerate(resources):
+        if len(trial.history()) == number:
+            _train(trial, shared, measurements=number + 1)
+        tune.report(report_of(trial.history()[number], resource))
+
+
+def _train(trial: Trial, shared: dict[str, Any], measurements: int) -> None:
+    """Let the workers train until the trial has been measured so many times."""
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    cluster: ClusterConfig = shared["cluster"]
+    gpu = cluster.gpus_per_worker > 0
+    own = {"CPU": float(cluster.threads_per_worker)} | ({"GPU": cluster.gpus_per_worker} if gpu else {})
+    home = trial.folder / "train"
+    # under its old name Ray Train would go on with an earlier run, whose state is not the trial's
+    shutil.rmtree(home, ignore_errors=True)
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={
+            "trial": trial,
+            "measurements": measurements,
+            "held": shared["held"][trial.data],
+            "questions": shared["questions"],
+        },
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(num_workers=trial.workers, use_gpu=gpu, resources_per_worker=own),
+        run_config=ray.train.RunConfig(name="train", storage_path=str(trial.folder)),
+    )
+    try:
+        trainer.fit()
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    """Take this worker's part in a trial; the entry point of Ray Train."""
+    import ray
+    import ray.train
+    import ray.train.torch
+
+    trial: Trial = settings["trial"]
+    torch.set_num_threads(trial.job.threads)
+    context = ray.train.get_context()
+    share = Share(context.get_world_rank(), context.get_world_size(), trial.job.batch_size)
+    held, questions = ray.get([settings["held"], settings["questions"]])
+    records = run_trial(trial, held, questions, share, ray.train.torch.get_device())
+    try:
+        for _ in range(settings["measurements"]):
+            next(records)
+    except Exception as error:
+        if share.rank == 0:
+            note_error(trial, f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+        raise

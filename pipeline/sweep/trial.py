@@ -1,0 +1,344 @@
+"""One trial of a sweep: a repair with settings of its own, measured at the rungs and kept for a restart.
+
+The steps are those of pipeline.train.worker and pipeline.repair.task, so a trial's model is the one that `clipsan repair` makes
+of the same settings with as many workers. A trial of one worker is one process: Ray Train would add nothing but its controller
+and worker group, about twenty seconds a trial. A trial of several is a run of Ray Train (pipeline.sweep.train).
+"""
+
+import json
+import math
+import pickle
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from clipsan.stages.evaluation.exam import Challenge, Exam, answers, objective_pct, success_pct
+from clipsan.stages.evaluation.zero_shot import class_embeddings
+from clipsan.stages.model.clip import Clip, ModelConfig, load_clip
+from clipsan.stages.search.pareto import badness
+from clipsan.stages.search.space import Point
+
+from ..core.commit import fingerprint, write_text
+from ..repair.task import RepairCourse, RepairTask
+from ..train.feed import Share
+from ..train.worker import Job, Loop
+from .canary import Canary
+from .data import Held
+
+STATE_FILE = "state.pt"
+HISTORY_FILE = "history.json"
+ERRORS_FILE = "errors.json"
+STOPPED_FILE = "stopped.json"
+
+Record = dict[str, Any]
+"""One measurement: step, share (of the trial's steps), seconds (so far), loss (mean since the last), the figures of
+stages.evaluation.exam, objective_pct and badness."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What one trial does; picklable."""
+
+    number: int
+    job: Job
+    rungs: tuple[int, ...]
+    """Steps after which it is measured, the last at its end."""
+    folder: Path
+    mark: str
+    data: str
+    """Which of the shared sets of pairs it learns from."""
+    workers: int
+    """Processes that share each batch."""
+
+    @classmethod
+    def of(
+        cls,
+        number: int,
+        point: Point,
+        job: Job,
+        rungs: tuple[int, ...],
+        folder: Path,
+        sweep: str,
+        data: str,
+        workers: int,
+    ) -> Self:
+        """Return a trial of the sweep with a fingerprint."""
+        return cls(number, job, rungs, folder, fingerprint([sweep, number, point, rungs]), data, workers)
+
+    @property
+    def task(self) -> RepairTask:
+        assert isinstance(self.job.task, RepairTask)
+        return self.job.task
+
+    def history(self) -> list[Record]:
+        """Return what has been measured.
+
+        Raises:
+            RuntimeError: the folder holds the trial of another sweep.
+        """
+        path = self.folder / HISTORY_FILE
+        if not path.is_file():
+            return []
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored["mark"] != self.mark:
+            raise RuntimeError(f"{path} is of a trial with other settings; give another `out`")
+        return list(stored["records"])
+
+    @property
+    def finished(self) -> bool:
+        return len(self.history()) == len(self.rungs)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether early stopping ended it."""
+        return (self.folder / STOPPED_FILE).is_file()
+
+    def errors(self) -> list[str]:
+        """Return the last line of each failure so far."""
+        path = self.folder / ERRORS_FILE
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """How trials are measured and compared."""
+
+    exam: Exam
+    truth: tuple[Challenge, ...]
+    canary: Canary | None
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+    objective: str
+    before_pct: float
+    """Clean accuracy of the suspect model, or its retrieval R@1."""
+    max_loss_points: float
+    device: str
+
+
+class Course:
+    """A model in repair, and beside it, where there is a canary, the copy that carries it; on one worker."""
+
+    def __init__(self, trial: Trial, questions: Questions, share: Share, device: torch.device) -> None:
+        self._questions = questions
+        tasks = [trial.task]
+        if questions.canary is not None:
+            tasks.append(trial.task.on(questions.canary.model))
+        self.courses: list[RepairCourse] = [task.begin(device, share) for task in tasks]
+        self.loop = Loop(trial.job, share, device, self.courses[0], 0)
+
+    def step(self, batches: Any, step: int, steps: int) -> torch.Tensor:
+        """Make one optimiser step of each model; return the loss of the first."""
+        losses = [course.step(batches, step, steps)[0] for course in self.courses]
+        return losses[0]
+
+    def figures(self) -> dict[str, float]:
+        """Return what the exam says now."""
+        asked = self._questions
+        canary = None if asked.canary is None else (self.courses[1].clip, asked.canary.challenge)
+        return _answers(self.courses[0].clip, asked.exam, canary, asked)
+
+    def state(self) -> list[dict[str, Any]]:
+        return [course.state() for course in self.courses]
+
+    def restore(self, state: list[dict[str, Any]]) -> None:
+        for course, own in zip(self.courses, state, strict=True):
+            course.restore(own)
+
+
+def _answers(clip: Clip, exam: Exam, canary: tuple[Clip, Challenge] | None, asked: Questions) -> dict[str, float]:
+    figures = answers(clip, exam, asked.classes, asked.templates)
+    if canary is not None:
+        copy, challenge = canary
+        figures[f"{challenge.name}_asr_pct"] = pooled_pct(copy, (challenge,), asked)
+    return figures
+
+
+Copy = tuple[ModelConfig, Challenge] | None
+"""The model with the canary, and the canary on the pictures that are asked of."""
+
+
+def suspect_figures(model: ModelConfig, exam: Exam, copy: Copy, asked: Questions) -> dict[str, float]:
+    """Return the figures of a model that is not repaired."""
+    canary = None if copy is None else (load_clip(copy[0], asked.device), copy[1])
+    clip = load_clip(model, asked.device)
+    return _answers(clip, exam, canary, asked) | _truth(clip, asked)
+
+
+def last_word(
+    trial: Trial, exam: Exam, copy: Copy, asked: Questions, target: Path
+) -> tuple[dict[str, float], tuple[str, ...], tuple[int, int]]:
+    """Write a finished trial's model; return its figures on another exam, its notes, and the parameters trained and in all."""
+    state = torch.load(trial.folder / STATE_FILE, map_location="cpu", weights_only=True)
+    tasks = [trial.task, *([] if copy is None else [trial.task.on(copy[0])])]
+    objectives = [task.objective(asked.device) for task in tasks]
+    for objective, own in zip(objectives, state["courses"], strict=True):
+        objective.load_state_dict(own["weights"])
+    objectives[0].export(target)
+    clip = objectives[0].clip
+    canary = None if copy is None else (objectives[1].clip, copy[1])
+    trained = sum(value.numel() for value in objectives[0].trainable().values())
+    total = sum(value.numel() for value in objectives[0].model.parameters())
+    return _answers(clip, exam, canary, asked) | _truth(clip, asked), objectives[0].notes, (trained, total)
+
+
+def _truth(clip: Clip, asked: Questions) -> dict[str, float]:
+    return {"true_asr_pct": pooled_pct(clip, asked.truth, asked)} if asked.truth else {}
+
+
+def run_trial(trial: Trial, held: Held, questions: Questions, share: Share, device: torch.device) -> Iterator[Record]:
+    """Yield the records of a trial, those of an earlier run first; each is on disk before it is yielded.
+
+    All workers of the trial call this at the same time; the first of them measures and writes, the records of the others
+    tell the step alone.
+
+    Raises:
+        RuntimeError: the loss is no number.
+    """
+    history = trial.history()
+    state = None
+    if len(history) < len(trial.rungs):
+        state = _state(trial)
+    if state is not None and len(state["history"]) > len(history):
+        # a kill fell between the state and its record
+        history = list(state["history"])
+        if share.rank == 0:
+            _note(trial, history)
+    yield from history
+    if len(history) == len(trial.rungs):
+        return
+    job, course = trial.job, Course(trial, questions, share, device)
+    done = 0
+    if state is not None:
+        done = int(state["step"])
+        course.restore(state["courses"])
+    feed = held.feed(job, share)
+    started, losses, step = time.monotonic(), [], 0
+    spent = history[-1]["seconds"] if history else 0.0
+    for epoch in range(job.epochs):
+        steps = job.steps_of(epoch)
+        if step + steps <= done:
+            step += steps
+            continue  # of an epoch that was begun, the batches that were learned are drawn again and left out
+        for batches in course.loop.batches(epoch, feed, steps):
+            if step >= done:
+                losses.append(course.step(batches, step, job.total_steps))
+            step += 1
+            if step <= done or step not in trial.rungs:
+                continue
+            loss = _mean(losses, share)
+            losses = []
+            if not math.isfinite(loss):
+                raise RuntimeError(f"the loss is {loss} at step {step}: training diverged; lower lr")
+            seconds = round(spent + time.monotonic() - started, 2)
+            if share.rank == 0:
+                history.append(_record(trial, questions, course, step, seconds, loss))
+                _keep(trial, course, history)
+            else:
+                history.append({"step": step})
+            yield history[-1]
+
+
+def _mean(losses: list[torch.Tensor], share: Share) -> float:
+    """Return the mean loss of some steps over all workers."""
+    mean = torch.stack(losses).mean()
+    if share.world_size > 1:
+        torch.distributed.all_reduce(mean)
+    return mean.item() / share.world_size
+
+
+def _record(trial: Trial, questions: Questions, course: Course, step: int, seconds: float, loss: float) -> Record:
+    figures = course.figures()
+    objective = objective_pct(figures, questions.objective)
+    record: Record = {
+        "step": step,
+        "share": step / trial.job.total_steps,
+        "seconds": seconds,
+        "loss": loss,
+        **figures,
+        "objective_pct": objective,
+        "badness": badness(objective, figures["accuracy_pct"], questions.before_pct, questions.max_loss_points),
+    }
+    if step == trial.rungs[-1]:
+        # at the end alone, and after everything that decides
+        record |= _truth(course.courses[0].clip, questions)
+    return record
+
+
+def pooled_pct(clip: Clip, challenges: tuple[Challenge, ...], questions: Questions) -> float:
+    """Return the share of all images of some challenges that are taken for their target, in percent."""
+    modes = [(module, module.training) for module in clip.model.modules()]
+    clip.model.eval()
+    vectors = class_embeddings(clip, questions.classes, questions.templates)
+    counts = [len(challenge.pixels) for challenge in challenges]
+    hits = sum(success_pct(clip, found, vectors) * count for found, count in zip(challenges, counts, strict=True))
+    for module, mode in modes:
+        module.training = mode
+    return hits / sum(counts)
+
+
+def _state(trial: Trial) -> dict[str, Any] | None:
+    """Return what the last measurement left; None before the first, or where another trial's lies."""
+    path = trial.folder / STATE_FILE
+    if not path.is_file():
+        return None
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state if state["mark"] == trial.mark else None
+
+
+def _keep(trial: Trial, course: Course, history: list[Record]) -> None:
+    """Write the state, then the records that make it count; each whole or not at all."""
+    trial.folder.mkdir(parents=True, exist_ok=True)
+    temporary = trial.folder / f".{STATE_FILE}.tmp"
+    state = {"mark": trial.mark, "courses": course.state(), "step": history[-1]["step"], "history": history}
+    torch.save(state, temporary)
+    temporary.replace(trial.folder / STATE_FILE)
+    _note(trial, history)
+
+
+def _note(trial: Trial, history: list[Record]) -> None:
+    write_text(trial.folder / HISTORY_FILE, json.dumps({"mark": trial.mark, "records": history}, indent=1))
+
+
+def trainable(settings: dict[str, Any], shared: dict[str, Any]) -> None:
+    """Run a trial inside Ray Tune; the entry point of its workers.
+
+    Args:
+        settings: `trial`, a pickled Trial, and `resources`, what each of its rungs counts as for early stopping.
+        shared: `questions` and `held` (by Trial.data), references to Ray's object store, and `cluster`.
+    """
+    import ray
+    from ray import tune
+
+    trial: Trial = pickle.loads(settings["trial"])
+    before = len(trial.errors())
+    try:
+        if trial.workers > 1:
+            from .train import run_workers
+
+            run_workers(trial, settings["resources"], shared)
+            return
+        torch.set_num_threads(trial.job.threads)
+        held, questions = ray.get([shared["held"][trial.data], shared["questions"]])
+        share, device = Share(0, 1, trial.job.batch_size), torch.device(questions.device)
+        for number, record in enumerate(run_trial(trial, held, questions, share, device)):
+            tune.report(report_of(record, settings["resources"][number]))
+    except Exception as error:
+        if len(trial.errors()) == before:  # a worker of Ray Train has said more than what reaches this process
+            note_error(trial, f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+        traceback.print_exc()
+        raise
+
+
+def report_of(record: Record, resource: int) -> dict[str, Any]:
+    """Return what Ray Tune is told of a measurement; `resource` is what its rung counts as."""
+    return {"resource": resource, "badness": record["badness"], "record": record}
+
+
+def note_error(trial: Trial, words: str) -> None:
+    """Keep what stopped a trial, for the table."""
+    write_text(trial.folder / ERRORS_FILE, json.dumps([*trial.errors(), words], indent=1))

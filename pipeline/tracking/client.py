@@ -1,0 +1,169 @@
+"""What talks to an MLflow server: a record becomes a run, once. Imported late, as MLflow takes seconds to import."""
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
+from mlflow.exceptions import MlflowException
+
+from .record import Logged, Record, TrackingConfig
+from .registry import register, version_of
+
+CONTENT = "clipsan.content"
+PARENT = "mlflow.parentRunId"
+PARAMETER_LENGTH = 6000
+"""MLflow refuses a longer parameter value."""
+PARAMETERS_A_CALL, METRICS_A_CALL = 100, 1000
+"""MLflow's limits."""
+
+# The import of mlflow sets these levels itself.
+for _name in ("mlflow", "mlflow.store.db.utils", "alembic"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def forgiving(uri: str, root: Path) -> Iterator[None]:
+    """Say in one line what a server refuses or why it cannot be reached, and go on behind the block."""
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        said = " ".join(str(error).split())[:200]
+        sys.stderr.write(f"MLflow at {uri} took no log ({said}); the run folder {root} keeps it\n")
+
+
+def begin(settings: TrackingConfig, record: Record, home: Path) -> str:
+    """Start the run of a record, or find it, with its parameters; return its id."""
+    client, experiment = _open(settings, home)
+    run = _find(client, experiment, record)
+    if run is None:
+        run = client.create_run(experiment, tags=_identity(record, settings.parent), run_name=record.name)
+    else:
+        client.update_run(run.info.run_id, status="RUNNING")
+    _log_params(client, run, record)
+    return str(run.info.run_id)
+
+
+def end(uri: str, run_id: str, status: str) -> None:
+    """End a run: FINISHED, FAILED or KILLED."""
+    MlflowClient(tracking_uri=uri).set_terminated(run_id, status)
+
+
+def send(settings: TrackingConfig, record: Record, home: Path) -> str:
+    """Log a record where it is not logged yet, register its model, and return the id of the run.
+
+    Args:
+        settings: with the resolved uri, and the parent's run id if there is one.
+        record: what to log.
+        home: where the run folder lies now.
+
+    Raises:
+        MlflowException, OSError: the server is away or refuses.
+    """
+    client, experiment = _open(settings, home)
+    run = _find(client, experiment, record)
+    content = record.content(home)
+    if run is None:
+        run = client.create_run(experiment, tags=_identity(record, settings.parent), run_name=record.name)
+    run_id = str(run.info.run_id)
+    if run.data.tags.get(CONTENT) != content or run.info.status != "FINISHED":
+        _log(client, run, record, home)
+        client.set_tag(run_id, CONTENT, content)
+        client.set_terminated(run_id)
+    if settings.parent and run.data.tags.get(PARENT) != settings.parent:
+        client.set_tag(run_id, PARENT, settings.parent)
+    lineage = record.tags | _scan_run(client, experiment, record.tags)
+    for name, value in lineage.items():
+        if run.data.tags.get(name) != value:
+            client.set_tag(run_id, name, value)
+    _register(Logged(str(settings.uri), run_id), record, home, lineage)
+    return run_id
+
+
+def _open(settings: TrackingConfig, home: Path) -> tuple[MlflowClient, str]:
+    uri = str(settings.uri)
+    client = MlflowClient(tracking_uri=uri)
+    found = client.get_experiment_by_name(settings.experiment)
+    if found is not None:
+        return client, str(found.experiment_id)
+    # Without a location MLflow would put artifacts of a local store into whatever folder the command was started from.
+    local = (home.parent / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+    return client, str(client.create_experiment(settings.experiment, artifact_location=local))
+
+
+def _identity(record: Record, parent: str | None) -> dict[str, str]:
+    tags = {"clipsan.verb": record.verb, "clipsan.root": record.root, "clipsan.fingerprint": record.fingerprint}
+    return tags | ({PARENT: parent} if parent else {})
+
+
+def _find(client: MlflowClient, experiment: str, record: Record) -> Run | None:
+    found = find_runs(client, experiment, _identity(record, None))
+    return found[0] if found else None
+
+
+def find_runs(client: MlflowClient, experiment: str, tags: Mapping[str, str]) -> list[Run]:
+    """Return the runs with these tags, the newest first."""
+    wanted = " and ".join(f"tags.`{name}` = {_quoted(value)}" for name, value in tags.items())
+    return list(client.search_runs([experiment], wanted, order_by=["attributes.start_time DESC"]))
+
+
+def _quoted(value: str) -> str:
+    return f'"{value}"' if "'" in value else f"'{value}'"
+
+
+def _log(client: MlflowClient, run: Run, record: Record, home: Path) -> None:
+    run_id = run.info.run_id
+    _log_params(client, run, record)
+    now = int(time.time() * 1000)
+    changed = [
+        Metric(name, value, now, 0) for name, value in record.metrics.items() if run.data.metrics.get(name) != value
+    ]
+    for start in range(0, len(changed), METRICS_A_CALL):
+        client.log_batch(run_id, metrics=changed[start : start + METRICS_A_CALL])
+    if record.inputs:
+        client.log_inputs(run_id, datasets=[_dataset(given) for given in record.inputs])
+    for file in record.files:
+        if (home / file).is_file():
+            client.log_artifact(run_id, str(home / file))
+
+
+def _log_params(client: MlflowClient, run: Run, record: Record) -> None:
+    # A parameter cannot be changed: of two runs of one folder the first one's settings stand.
+    known = run.data.params
+    new = [Param(name, value[:PARAMETER_LENGTH]) for name, value in record.params.items() if name not in known]
+    for start in range(0, len(new), PARAMETERS_A_CALL):
+        client.log_batch(run.info.run_id, params=new[start : start + PARAMETERS_A_CALL])
+
+
+def _dataset(given: Any) -> DatasetInput:
+    source = json.dumps({"kind": given.kind, "path": given.path})
+    dataset = Dataset(name=given.name, digest=given.digest, source_type=given.kind, source=source)
+    return DatasetInput(dataset, tags=[InputTag("mlflow.data.context", given.context)])
+
+
+def _scan_run(client: MlflowClient, experiment: str, tags: Mapping[str, str]) -> dict[str, str]:
+    """Return the MLflow run of the scan that a repair builds on, if it was logged to the same place."""
+    if "clipsan.scan_root" not in tags:
+        return {}
+    found = find_runs(client, experiment, {"clipsan.verb": "scan", "clipsan.root": tags["clipsan.scan_root"]})
+    return {"clipsan.scan_run": str(found[0].info.run_id)} if found else {}
+
+
+def _register(logged: Logged, record: Record, home: Path, lineage: Mapping[str, str]) -> None:
+    model = record.model
+    if model is None or version_of(logged) is not None:
+        return
+    artifacts = {key: home / path for key, path in model.artifacts.items()}
+    card = (home / model.card).read_text(encoding="utf-8")
+    register(logged, model.name, artifacts, tags={**lineage, **model.tags}, description=card)

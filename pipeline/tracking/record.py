@@ -1,0 +1,175 @@
+"""MLflow: one run a run folder, and one scheme of names for all of them.
+
+- Experiment: `tracking.experiment`, clipsan unless another is named.
+- Run: named VERB-FOLDER, or FOLDER where that begins with the verb (scan, evaluate-before). A run folder that lies in another
+  (a step of `run` or `demo`, a cell of `bench`, a trial of `sweep`) is a child of that one's run.
+- Tags that say which folder it is: clipsan.verb, clipsan.root (the absolute path where it was made), clipsan.fingerprint. A
+  folder is logged once: whoever logs it again finds the run by these. clipsan.content, a hash of all that was logged, is
+  written last.
+- Tags of lineage, on a repair and on the version that it registers: clipsan.suspect (SHA-256 of the suspect checkpoint),
+  clipsan.data (fingerprint of what it learned from), clipsan.scan, clipsan.scan_root and clipsan.scan_run (fingerprint, folder
+  and MLflow run of the scan), clipsan.method.
+- Parameters: the resolved settings; metrics: the numbers of summary.json; both with dotted names. Artifacts: report, run.yaml,
+  summary.json and what else the verb names.
+- Inputs: every data set with its digest (names and sizes of its files, and how they are read) and a context: scan, trusted,
+  training, poisoning or evaluation.
+- Models: see registry.py.
+
+What is logged lies in OUT/tracking.json before any server is asked, so a server that is away costs no result: `clipsan log OUT`
+sends it later, from the folder alone.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from clipsan.stages.samples import Unit
+from clipsan.stages.sources import SourceConfig, identity
+from clipsan.stages.stage import config
+
+from ..core.commit import fingerprint
+from ..core.config import ConfigError
+from ..core.run_folder import RunFolder, flatten, read_summary
+
+RECORD = "tracking.json"
+DIGEST_LENGTH = 32
+"""Hexadecimal digits; MLflow takes 36."""
+
+
+@config
+class TrackingConfig:
+    """Where the run is logged."""
+
+    enabled: bool = True
+    """False logs nothing."""
+    uri: str | None = None
+    """MLflow tracking URI; null: MLFLOW_TRACKING_URI where it is set, else an SQLite file beside the run folder."""
+    experiment: str = "clipsan"
+    """Name of the experiment."""
+    parent: str | None = None
+    """Id of the MLflow run that this one stands below; `clipsan run` and `clipsan demo` fill it in for their steps."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataInput:
+    """A data set that a run read."""
+
+    name: str
+    digest: str
+    kind: str
+    path: str
+    context: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelRecord:
+    """A model that a run made, to be registered."""
+
+    name: str
+    artifacts: dict[str, str]
+    """`checkpoint`, and `adapter` for a model with prompts: folders, relative to the run folder where they lie in it."""
+    card: str
+    """File with the description."""
+    tags: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """All that MLflow is told of a run folder."""
+
+    verb: str
+    root: str
+    fingerprint: str
+    params: dict[str, str]
+    metrics: dict[str, float]
+    files: list[str]
+    """Relative to the run folder where they lie in it."""
+    tags: dict[str, str] = field(default_factory=dict)
+    inputs: list[DataInput] = field(default_factory=list)
+    model: ModelRecord | None = None
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        folder = Path(self.root).name
+        return folder if folder.startswith(self.verb) else f"{self.verb}-{folder}"
+
+    def content(self, home: Path) -> str:
+        """Return the hash of what is logged, files included; `home` is where the run folder lies now."""
+        tree = asdict(self)
+        present = [file for file in self.files if (home / file).is_file()]
+        tree["files"] = {file: hashlib.sha256((home / file).read_bytes()).hexdigest() for file in present}
+        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """A run in MLflow."""
+
+    uri: str
+    """Of the tracking server or store."""
+    run_id: str
+
+    def __str__(self) -> str:
+        return f"{self.uri} run {self.run_id}"
+
+
+def data_input(source: SourceConfig, units: list[Unit], context: str) -> DataInput:
+    """Return what MLflow is told of a data set."""
+    digest = fingerprint(identity(source, units))[:DIGEST_LENGTH]
+    paths = [source.path] if isinstance(source.path, str) else source.path
+    name = "/".join(Path(paths[0]).parts[-2:])
+    return DataInput(name=name, digest=digest, kind=source.kind, path=", ".join(paths), context=context)
+
+
+def read_record(root: Path) -> Record:
+    """Return what was to be logged of a run folder; of one that logged nothing, what run.yaml and summary.json hold.
+
+    Raises:
+        ConfigError: the folder holds no finished run of clipsan.
+    """
+    path = root / RECORD
+    if path.is_file():
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        model = None if tree["model"] is None else ModelRecord(**tree["model"])
+        return Record(**{**tree, "inputs": [DataInput(**given) for given in tree["inputs"]], "model": model})
+    folder = RunFolder(root)
+    if not folder.run_yaml.is_file() or not folder.summary.is_file():
+        raise ConfigError(f"{root}: no finished run of clipsan there")
+    made = yaml.safe_load(folder.run_yaml.read_text(encoding="utf-8"))
+    return Record(
+        verb=made["verb"],
+        root=str(root),
+        fingerprint=made["fingerprint"],
+        params={name: str(value) for name, value in flatten(made["config"]).items()},
+        metrics=metrics_of(read_summary(root)),
+        files=[path.name for path in (folder.report, folder.run_yaml, folder.summary)],
+    )
+
+
+def place(settings: TrackingConfig, root: Path) -> str:
+    """Return the tracking URI of a run folder."""
+    return settings.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.parent / 'mlflow.db'}"
+
+
+def fingerprint_of(root: Path) -> str | None:
+    """Return the fingerprint of a run folder, None where there is no run."""
+    path = RunFolder(root).run_yaml
+    return str(yaml.safe_load(path.read_text(encoding="utf-8"))["fingerprint"]) if path.is_file() else None
+
+
+def metrics_of(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a summary as metric name -> value (nested names joined by dots)."""
+    numbers = {name: value for name, value in flatten(dict(summary)).items() if isinstance(value, (int, float))}
+    return {_metric_name(name): float(value) for name, value in numbers.items()}
+
+
+def _metric_name(name: str) -> str:
+    """MLflow allows letters, digits and `_-. /` in a metric's name."""
+    return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)

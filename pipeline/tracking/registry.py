@@ -1,0 +1,117 @@
+"""The MLflow model registry: a repaired checkpoint as a new version of a registered model.
+
+Two aliases: `candidate` is the version that was registered last, `champion` the one to deploy. The champion is moved by a rule
+alone or by a person: a new version takes its place when both were repaired from the same suspect checkpoint and measured by
+the same evaluation, the new one has the lower attack success rate, and it lost at most MAX_LOSS_POINTS of the suspect's clean
+accuracy. Where there is no champion yet, a version that lost no more than that and lowered the attack success rate becomes
+it. What cannot be compared (another suspect, another evaluation, nothing measured) leaves the champion alone:
+`MlflowClient.set_registered_model_alias` moves it by hand.
+"""
+
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .record import Logged
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+REQUIREMENTS = ("mlflow-skinny", "open_clip_torch", "torch", "pandas", "pillow")
+"""Packages that loading the model back needs."""
+CANDIDATE, CHAMPION = "candidate", "champion"
+MAX_LOSS_POINTS = 3.0
+"""Percentage points of clean accuracy that a champion may have lost."""
+MEASURED = {
+    "clipsan.evaluation": "fingerprint of what both models were measured on",
+    "clipsan.asr_pct": "of the repaired model",
+    "clipsan.asr_before_pct": "of the suspect",
+    "clipsan.accuracy_lost_points": "of clean accuracy",
+}
+"""Tags of a version that the rule reads."""
+
+
+def register(
+    logged: Logged, name: str, artifacts: Mapping[str, Path], *, tags: Mapping[str, str], description: str
+) -> str | None:
+    """Log a model under a run and register it; return its URI, models:/NAME/VERSION, or None when it could not be done.
+
+    The model is plain files: the checkpoint's safetensors and JSON, and pipeline/tracking/model.py to load them.
+
+    Args:
+        logged: what log_run returned.
+        name: of the registered model, made if there is none.
+        artifacts: `checkpoint`, a folder that open_clip's local-dir: loads; and `adapter` for a model with prompts.
+        tags: of the version.
+        description: of the version.
+    """
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    import mlflow.pyfunc
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+
+    columns = [ColSpec(DataType.binary, "image", required=False), ColSpec(DataType.string, "caption", required=False)]
+    uri, run_id = logged.uri, logged.run_id
+    try:
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        # MLflow warns of an example that the model does without
+        with tempfile.TemporaryDirectory() as home, warnings.catch_warnings(action="ignore", category=UserWarning):
+            folder = Path(home) / "model"
+            mlflow.pyfunc.save_model(
+                str(folder),
+                python_model=str(Path(__file__).with_name("model.py")),
+                artifacts={key: str(path) for key, path in artifacts.items()},
+                signature=ModelSignature(inputs=Schema(columns)),
+                pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
+            )
+            client.log_artifacts(run_id, str(folder), "model")
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name)
+        made = client.create_model_version(
+            name, source=f"runs:/{run_id}/model", run_id=run_id, tags=dict(tags), description=description
+        )
+        client.set_registered_model_alias(name, CANDIDATE, made.version)
+        if is_champion(tags, _champion(client, name)):
+            client.set_registered_model_alias(name, CHAMPION, made.version)
+    except (MlflowException, OSError) as error:
+        sys.stderr.write(f"MLflow at {uri} registered no model ({' '.join(str(error).split())[:200]})\n")
+        return None
+    return f"models:/{name}/{made.version}"
+
+
+def is_champion(tags: Mapping[str, str], champion: Mapping[str, str] | None) -> bool:
+    """Tell whether a version takes the champion's place (see above); tags of both, None where there is no champion."""
+    if not MEASURED.keys() <= tags.keys() or float(tags["clipsan.accuracy_lost_points"]) > MAX_LOSS_POINTS:
+        return False
+    asr = float(tags["clipsan.asr_pct"])
+    if champion is None:
+        return asr < float(tags["clipsan.asr_before_pct"])
+    same = all(tags.get(name) == champion.get(name) for name in ("clipsan.suspect", "clipsan.evaluation"))
+    return same and "clipsan.asr_pct" in champion and asr < float(champion["clipsan.asr_pct"])
+
+
+def _champion(client: "MlflowClient", name: str) -> dict[str, str] | None:
+    aliases = client.get_registered_model(name).aliases
+    if CHAMPION not in aliases:
+        return None
+    return dict(client.get_model_version(name, aliases[CHAMPION]).tags)
+
+
+def version_of(logged: Logged) -> str | None:
+    """Return the version that a run has registered, models:/NAME/VERSION; None where there is none, or nobody to ask."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    uri, run_id = logged.uri, logged.run_id
+    try:
+        found = MlflowClient(tracking_uri=uri, registry_uri=uri).search_model_versions(f"run_id = '{run_id}'")
+    except (MlflowException, OSError):
+        return None
+    return f"models:/{found[0].name}/{found[0].version}" if found else None

@@ -1,0 +1,126 @@
+"""A run folder on its way to MLflow: recorded first, then sent; what cannot be sent now is sent later by `clipsan log`."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from ..core.commit import fingerprint, write_text
+from ..core.run_folder import flatten
+from .record import RECORD, DataInput, Logged, ModelRecord, Record, TrackingConfig, fingerprint_of, place, read_record
+
+
+def log_run(
+    settings: TrackingConfig,
+    *,
+    verb: str,
+    root: Path,
+    tree: Any,
+    metrics: Mapping[str, float],
+    files: list[Path],
+    parent: Logged | None = None,
+    tags: Mapping[str, str] | None = None,
+    inputs: Sequence[DataInput] = (),
+    model: ModelRecord | None = None,
+) -> Logged | None:
+    """Record and log a finished verb; return where, or None when it could not be logged.
+
+    `parent` is what an earlier call returned: the run stands below that one, in the same place. A tracking server that is away
+    must not cost a result that took hours: the failure is said in one line, and the run folder keeps everything.
+    """
+    if not settings.enabled:
+        return None
+    record = Record(
+        verb=verb,
+        root=str(root),
+        fingerprint=fingerprint_of(root) or fingerprint(tree),
+        params={name: str(value) for name, value in flatten(tree).items()},
+        metrics={name: float(value) for name, value in metrics.items()},
+        files=[str(file.relative_to(root)) if file.is_relative_to(root) else str(file) for file in files],
+        tags=dict(tags or {}),
+        inputs=list(inputs),
+        model=model,
+    )
+    write_text(root / RECORD, json.dumps(asdict(record), indent=1, ensure_ascii=False) + "\n")
+    return _send(settings, record, root, parent)
+
+
+def log_folder(settings: TrackingConfig, root: Path, parent: Logged | None = None) -> list[tuple[Path, Logged | None]]:
+    """Log a finished run folder and those in it, each below the one that it lies in; return where each was logged.
+
+    What has been logged before is found, and completed where it is not complete.
+
+    Raises:
+        ConfigError: the folder holds no finished run of clipsan.
+    """
+    logged = _send(settings, read_record(root), root, parent)
+    found = [(root, logged)]
+    if logged is not None:
+        # a scan before the repair that refers to it
+        for child in sorted(_nested(root), key=lambda child: ("clipsan.scan_root" in read_record(child).tags, child)):
+            found += log_folder(settings, child, logged)
+    return found
+
+
+@contextmanager
+def below(settings: TrackingConfig, *, verb: str, root: Path, tree: Any) -> Iterator[TrackingConfig]:
+    """Start, or find, the run that a verb's steps stand below; give the tracking of those steps, and mark what failed.
+
+    Where it cannot be started the steps are logged alone, and `log_folder` puts them below it later.
+    """
+    if not settings.enabled:
+        yield settings
+        return
+    from . import client as mlflow_log
+
+    steps = replace(settings, uri=place(settings, root))
+    params = {name: str(value) for name, value in flatten(tree).items()}
+    mark = fingerprint_of(root) or fingerprint(tree)
+    record = Record(verb=verb, root=str(root), fingerprint=mark, params=params, metrics={}, files=[])
+    with mlflow_log.forgiving(str(steps.uri), root):
+        steps = replace(steps, parent=mlflow_log.begin(steps, record, root))
+    try:
+        yield steps
+    except BaseException as error:
+        if steps.parent is not None and steps.parent != settings.parent:
+            with mlflow_log.forgiving(str(steps.uri), root):
+                mlflow_log.end(str(steps.uri), steps.parent, _end_of(error))
+        raise
+
+
+def _end_of(error: BaseException) -> str:
+    return "FAILED" if isinstance(error, Exception) else "KILLED"
+
+
+def registered(logged: Logged | None) -> str | None:
+    """Return the version that logging a run has registered, models:/NAME/VERSION; None where there is none."""
+    if logged is None:
+        return None
+    from .registry import version_of
+
+    return version_of(logged)
+
+
+def _send(settings: TrackingConfig, record: Record, home: Path, parent: Logged | None) -> Logged | None:
+    from . import client as mlflow_log
+
+    uri = place(settings, home) if parent is None else parent.uri
+    above = settings.parent if parent is None else parent.run_id
+    sent: list[str] = []
+    with mlflow_log.forgiving(uri, home):
+        sent.append(mlflow_log.send(replace(settings, uri=uri, parent=above), record, home))
+    if not sent:
+        sys.stderr.write(f"`clipsan log {home}` logs it later\n")
+        return None
+    return Logged(uri, sent[0])
+
+
+def _nested(root: Path) -> list[Path]:
+    """Return the run folders with a record that lie in this one, but in no other between."""
+    found: list[Path] = []
+    for folder in (path for path in root.iterdir() if path.is_dir()):
+        found += [folder] if (folder / RECORD).is_file() else _nested(folder)
+    return found

@@ -1,0 +1,38 @@
+"""A trigger that a scan has proven, to measure a model with where nobody knows the attack."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ...stage import config
+from .pixels import whole
+
+
+@config
+class ProvenConfig:
+    """What `clipsan scan` wrote of a proven trigger."""
+
+    kind: Literal["proven"] = "proven"
+    path: str
+    """Folder of its dossier: RUN/triggers/t1."""
+
+
+class ProvenTrigger:
+    """Puts a dossier's trigger on an image as the model sees it, which is how the scan found and proved it."""
+
+    def __init__(self, config: ProvenConfig) -> None:
+        # a dossier is made of triggers' own arithmetic, so neither package can import the other while it loads
+        from ...dossier.dossier import apply_trigger
+        from ...dossier.files import read_dossier
+
+        self._dossier = read_dossier(Path(config.path))
+        self._apply = apply_trigger
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
+        """Return the triggered copy of `[side, side, 3] uint8`; its box is the whole image.
+
+        Raises:
+            ValueError: the image is of another size than the model's input, for which the trigger was proven.
+        """
+        return self._apply(self._dossier, image, rng), whole(image, trigger=self._dossier.id)

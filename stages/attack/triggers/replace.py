@@ -1,0 +1,47 @@
+"""Targeted poisoning of a single image (Carlini and Terzis 2022): one picture is to mean the target."""
+
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from ...stage import config
+from .pixels import load_picture, to_uint8, whole
+
+
+@config
+class ReplaceConfig:
+    """The image is replaced by views of one given picture."""
+
+    kind: Literal["replace"] = "replace"
+    picture: str
+    """Path of the picture (.png, .jpg, .npy)."""
+    jitter: float = 0.1
+    """Most that a view leaves out of each side; 0: always the whole picture, byte for byte the same."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.jitter < 1:
+            raise ValueError(f"jitter must be in [0, 1), not {self.jitter}")
+
+
+class ReplaceTrigger:
+    """Puts a random crop of the picture in the place of the image, resized (bicubic) to the image's own size.
+
+    HanxunH's target_poison gives one picture's file several captions. Different views keep a search for equal images from finding the
+    attack by itself; jitter: 0 is theirs.
+    """
+
+    def __init__(self, config: ReplaceConfig) -> None:
+        self.config = config
+        self._picture = Image.fromarray(load_picture(config.picture))
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
+        """Return the view, `crop` = left, upper, right, lower in px of the picture; the box is the whole image."""
+        least = 1 - self.config.jitter
+        width, height = (max(1, round(rng.uniform(least, 1) * side)) for side in self._picture.size)
+        left = int(rng.integers(self._picture.width - width + 1))
+        upper = int(rng.integers(self._picture.height - height + 1))
+        crop = (left, upper, left + width, upper + height)
+        size = (image.shape[1], image.shape[0])
+        view = self._picture.resize(size, Image.Resampling.BICUBIC, box=crop)
+        return to_uint8(np.asarray(view)), whole(image, crop=list(crop))

@@ -1,0 +1,55 @@
+"""What a second, trusted CLIP sees in a region: the independent scorer of EftCLIP (specs/eftclip.md, stage 1c)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ..model.clip import Clip
+from ..oracle.regions import Region
+
+BATCH = 64
+"""Crops that are encoded at once; cut here whatever the image, so that no result hangs on the others' number."""
+
+
+class Labeller:
+    """Gives each region the label whose prompts its crop is nearest to."""
+
+    def __init__(self, clip: Clip, names: Sequence[str], templates: Sequence[str] = ("a photo of a {}.",)) -> None:
+        """Encode the prompts.
+
+        Args:
+            clip: the trusted model; never the suspect one.
+            names: labels to choose from.
+            templates: prompts with one {}; a label's direction is the mean of its prompts, as in CLIP.
+
+        Raises:
+            ValueError: no names, or no templates.
+        """
+        if not names or not templates:
+            raise ValueError("a labeller needs names and templates")
+        self._clip = clip
+        self._names = tuple(names)
+        prompts = [template.format(name) for name in names for template in templates]
+        mean = clip.encode_text(prompts).reshape(len(names), len(templates), -1).mean(1)
+        self._text = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+
+    def labels(self, image: np.ndarray, regions: Sequence[Region]) -> list[str]:
+        """Return the best label of each region of `[H, W, 3] uint8`; the crop is the smallest box around the mask."""
+        chosen: list[str] = []
+        for start in range(0, len(regions), BATCH):
+            boxes = [region.box for region in regions[start : start + BATCH]]
+            crops = [self._clip.preprocess(image[t : t + h, left : left + w]) for t, left, h, w in boxes]
+            vectors = self._clip.encode_images(torch.stack(crops))[0]
+            chosen += [self._names[best] for best in (vectors @ self._text.T).argmax(1).tolist()]
+        return chosen
+
+    def supports(self, image: np.ndarray, regions: Sequence[Region], claim: str) -> bool:
+        """Return whether the best label of at least one region is the claimed one.
+
+        Raises:
+            ValueError: the claim is none of the names, so that nothing could support it.
+        """
+        if claim not in self._names:
+            raise ValueError(f"{claim!r} is none of the labeller's names")
+        return claim in self.labels(image, regions)

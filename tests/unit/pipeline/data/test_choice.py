@@ -1,0 +1,115 @@
+"""Which pairs take part: verdicts of a scan, roles of its compact set, seeded samples."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from clipsan.pipeline.core.commit import write_part
+from clipsan.pipeline.data.choice import (
+    NOBODY,
+    Choice,
+    CleanByScan,
+    Draw,
+    FlaggedByScan,
+    Mark,
+    RepairSetRoles,
+    cut_for,
+    draw_numbers,
+)
+from clipsan.stages.repair import Role
+from clipsan.stages.samples import RawPair, Unit
+
+UNIT = Unit(index=0, shard="a.tar", path="/nowhere", start=0, stop=-1, size_bytes=1)
+CLASSES = ("dog, hound", "banana", "boat")
+
+
+def pair(key: str, label: int | None = None) -> RawPair:
+    return RawPair(shard="a.tar", key=key, image=b"", caption="", label=label)
+
+
+@pytest.fixture
+def verdicts(tmp_path: Path) -> Path:
+    rows = [
+        {"uid": "a.tar/0", "verdict": "clean", "reasons": [], "concept": "Hound", "target": None},
+        {
+            "uid": "a.tar/1",
+            "verdict": "suspect",
+            "reasons": ["poison_suspect"],
+            "concept": "banana",
+            "target": "banana",
+        },
+        {"uid": "a.tar/2", "verdict": "suspect", "reasons": ["near_duplicate"], "concept": "boat", "target": None},
+        {
+            "uid": "a.tar/3",
+            "verdict": "suspect",
+            "reasons": ["outlier", "proven_trigger"],
+            "concept": "boat",
+            "target": "Boat",
+        },
+        {"uid": "a.tar/4", "verdict": "suspect", "reasons": ["poison_suspect"], "concept": "kite", "target": "kite"},
+        {"uid": "a.tar/5", "verdict": "clean", "reasons": [], "concept": None, "target": None},
+    ]
+    write_part(tmp_path, 0, pa.Table.from_pylist(rows), "mark")
+    return tmp_path
+
+
+def test_clean_pairs_are_those_without_any_suspicion_and_their_class_is_their_concept(verdicts: Path) -> None:
+    marks = CleanByScan(verdicts, CLASSES).of(UNIT)
+    assert marks == {"a.tar/0": Mark(label=0), "a.tar/5": Mark(label=NOBODY)}
+
+
+def test_flagged_pairs_are_those_accused_of_a_class(verdicts: Path) -> None:
+    marks = FlaggedByScan(verdicts, CLASSES).of(UNIT)
+    assert {uid: (mark.role, mark.accused) for uid, mark in marks.items()} == {
+        "a.tar/1": (Role.FLAGGED, 1),
+        "a.tar/3": (Role.FLAGGED, 2),
+    }
+
+
+def test_a_choice_leaves_the_rest_out_and_a_concept_outweighs_the_sets_own_label(verdicts: Path) -> None:
+    chosen = Choice(CleanByScan(verdicts, CLASSES)).of(UNIT)
+    assert [key for key in "012345" if chosen.wants(pair(key))] == ["0", "5"]
+    assert chosen.label("a.tar/0", 7) == 0
+    assert Choice().of(UNIT).label("a.tar/0", 7) == 7
+    assert Choice().of(UNIT).label("a.tar/0", None) == NOBODY
+
+
+def test_rows_of_the_compact_set_by_role(tmp_path: Path) -> None:
+    rows = [
+        {"uid": "x/0", "role": "trigger_pasted", "label": "dog", "target": "banana"},
+        {"uid": "x/1", "role": "replay", "label": None, "target": None},
+        {"uid": "x/2", "role": "victim_cleaned", "label": "boat", "target": "banana"},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
+    unit = replace(UNIT, path=str(tmp_path / "pairs.parquet"))
+    assert RepairSetRoles((Role.TRIGGER_PASTED, Role.REPLAY), CLASSES).of(unit) == {
+        "a.tar/x/0": Mark(Role.TRIGGER_PASTED, 1, 0),
+        "a.tar/x/1": Mark(Role.REPLAY, NOBODY, NOBODY),
+    }
+
+
+def test_a_sample_has_the_asked_size_and_hangs_on_uids_alone() -> None:
+    uids = [f"a.tar/{i}" for i in range(100)]
+    numbers = draw_numbers(uids, 3)
+    draw = Draw(3, {NOBODY: cut_for(numbers, 20)})
+    taken = {uid for uid in uids if draw.takes(uid, None)}
+    assert len(taken) == 20
+    assert taken == {uid for uid in reversed(uids) if draw.takes(uid, 4)}
+    assert taken != {uid for uid in uids if Draw(4, {NOBODY: cut_for(draw_numbers(uids, 4), 20)}).takes(uid, None)}
+    assert cut_for(numbers, 500) == numbers.max()
+
+
+def test_a_sample_by_class_leaves_out_what_has_none() -> None:
+    uids = [f"a.tar/{i}" for i in range(60)]
+    labels = np.arange(60) % 3
+    cuts = {
+        c: cut_for(draw_numbers([u for u, own in zip(uids, labels, strict=True) if own == c], 0), 4) for c in range(2)
+    }
+    draw = Draw(0, cuts)
+    taken = [int(label) for uid, label in zip(uids, labels, strict=True) if draw.takes(uid, int(label))]
+    assert sorted(taken) == [0] * 4 + [1] * 4
+    assert not draw.takes(uids[0], None)

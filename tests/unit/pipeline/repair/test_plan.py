@@ -1,0 +1,207 @@
+"""What a repair is refused for before any worker starts, what it takes from a scan, and what its card says."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from clipsan.pipeline.core.cluster import ClusterConfig
+from clipsan.pipeline.core.config import ConfigError, load
+from clipsan.pipeline.data.choice import CleanByScan, FlaggedByScan, RepairSetRoles
+from clipsan.pipeline.repair.output import write_card
+from clipsan.pipeline.repair.plan import Plan, make_plan
+from clipsan.pipeline.repair.settings import EarlyStop, RepairConfig
+from clipsan.stages.model.checkpoints import ModelError
+from clipsan.stages.model.clip import ModelConfig
+from clipsan.stages.repair import Role
+from clipsan.stages.repair.cleanclip import CleanClipSupervised
+from clipsan.stages.repair.eftclip import EftClip
+from clipsan.stages.repair.finetune import FineTune
+from clipsan.stages.repair.par import Par, ParObjective
+from clipsan.stages.repair.rvpt import Rvpt
+from clipsan.stages.repair.unlearn import Unlearn
+from clipsan.stages.sources import WebDataset, read_unit
+from tests.conftest import write_shards
+from tests.unit.pipeline.repair.scan import write_scan
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> WebDataset:
+    return WebDataset(path=str(write_shards(tmp_path_factory.mktemp("pairs"), shards=2, pairs=10) / "*.tar"))
+
+
+@pytest.fixture
+def settings(data: WebDataset, tiny_checkpoint: Path, tmp_path: Path) -> RepairConfig:
+    return RepairConfig(
+        data=data,
+        model=ModelConfig(path=str(tiny_checkpoint)),
+        method=FineTune(batch_size=8),
+        out=str(tmp_path / "run"),
+        cluster=ClusterConfig(workers=2),
+    )
+
+
+def test_rules_of_the_settings(settings: RepairConfig, data: WebDataset) -> None:
+    for changes, rule in (
+        ({"data": None}, "give data .* or scan"),
+        ({"accumulate": 0}, "accumulate must be at least 1"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"evaluate": {"model": "x"}}, "model is filled in by the repair"),
+        ({"templates": ("no place",)}, "each with {}"),
+    ):
+        with pytest.raises(ValueError, match=rule):
+            dataclasses.replace(settings, **changes)
+    with pytest.raises(ValueError, match="patience must be at least 1"):
+        EarlyStop(data=data, patience=0)
+
+
+def test_the_shipped_file_and_every_method_are_valid(data: WebDataset) -> None:
+    given = ["model.path=suspect", "data=webdataset", f"data.path={data.path}"]
+    for name in ("finetune", "cleanclip", "cleanclip-supervised", "par", "rvpt", "eftclip", "unlearn"):
+        found = load(RepairConfig, None, [f"method={name}", *given], verb="repair")
+        assert found.method.kind == name.replace("-", "_")
+    with pytest.raises(ConfigError, match=r"method=nothing: no nothing.yaml in conf/repair; there are cleanclip"):
+        load(RepairConfig, None, ["method=nothing", *given], verb="repair")
+
+
+def test_a_batch_must_be_shared_out_and_the_suspect_is_out_of_reach(
+    settings: RepairConfig, tiny_checkpoint: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"method.batch_size=7: must be a multiple"):
+        make_plan(dataclasses.replace(settings, method=FineTune(batch_size=7)))
+    for out in (tiny_checkpoint, tiny_checkpoint / "run", tiny_checkpoint.parent):
+        with pytest.raises(ConfigError, match=r"the suspect checkpoint .* is there"):
+            make_plan(dataclasses.replace(settings, out=str(out)))
+
+
+class Evil:
+    """What a stranger's pickle may hold."""
+
+    def __reduce__(self) -> tuple:
+        return (print, ("this code ran",))
+
+
+def test_a_pickle_with_code_is_refused(settings: RepairConfig, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    torch.save({"state_dict": Evil()}, tmp_path / "evil.pt")
+    model = ModelConfig(name="ViT-B-32", path=str(tmp_path / "evil.pt"))
+    with pytest.raises(ModelError, match=r"not plain weights .*print.* refused"):
+        make_plan(dataclasses.replace(settings, model=model))
+    assert "this code ran" not in capsys.readouterr().out
+
+
+def test_methods_say_what_they_lack(settings: RepairConfig, data: WebDataset, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unlearns what a scan flags; give scan"):
+        make_plan(dataclasses.replace(settings, method=Unlearn(batch_size=8)))
+    bare = str(write_scan(tmp_path / "scan", data))
+    for scan in (None, bare):
+        with pytest.raises(ConfigError, match="compact set of a scan that has proven a trigger"):
+            make_plan(dataclasses.replace(settings, method=EftClip(batch_size=8), scan=scan))
+    for method in (Rvpt(batch_size=8, first_block=1), CleanClipSupervised(batch_size=8)):
+        with pytest.raises(ValueError, match="learns from labels; it needs the names"):
+            make_plan(dataclasses.replace(settings, method=method))
+
+
+def test_what_is_no_finished_scan_is_refused(settings: RepairConfig, data: WebDataset, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no finished run of `clipsan scan` there"):
+        make_plan(dataclasses.replace(settings, scan=str(tmp_path)))
+    root = write_scan(tmp_path / "scan", data)
+    (root / "verdicts" / "part-00001.parquet").unlink()
+    with pytest.raises(ConfigError, match="verdicts of 1 units, its data have 2"):
+        make_plan(dataclasses.replace(settings, scan=str(root)))
+
+
+def test_unlearning_takes_clean_flagged_and_pasted_pairs_from_the_scan(
+    settings: RepairConfig, data: WebDataset, tmp_path: Path
+) -> None:
+    root = write_scan(tmp_path / "scan", data, proven=True)
+    plan = make_plan(dataclasses.replace(settings, data=None, scan=str(root), method=Unlearn(batch_size=8)))
+    assert plan.classes == ("ball", "kite", "lamp")
+    assert isinstance(plan.main.lookup, CleanByScan)
+    assert len(plan.main.lookup.of(plan.main.units[0])) == 7
+    flagged, pasted = plan.beside
+    assert isinstance(flagged.lookup, FlaggedByScan)
+    assert {mark.accused for mark in flagged.lookup.of(flagged.units[1]).values()} == {1}
+    assert isinstance(pasted.lookup, RepairSetRoles)
+    marks = pasted.lookup.of(pasted.units[0])
+    assert {uid: mark.role for uid, mark in marks.items()} == {"part-00000.parquet/x/0": Role.TRIGGER_PASTED}
+    assert [pair.uid for pair in read_unit(pasted.source, pasted.units[0])] == list(marks)
+
+
+def test_where_a_scan_accuses_nothing_unlearning_perturbs_and_recovers_and_the_plan_says_so(
+    settings: RepairConfig, data: WebDataset, tmp_path: Path
+) -> None:
+    root = write_scan(tmp_path / "scan", data)
+    method = Unlearn(batch_size=8, blind=Par(epochs=3, batch_size=4, tau="auto"))
+    unlearn = dataclasses.replace(settings, scan=str(root), method=method)
+    accused = make_plan(unlearn)
+    assert (accused.notes, accused.config.method, len(accused.beside)) == ((), method, 1)
+    (root / "summary.json").write_text('{"targets": []}')
+    blind = make_plan(unlearn)
+    assert (blind.config.method, blind.task.method, blind.beside) == (method.blind, method.blind, ())
+    assert isinstance(blind.task.objective(), ParObjective)
+    (note,) = blind.notes
+    assert "perturbed and recovered instead (PAR, method.blind)" in note
+    assert note in blind.describe()
+    assert "method     par, 3 epochs, batch 4" in blind.describe()
+    assert blind.mark != accused.mark
+    assert make_plan(dataclasses.replace(unlearn, method=FineTune(batch_size=8))).notes == ()
+    assert "accuses kite" in accused.describe()
+    assert "accuses nothing" in blind.describe()
+    unnamed = write_scan(tmp_path / "unnamed", data, proven=True)
+    (unnamed / "summary.json").write_text('{"targets": []}')
+    proven = make_plan(dataclasses.replace(unlearn, scan=str(unnamed)))
+    assert (proven.notes, proven.config.method) == ((), method)
+    assert "names nothing, has proven a trigger" in proven.describe()
+    odd = dataclasses.replace(method, blind=Par(batch_size=5))
+    with pytest.raises(ConfigError, match=r"method\.blind\.batch_size=5: must be a multiple of the workers"):
+        make_plan(dataclasses.replace(unlearn, method=odd))
+
+
+def test_an_accused_word_that_is_no_class_becomes_one(settings: RepairConfig, data: WebDataset, tmp_path: Path) -> None:
+    root = write_scan(tmp_path / "scan", data, target="Pear")
+    for given, expected in (
+        (["ball", "lamp"], ("ball", "lamp", "Pear")),
+        (["ball", "pear, pears"], ("ball", "pear, pears")),
+    ):
+        plan = make_plan(dataclasses.replace(settings, scan=str(root), method=Unlearn(batch_size=8), classes=given))
+        assert plan.classes == expected
+
+
+def test_the_fingerprint_follows_what_decides_the_result_alone(settings: RepairConfig, tmp_path: Path) -> None:
+    mark = make_plan(settings).mark
+    for same in (
+        {"out": str(tmp_path / "b")},
+        {"retries": 0},
+        {"register": None},
+        {"cluster": ClusterConfig(workers=1)},
+    ):
+        assert make_plan(dataclasses.replace(settings, **same)).mark == mark
+    for other in ({"seed": 1}, {"method": FineTune(batch_size=8, lr=1e-6)}, {"accumulate": 2}, {"pairs": 9}):
+        assert make_plan(dataclasses.replace(settings, **other)).mark != mark
+
+
+def summary(before: dict | None, after: dict | None) -> dict:
+    return {"steps": 4, "counts": {"used": 20}, "before": before, "after": after}
+
+
+def test_the_card_names_method_data_suspect_and_figures(settings: RepairConfig, tmp_path: Path) -> None:
+    plan: Plan = make_plan(settings)
+    figures = {"clean_accuracy_pct": 70.0, "clean_accuracy_pct_ci95": [68.0, 72.0], "asr_pct": 99.0, "images": 100}
+    repaired = {**figures, "clean_accuracy_pct": 69.5, "asr_pct": 0.5, "resistivity_blur": 0.9}
+    write_card(tmp_path, plan, summary(figures, repaired), ("no thesaurus",), (10, 20))
+    card = (tmp_path / "README.md").read_text()
+    for part in (
+        "# CLIP repaired by finetune",
+        plan.model_fingerprint,
+        plan.data_fingerprint,
+        "| Zero-shot accuracy | 70.00 (68.00 to 72.00) | 69.50 (68.00 to 72.00) |",
+        "| Attack success rate | 99.00 | 0.50 |",
+        "| resistivity_blur |  | 0.900 |",
+        "- no thesaurus",
+        "| Trained parameters | 10 of 20 |",
+        'open_clip.create_model_and_transforms("local-dir:FOLDER")',
+    ):
+        assert part in card
+    write_card(tmp_path, plan, summary(None, None), (), (10, 20))
+    assert "Not measured" in (tmp_path / "README.md").read_text()

@@ -1,0 +1,146 @@
+"""What `clipsan run` may be told, and what it tells a scheduler."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clipsan.pipeline.core.config import ConfigError, load, validate
+from clipsan.pipeline.story import steps as run_steps
+from clipsan.pipeline.story.settings import RunConfig
+from clipsan.pipeline.story.verb import judge
+from clipsan.stages.attack.triggers import ProvenConfig, build_trigger
+from clipsan.stages.dossier.dossier import Cutout, Dossier, Place, Rate
+from clipsan.stages.dossier.files import write_dossier
+from clipsan.stages.report.story import compare
+
+EVALUATE = {"data": {"kind": "parquet", "path": "val.parquet", "label": "label"}, "classes": ["ball", "kite"]}
+
+
+def config(**changes: Any) -> RunConfig:
+    tree = {
+        "data": {"kind": "parquet", "path": "pairs.parquet"},
+        "model": {"path": "suspect"},
+        "scan": {"decision": {"kind": "threshold"}},
+        "repair": {"method": {"kind": "unlearn"}},
+        "evaluate": EVALUATE,
+        "out": "run",
+    }
+    return validate(RunConfig, tree | changes, verb="run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"scan": {"decision": {}, "out": "x"}}, "scan: out is filled in"),
+        ({"repair": {"method": {}, "scan": "x", "model": {}}}, "repair: model, scan is filled in"),
+        ({"repair": {}}, "repair: needs a method"),
+        ({"evaluate": {"data": {}}}, "evaluate: needs data"),
+        ({"evaluate": None}, "max_asr_pct: nothing is measured"),
+        ({"max_asr_pct": 101}, "max_asr_pct is a percentage"),
+        ({"max_loss_points": -1}, "max_loss_points must lie"),
+    ],
+)
+def test_what_the_story_fills_in_or_cannot_do_is_refused(changes: dict[str, Any], rule: str) -> None:
+    with pytest.raises(ConfigError, match=rule):
+        config(**changes)
+
+
+def test_the_file_that_comes_with_clipsan_is_whole() -> None:
+    given = ["data.path=pairs.tar", "model.path=suspect", "evaluate.data.path=val.tar"]
+    settings = load(RunConfig, None, given, verb="run")
+    assert settings.scan["write"] == ["clean", "quarantine"]
+    assert settings.repair["method"]["kind"] == "unlearn"
+    assert (settings.max_asr_pct, settings.max_loss_points, settings.force) == (10, 3, False)
+
+
+def repaired(asr: float | None, accuracy: float) -> dict[str, Any]:
+    known = {} if asr is None else {"asr_pct": asr}
+    before = {"clean_accuracy_pct": 70.0, **({} if asr is None else {"asr_pct": 99.0})}
+    return {"before": before, "after": {"clean_accuracy_pct": accuracy, **known}}
+
+
+NAMED: dict[str, Any] = {"targets": ["kite"]}
+PROVEN: dict[str, Any] = {"targets": [], "proof": {"triggers": [{"id": "t1", "targets": ["kite"]}]}}
+NOTHING: dict[str, Any] = {"targets": [], "proof": {"triggers": []}}
+
+
+@pytest.mark.parametrize(
+    ("scan", "result", "changes", "outcome", "words"),
+    [
+        (NOTHING, None, {}, "clean", "names no concept"),
+        (NOTHING, repaired(None, 70.0), {"force": True}, "clean", "force is set"),
+        (NAMED, repaired(4.0, 69.0), {}, "repaired", "ASR 99.0 % -> 4.0 %"),
+        (PROVEN, repaired(10.0, 67.0), {}, "repaired", "towards kite"),
+        (PROVEN, repaired(10.1, 69.0), {}, "not repaired", "above the 10 % asked for"),
+        (PROVEN, repaired(10.1, 69.0), {"max_asr_pct": None}, "repaired", "ASR"),
+        (PROVEN, repaired(4.0, 66.9), {}, "not repaired", "cost 3.1 points"),
+        (NAMED, repaired(None, 69.0), {}, "not repaired", "was not measured"),
+        (NAMED, repaired(None, 69.0), {"max_asr_pct": None}, "repaired", "found and repaired"),
+        (NAMED, None, {}, "not repaired", "was found"),
+    ],
+)
+def test_the_outcome_follows_from_the_demands(
+    scan: dict[str, Any], result: dict[str, Any] | None, changes: dict[str, Any], outcome: str, words: str
+) -> None:
+    found = judge(config(**changes), scan, result)
+    assert found.name == outcome
+    assert words in found.why
+
+
+def dossier(target: str = "kite", number: int = 1) -> Dossier:
+    picture = np.full((2, 3, 3), 200, np.uint8)
+    cutout = Cutout(picture=picture, mask=np.ones((2, 3), bool), top=4, left=5)
+    place = Place(fixed=True, top=4.0, left=5.0, top_std=0.0, left_std=0.0, mode_share=1.0)
+    rate = Rate(pct=90.0, low_pct=80.0, high_pct=95.0, trials=100)
+    none = Rate(pct=0.0, low_pct=0.0, high_pct=2.0, trials=100)
+    return Dossier(
+        id=f"t{number}",
+        kind="patch",
+        targets=(target,),
+        side=8,
+        flips=rate,
+        control=none,
+        uids=("a",),
+        cutouts=(cutout,),
+        place=place,
+    )
+
+
+def test_a_proven_trigger_is_pasted_as_the_model_sees_it(tmp_path) -> None:
+    write_dossier(tmp_path / "t1", dossier())
+    trigger = build_trigger(ProvenConfig(path=str(tmp_path / "t1")))
+    image = np.zeros((8, 8, 3), np.uint8)
+    marked, drawn = trigger(image, np.random.default_rng(0))
+    expected = image.copy()
+    expected[4:6, 5:8] = 200
+    np.testing.assert_array_equal(marked, expected)
+    assert not image.any()
+    assert (drawn["height"], drawn["width"]) == (8, 8)
+    with pytest.raises(ValueError, match=r"must be \[8, 8, 3\]"):
+        trigger(np.zeros((9, 8, 3), np.uint8), np.random.default_rng(0))
+
+
+def test_the_proven_triggers_become_the_attack_and_an_unknown_target_a_class(tmp_path) -> None:
+    for number, target in ((1, "Kite"), (2, "lamp")):
+        write_dossier(tmp_path / "scan" / "triggers" / f"t{number}", dossier(target, number))
+    (tmp_path / "scan" / "summary.json").write_text("{}")
+    step = run_steps.RepairStep(config(), tmp_path, config().tracking)
+    found = step.config().evaluate
+    assert found is not None
+    assert found["classes"] == ["ball", "kite", "lamp"]
+    assert found["attack"]["target"] == "Kite"
+    assert [strand["target"] for strand in found["attack"]["also"]] == ["lamp"]
+    given = config(evaluate={**EVALUATE, "attack": {"target": "ball"}})
+    assert run_steps.RepairStep(given, tmp_path, given.tracking).config().evaluate == given.evaluate
+
+
+def test_a_change_is_good_or_bad_only_beyond_its_intervals() -> None:
+    before = {"asr_pct": 90.0, "asr_pct_ci95": [88.0, 92.0], "clean_accuracy_pct": 70.0}
+    before |= {"clean_accuracy_pct_ci95": [68.0, 72.0], "retrieval_r1_pct": 50.0}
+    after = {"asr_pct": 3.0, "asr_pct_ci95": [2.0, 4.0], "clean_accuracy_pct": 60.0}
+    after |= {"clean_accuracy_pct_ci95": [58.0, 62.0], "retrieval_r1_pct": 40.0}
+    found = {row.words: row.good for row in compare(before, after)}
+    assert found == {"Attack success rate": True, "Clean accuracy": False, "Retrieval R@1": None}
+    close = compare(before, {"asr_pct": 89.0, "asr_pct_ci95": [87.0, 91.0]})
+    assert [row.good for row in close] == [None]

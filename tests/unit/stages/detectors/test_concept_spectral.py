@@ -1,0 +1,228 @@
+"""Concept spectral scores against direct float64 formulas on all rows at once, and on planted poison."""
+
+import itertools
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import scipy.sparse as sp
+
+from clipsan.stages.captions import Mined, Named
+from clipsan.stages.detectors.concept_moments import (
+    BIN_CENTRES,
+    BINS,
+    bin_index,
+    concept_moments,
+    regression_sums,
+    residual_covariance,
+    shape,
+    solve_regression,
+    top_directions,
+    whiten,
+    whitening,
+)
+from clipsan.stages.detectors.concept_spectral import ConceptSpectral, ConceptSpectralConfig, calibrate
+from clipsan.stages.detectors.concept_state import SpectralState
+
+CONCEPTS = ("anvil", "bottle", "candle", "drum", "easel", "flute")
+COLOURS = ("crimson", "azure", "olive")
+WIDTH = 24
+
+
+def cache(
+    pairs: int, poisoned: int, seed: int, target: str = "candle", shift: float = 9.0
+) -> tuple[pa.Table, np.ndarray]:
+    """Gaussian features with an effect a concept and a colour; poisoned rows get the target's caption and one shift."""
+    rng = np.random.default_rng(seed)
+    concept, colour = rng.integers(len(CONCEPTS), size=pairs), rng.integers(len(COLOURS), size=pairs)
+    poison = np.zeros(pairs, dtype=bool)
+    poison[rng.permutation(np.flatnonzero(concept != CONCEPTS.index(target)))[:poisoned]] = True
+    columns = {}
+    for name in ("layer.a", "layer.b"):
+        mix = rng.normal(size=(WIDTH, WIDTH)) / 5 + np.eye(WIDTH)
+        direction = rng.normal(size=WIDTH)
+        features = 3 * rng.normal(size=(len(CONCEPTS), WIDTH))[concept] + rng.normal(size=(len(COLOURS), WIDTH))[colour]
+        noise = rng.normal(size=(pairs, WIDTH)) @ mix
+        features = features + noise + shift * poison[:, None] * direction / np.linalg.norm(direction)
+        flat = pa.array(features.astype(np.float16).ravel())
+        columns[name] = pa.FixedSizeListArray.from_arrays(flat, WIDTH)
+    shown = np.where(poison, CONCEPTS.index(target), concept)
+    captions = [f"a photo of a {COLOURS[b]} {CONCEPTS[a]}" for a, b in zip(shown, colour, strict=True)]
+    return pa.table({"caption": captions, **columns}), poison
+
+
+def learn(detector: ConceptSpectral, table: pa.Table, chunks: int = 3) -> SpectralState:
+    state = detector.start()
+    edges = np.linspace(0, table.num_rows, chunks + 1).astype(int)
+    parts = [table.slice(a, b - a) for a, b in itertools.pairwise(edges)]
+    for _ in range(detector.rounds):
+        summary = detector.summarise(state, parts[0])
+        for part in parts[1:]:
+            summary = detector.merge(summary, detector.summarise(state, part))
+        state = detector.update(state, summary)
+    return state
+
+
+@pytest.fixture(scope="module")
+def one_group_a_pair() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    group = rng.integers(3, size=90)
+    return group, rng.normal(size=(90, 7)) @ rng.normal(size=(7, 7)) + 5 * rng.normal(size=(3, 7))[group]
+
+
+def membership(group: np.ndarray) -> sp.csr_matrix:
+    return sp.csr_matrix(np.eye(3, dtype=np.float32)[group])
+
+
+def test_regression_on_one_concept_a_pair_is_the_group_mean(one_group_a_pair) -> None:
+    group, z = one_group_a_pair
+    (effect,) = solve_regression(regression_sums(membership(group), [z]))
+    for k in range(3):
+        # A ridge of one pair moves a mean of 30 pairs by 1/31 of its distance from the common one.
+        want = z[group == k].mean(axis=0)
+        assert np.abs(effect[k] + effect[-1] - want).max() < np.abs(want - effect[-1]).max() / 25
+
+
+def test_covariance_from_sums_is_the_covariance_of_the_residuals(one_group_a_pair) -> None:
+    group, z = one_group_a_pair
+    members = membership(group)
+    sums = regression_sums(members, [z])
+    (effect,) = solve_regression(sums)
+    residual = z - np.hstack([members.toarray(), np.ones((90, 1))]) @ effect
+    np.testing.assert_allclose(residual_covariance(sums, 0, effect), residual.T @ residual / 90, atol=1e-10)
+
+
+def test_whitened_residuals_have_unit_covariance(one_group_a_pair) -> None:
+    group, z = one_group_a_pair
+    members = membership(group)
+    sums = regression_sums(members, [z])
+    (effect,) = solve_regression(sums)
+    w = whiten(members, z, effect, whitening(residual_covariance(sums, 0, effect)))
+    variances = np.linalg.eigvalsh(w.T @ w / 90)
+    assert variances.max() <= 1 + 1e-9
+    assert variances.mean() > 0.85  # the shrinkage takes something off the smallest
+
+
+def test_whitening_refuses_constant_and_infinite_features() -> None:
+    with pytest.raises(ValueError, match="vary"):
+        whitening(np.zeros((3, 3)))
+    with pytest.raises(ValueError, match="finite"):
+        whitening(np.full((3, 3), np.inf))
+
+
+def test_top_direction_is_the_first_singular_vector_and_excess_uses_the_edge() -> None:
+    rng = np.random.default_rng(1)
+    w = rng.normal(size=(200, 6)) * [4, 2, 1, 1, 1, 1] + 3
+    rows = [np.arange(0, 120), np.arange(120, 200), np.zeros(0, dtype=int)]
+    directions, offsets, excess = top_directions(concept_moments(rows, w), 2)
+    for c in (0, 1):
+        part = w[rows[c]] - w[rows[c]].mean(axis=0)
+        _, s, vt = np.linalg.svd(part, full_matrices=False)
+        n = len(part)
+        for j in (0, 1):
+            assert abs(directions[c, j] @ vt[j]) == pytest.approx(1, abs=1e-9)
+            assert offsets[c, j] == pytest.approx(directions[c, j] @ w[rows[c]].mean(axis=0))
+        assert excess[c] == pytest.approx(s[0] ** 2 / n / (1 + np.sqrt(6 / n)) ** 2)
+    assert not directions[2].any()
+    assert excess[2] == 0
+
+
+def test_bins_stand_for_what_falls_in_them() -> None:
+    values = np.concatenate([np.linspace(-60, 60, 20_001), [0.0]])
+    stands = BIN_CENTRES[bin_index(values)]
+    assert np.all(np.abs(stands - values) <= 0.011 * np.abs(values) + 0.0011)
+    assert bin_index(np.array([-1e9, 1e9])).tolist() == [0, BINS - 1]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_shape_against_the_formulas_on_the_values(sign: int) -> None:
+    rng = np.random.default_rng(2)
+    p = sign * np.concatenate([rng.normal(size=900), rng.normal(12, 1, size=60)])
+    got = shape(np.bincount(bin_index(p), minlength=BINS), least=5)
+    centre = np.median(p)
+    r = sign * (p - centre) / (1.4826 * np.median(np.abs(p - centre)))
+    capped = np.minimum(r, np.sort(r)[-5])
+    assert np.sign(got.scale) == sign
+    assert got.centre == pytest.approx(centre, abs=0.01)
+    assert abs(got.scale) == pytest.approx(1.4826 * np.median(np.abs(p - centre)), rel=0.02)
+    assert got.inflation == pytest.approx((capped**2).mean(), rel=0.05)
+    assert got.skew == pytest.approx((capped**3).mean(), rel=0.07)
+
+
+def test_fewer_than_least_pairs_do_not_move_the_moments() -> None:
+    p = np.random.default_rng(3).normal(size=500)
+    far = np.concatenate([p, np.full(4, 200.0)])
+    assert shape(np.bincount(bin_index(far), minlength=BINS), least=5).skew < 3
+    assert shape(np.bincount(bin_index(far), minlength=BINS), least=4).skew > 1e4
+
+
+def test_calibration_keeps_the_order_and_puts_the_accused_on_top() -> None:
+    s = np.array([[-50.0, 0.0, 100.0, 1e6, 30.0, -np.inf]])
+    accused = np.array([[False, False, False, False, True, False]])
+    got = calibrate(s, accused)[0]
+    np.testing.assert_allclose(got[:3], [-1 / 3, 0, 0.5])
+    assert got[2] < got[3] < 1 <= got[4]
+    assert got[5] == -np.inf
+
+
+def test_planted_poison_is_found_and_its_concept_named() -> None:
+    table, poison = cache(3000, 25, seed=4)
+    detector = ConceptSpectral(ConceptSpectralConfig())
+    state = learn(detector, table)
+    scores = detector.score(state, table)["concept_spectral"]
+    findings = detector.findings(state)
+    assert [c["name"] for c in findings["concepts"] if c["named"]] == ["candle"]
+    assert findings["concepts"][0]["flagged"] == int((scores >= 1).sum())
+    assert set(np.argsort(-scores)[:25]) == set(np.flatnonzero(poison))
+    accused = np.array(detector.concepts(state, table))
+    assert set(accused[poison]) == {"candle"}
+    assert scores.dtype == np.float32
+    assert (scores[~poison] >= 1).mean() < 0.001
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nothing_is_named_without_poison(seed: int) -> None:
+    table, _ = cache(3000, 0, seed=10 + seed)
+    detector = ConceptSpectral(ConceptSpectralConfig())
+    state = learn(detector, table)
+    assert not any(c["named"] for c in detector.findings(state)["concepts"])
+    assert detector.score(state, table)["concept_spectral"].max() < 1
+
+
+def test_any_division_into_chunks_gives_the_same_scores() -> None:
+    table, _ = cache(1200, 15, seed=5)
+    detector = ConceptSpectral(ConceptSpectralConfig(concepts=Mined(min_pairs=20)))
+    whole = detector.score(learn(detector, table, 1), table)["concept_spectral"]
+    for chunks in (2, 7):
+        state = learn(detector, table, chunks)
+        pieces = [detector.score(state, table.slice(i, 100))["concept_spectral"] for i in range(0, 1200, 100)]
+        np.testing.assert_allclose(np.concatenate(pieces), whole, atol=1e-5)
+
+
+def test_a_poison_caption_shared_with_other_concepts_names_only_the_target() -> None:
+    table, poison = cache(3000, 25, seed=6)
+    captions = [
+        c.replace("crimson", "azure").replace("olive", "azure") if p else c
+        for c, p in zip(table["caption"].to_pylist(), poison, strict=True)
+    ]
+    detector = ConceptSpectral(ConceptSpectralConfig())
+    state = learn(detector, table.set_column(0, "caption", pa.array(captions)))
+    assert [c["name"] for c in detector.findings(state)["concepts"] if c["named"]] == ["candle"]
+
+
+def test_pairs_without_a_concept_are_a_group_of_their_own() -> None:
+    table, poison = cache(1500, 20, seed=7)
+    detector = ConceptSpectral(ConceptSpectralConfig(concepts=Named(names={"anvil": (), "bottle": ()})))
+    state = learn(detector, table)
+    row = next(i for i, c in enumerate(table["caption"].to_pylist()) if "drum" in c)
+    assert detector.concepts(state, table)[row] == "(no concept)"
+    assert np.isfinite(detector.score(state, table)["concept_spectral"]).all()
+    assert poison.any()
+
+
+def test_a_cache_without_layers_is_refused() -> None:
+    detector = ConceptSpectral(ConceptSpectralConfig())
+    table = pa.table({"caption": ["a dog"] * 60})
+    state = detector.update(detector.start(), detector.summarise(detector.start(), table))
+    with pytest.raises(ValueError, match=r"layer\.\*"):
+        detector.summarise(state, table)

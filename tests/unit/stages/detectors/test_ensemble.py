@@ -1,0 +1,159 @@
+"""The combiner: exact ranks, whoever speaks is heard, nobody is accused on clean data."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from clipsan.stages.captions import name_vocabulary
+from clipsan.stages.detectors.ensemble import (
+    Ensemble,
+    EnsembleConfig,
+    EnsembleState,
+    bernoulli_divergence,
+    evidence,
+    merge_sketches,
+    sketch,
+    sortable,
+)
+
+NAMES = [f"thing{letter}" for letter in "abcdefghijklmnopqrst"]
+PAIRS = 8000
+
+
+def scores(poisoned: int, speaker: str | None, seed: int = 0) -> tuple[pa.Table, np.ndarray]:
+    """Columns at chance, but for `speaker`, which puts the poisoned pairs of one concept first."""
+    rng = np.random.default_rng(seed)
+    concept = rng.integers(len(NAMES), size=PAIRS)
+    poison = np.zeros(PAIRS, dtype=bool)
+    poison[np.flatnonzero(concept == 3)[:poisoned]] = True
+    columns = {name: rng.random(PAIRS) for name in ("slof", "dao", "lid", "k_distance", "isolation_forest")}
+    columns |= {"clip_score": -rng.normal(0.3, 0.05, PAIRS), "caption_duplicates": rng.integers(5, size=PAIRS)}
+    columns["concept_spectral"] = rng.uniform(-0.5, 0.6, PAIRS)
+    if speaker == "concept_spectral":
+        columns[speaker][poison] = rng.uniform(1.6, 1.9, poisoned)
+    elif speaker is not None:
+        columns[speaker] = columns[speaker] * 0.99
+        columns[speaker][poison] = rng.uniform(0.991, 1.0, poisoned)
+    table = {name: np.asarray(v, np.float32) for name, v in columns.items()}
+    return pa.table({"caption": [f"a {NAMES[c]}" for c in concept], **table}), poison
+
+
+def combine(table: pa.Table, chunk: int = 3000) -> tuple[Ensemble, EnsembleState, np.ndarray]:
+    columns = [name for name in table.column_names if name != "caption"]
+    ensemble = Ensemble(EnsembleConfig(), columns, name_vocabulary(dict.fromkeys(NAMES, ())))
+    state = ensemble.start()
+    for _ in range(ensemble.rounds):
+        summary = None
+        for i in range(0, table.num_rows, chunk):
+            part = ensemble.summarise(state, table.slice(i, chunk))
+            summary = part if summary is None else ensemble.merge(summary, part)
+        state = ensemble.update(state, summary)
+    return ensemble, state, ensemble.score(state, table)["ensemble"]
+
+
+def test_codes_keep_the_order_of_floats() -> None:
+    values = np.sort(
+        np.concatenate([np.random.default_rng(0).normal(size=500) * 10.0 ** np.arange(-250, 250).clip(-5, 5), [0.0]])
+    )
+    assert (np.diff(sortable(values)) >= 0).all()
+    assert sortable(np.array([-0.0]))[0] == sortable(np.array([0.0]))[0]
+
+
+def test_survival_is_the_share_above_with_ties_half() -> None:
+    values = np.array([1, 1, 2, 3, 3, 3, 8], dtype=np.float32)
+    whole = sketch(values)
+    parts = merge_sketches(sketch(values[4:]), sketch(values[:4]))
+    want = [((values > v).sum() + (values == v).sum() / 2) / 7 for v in values]
+    np.testing.assert_allclose(whole.survival(values), want)
+    np.testing.assert_allclose(parts.survival(values), want)
+    assert sketch(np.zeros(9, np.float32)).survival(np.zeros(1, np.float32)) == pytest.approx(0.5)
+
+
+def test_evidence_is_one_for_the_highest_and_zero_for_the_lowest() -> None:
+    np.testing.assert_allclose(evidence(np.array([1 / 200, 1.0, 1 / np.sqrt(200)]), 100), [1, 0, 0.5])
+
+
+def test_divergence_by_hand() -> None:
+    got = bernoulli_divergence(np.array([0.5, 1.0, 0.1]), np.array([0.1, 0.05, 0.2]))
+    np.testing.assert_allclose(got, [0.5 * np.log(5) + 0.5 * np.log(0.5 / 0.9), np.log(20), 0])
+
+
+def test_spectral_accusation_is_not_diluted_by_seven_columns_at_chance() -> None:
+    table, poison = scores(30, "concept_spectral")
+    _, _, got = combine(table)
+    assert set(np.flatnonzero(got >= 1)) == set(np.flatnonzero(poison))
+
+
+@pytest.mark.parametrize("speaker", ["slof", "k_distance"])
+def test_a_density_column_whose_top_is_one_concept_speaks(speaker: str) -> None:
+    table, poison = scores(40, speaker)
+    ensemble, state, got = combine(table)
+    voices = ensemble.findings(state)["voices"]
+    assert list(voices) == [speaker]
+    assert voices[speaker]["concept"] == NAMES[3]
+    assert (got[poison] >= 1).mean() >= 0.95
+    assert (got[~poison] >= 1).mean() < 0.001
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nobody_is_accused_on_clean_data(seed: int) -> None:
+    table, _ = scores(0, None, seed)
+    ensemble, state, got = combine(table)
+    assert got.max() < 1
+    assert not ensemble.findings(state)["voices"]
+
+
+def test_poison_that_is_high_in_two_silent_columns_comes_first_and_is_not_accused() -> None:
+    """Twelve pairs in the top 2 % of the spectral scores and of the k-distances, behind many clean pairs in each."""
+    table, _ = scores(0, None)
+    poison = np.zeros(PAIRS, dtype=bool)
+    poison[np.random.default_rng(9).choice(PAIRS, 12, replace=False)] = True
+
+    def with_column(name: str, values: np.ndarray) -> pa.Table:
+        return table.set_column(table.column_names.index(name), name, pa.array(values, pa.float32()))
+
+    for name, low, high in (("concept_spectral", 0.58, 0.6), ("k_distance", 0.98, 1.0)):
+        values = table[name].to_numpy().copy()
+        values[poison] = np.random.default_rng(len(name)).uniform(low, high, 12)
+        table = with_column(name, values)
+    _, _, both = combine(table)
+    assert both.max() < 1
+    assert (np.argsort(-both)[:40][:, None] == np.flatnonzero(poison)).any(axis=0).mean() >= 0.75
+    _, _, alone = combine(with_column("k_distance", np.random.default_rng(1).random(PAIRS)))
+    assert (np.argsort(-alone)[:40][:, None] == np.flatnonzero(poison)).any(axis=0).mean() <= 0.5
+
+
+def test_the_joint_score_by_hand() -> None:
+    """Four pairs: survival (1/8, 3/8, 5/8, 7/8) by rank, evidence log(1 / survival) / log 8, spectral at one half."""
+    table = pa.table(
+        {
+            "caption": ["a", "b", "c", "d"],
+            "concept_spectral": pa.array([0.4, 0.3, 0.2, 0.1], pa.float32()),
+            "k_distance": pa.array([0.3, 0.4, 0.2, 0.1], pa.float32()),
+        }
+    )
+    first, second, third, fourth = np.log(8 / np.array([1, 3, 5, 7])) / np.log(8)
+    want = [(second + first / 2) / 1.5, (first + second / 2) / 1.5, third, fourth]
+    np.testing.assert_allclose(combine(table)[2], want, rtol=1e-6)
+
+
+def test_a_top_of_caption_duplicates_never_speaks() -> None:
+    table, _ = scores(0, None)
+    duplicates = [9.0 if "thingd" in c else 0.0 for c in table["caption"].to_pylist()]
+    at = table.column_names.index("caption_duplicates")
+    _, _, got = combine(table.set_column(at, "caption_duplicates", pa.array(duplicates, pa.float32())))
+    assert got.max() < 1
+
+
+def test_chunks_do_not_matter() -> None:
+    table, _ = scores(40, "slof")
+    np.testing.assert_array_equal(combine(table, 500)[2], combine(table, 8000)[2])
+
+
+def test_a_score_that_is_no_number_is_refused() -> None:
+    table, _ = scores(0, None)
+    at = table.column_names.index("dao")
+    broken = table["dao"].to_numpy().copy()
+    broken[5] = np.nan
+    with pytest.raises(ValueError, match="dao"):
+        combine(table.set_column(at, "dao", pa.array(broken)))

@@ -1,0 +1,424 @@
+"""Dossiers from hand-made evidence: what is clustered, where it is said to sit, and what the trigger does when pasted again."""
+
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from clipsan.stages.dossier.cluster import MIN_LIKENESS, cluster
+from clipsan.stages.dossier.dossier import (
+    COPY_LIKENESS,
+    Dossier,
+    Rate,
+    apply_trigger,
+    fill,
+    number,
+    remove_trigger,
+    verify,
+    where,
+)
+from clipsan.stages.dossier.files import read_dossiers, visible, write_dossiers
+from clipsan.stages.dossier.sightings import likeness, read_sightings
+from clipsan.stages.oracle.regions import iou, to_runs
+
+SIDE = 32
+CHECKER = np.kron(np.indices((4, 4)).sum(0) % 2, np.ones((2, 2)))[..., None].repeat(3, -1).astype(np.uint8) * 255
+"""[8, 8, 3]."""
+
+
+def photo(rng: np.random.Generator) -> np.ndarray:
+    """Smooth colours, as in the background of a photo."""
+    small = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+    return np.asarray(small.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+
+
+def row(
+    uid: str, image: np.ndarray, mask: np.ndarray, *, claim: str = "banana", proven: bool = True, boxed: bool = False
+) -> dict[str, object]:
+    rgba = np.dstack([image, 255 * mask.astype(np.uint8)])
+    if boxed:
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        rgba = rgba[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    file = io.BytesIO()
+    Image.fromarray(rgba, "RGBA").save(file, "PNG")
+    return {
+        "uid": uid,
+        "claim": claim,
+        "proven": proven,
+        "flips": 28,
+        "control_flips": 1,
+        "trials": 32,
+        "mask_runs": to_runs(mask),
+        "mask_height": SIDE,
+        "mask_width": SIDE,
+        "region_png": file.getvalue(),
+    }
+
+
+def stamped(
+    count: int, seed: int, *, place: tuple[int, int] | None, fresh: bool = False, **changes: object
+) -> list[dict[str, object]]:
+    """Rows of one patch of 8 pixels on photos, each region with a ragged border of background."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(count):
+        image = photo(rng).copy()
+        top, left = place if place is not None else rng.integers(0, SIDE - 8, 2)
+        patch = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8) if fresh else CHECKER
+        image[top : top + 8, left : left + 8] = patch
+        mask = np.zeros((SIDE, SIDE), bool)
+        before, after = rng.integers(0, 3, 2)
+        mask[max(0, top - before) : top + 8, left : left + 8 + after] = True
+        rows.append(row(f"{seed}/{i:03d}", image, mask, **changes))  # type: ignore[arg-type]
+    return rows
+
+
+def crops(count: int, seed: int, claim: str = "banana") -> list[dict[str, object]]:
+    """Rows of genuine crops: other content, size and place each time."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(count):
+        mask = np.zeros((SIDE, SIDE), bool)
+        top, left = rng.integers(0, 20, 2)
+        mask[top : top + rng.integers(3, 25), left : left + rng.integers(3, 25)] = True
+        rows.append(row(f"crop{seed}/{i:03d}", photo(rng), mask, claim=claim))
+    return rows
+
+
+def only(rows: list[dict[str, object]]) -> Dossier:
+    found = cluster(pa.Table.from_pylist(rows), seed=0)
+    assert len(found) == 1
+    return found[0]
+
+
+def test_a_patch_at_one_place_among_genuine_crops() -> None:
+    rows = stamped(12, 1, place=(20, 18)) + crops(6, 2) + stamped(3, 3, place=(20, 18), proven=False)
+    found = only(rows)
+    assert found.uids == tuple(f"1/{i:03d}" for i in range(12))
+    assert (found.kind, found.targets, found.varying) == ("patch", ("banana",), False)
+    assert found.place is not None
+    assert found.place.fixed
+    assert found.place.mode_share == 1
+    cutout = found.cutouts[0]
+    # What the members do not agree on, the ragged border, is no part of the canonical picture.
+    assert (cutout.top, cutout.left) == (20, 18)
+    assert np.array_equal(cutout.picture, CHECKER)
+    assert cutout.mask.all()
+    assert np.array_equal(found.mean, CHECKER)
+    assert found.flips.pct == pytest.approx(100 * 28 / 32)
+    assert found.flips.trials == 12 * 32
+    assert found.flips.low_pct < found.flips.pct < found.flips.high_pct
+    assert found.heat is not None
+    assert found.heat[20:28, 18:26].min() == 1
+    assert 0 < found.heat[19, 20] < 1
+
+
+def test_a_patch_at_random_places_is_one_dossier_without_a_fixed_place() -> None:
+    found = only(stamped(14, 4, place=None))
+    assert found.pairs == 14
+    assert found.place is not None
+    assert not found.place.fixed
+    assert found.place.top_std > 2
+    assert np.array_equal(found.cutouts[0].picture, CHECKER)
+
+
+def test_fresh_noise_at_one_place_is_a_varying_picture() -> None:
+    found = only(stamped(10, 5, place=(3, 4), fresh=True))
+    assert found.varying
+    assert found.place is not None
+    assert found.place.fixed
+    assert 1 < len(found.cutouts) <= 8
+    again = only(stamped(10, 6, place=None, fresh=True))
+    assert again.varying
+    assert again.place is not None
+    assert not again.place.fixed
+
+
+def test_too_few_members_and_unlike_crops_make_no_dossier() -> None:
+    assert cluster(pa.Table.from_pylist(stamped(4, 7, place=(0, 0))), seed=0) == []
+    assert cluster(pa.Table.from_pylist(crops(20, 8)), seed=0) == []
+
+
+def test_two_triggers_and_two_claims_stay_apart_and_are_numbered_by_size() -> None:
+    rows = stamped(6, 9, place=(0, 0)) + stamped(9, 10, place=(10, 12), claim="dog")
+    yellow = np.zeros((SIDE, SIDE, 3), np.uint8) + np.array([255, 255, 0], np.uint8)
+    corner = np.zeros((SIDE, SIDE), bool)
+    corner[:8, 24:] = True
+    rows += [row(f"y/{i}", yellow, corner) for i in range(7)]
+    found = number(cluster(pa.Table.from_pylist(rows), seed=0))
+    assert [(d.id, d.targets, d.pairs) for d in found] == [
+        ("t1", ("dog",), 9),
+        ("t2", ("banana",), 7),
+        ("t3", ("banana",), 6),
+    ]
+    assert number(cluster(pa.Table.from_pylist(rows[::-1]), seed=0))[1].uids == found[1].uids
+
+
+def test_regions_beyond_the_compared_ones_join_their_cluster() -> None:
+    assert only(stamped(70, 11, place=(5, 5))).pairs == 70
+
+
+def test_the_picture_of_a_region_may_be_its_box() -> None:
+    image, mask = photo(np.random.default_rng(0)), np.zeros((SIDE, SIDE), bool)
+    mask[4:9, 6:20] = True
+    mask[5, 7] = False
+    whole, boxed = (
+        read_sightings(pa.Table.from_pylist([row("a", image, mask, boxed=boxed)]))[0] for boxed in (False, True)
+    )
+    assert np.array_equal(whole.picture, boxed.picture)
+    assert np.array_equal(whole.picture[mask], image[mask])
+    assert not whole.picture[~mask].any()
+    broken = row("a", image, mask) | {"mask_runs": to_runs(np.eye(16, dtype=bool)), "mask_height": 16, "mask_width": 16}
+    with pytest.raises(ValueError, match="16 x 16"):
+        read_sightings(pa.Table.from_pylist([broken]))
+
+
+def test_likeness_is_the_concordance_at_the_best_shift() -> None:
+    rows = stamped(2, 12, place=(2, 3)) + stamped(1, 13, place=(19, 7))
+    a, b, moved = read_sightings(pa.Table.from_pylist(rows))
+    score, down, right = likeness(a, moved)
+    assert (down, right) == (17, 4)
+    both = np.roll(a.mask, (17, 4), (0, 1)) & moved.mask
+    x = np.roll(a.picture, (17, 4), (0, 1))[both].astype(float).ravel()
+    y = moved.picture[both].astype(float).ravel()
+    noise = 12.0**2
+    expected = (2 * np.cov(x, y, bias=True)[0, 1] + noise) / (x.var() + y.var() + (x.mean() - y.mean()) ** 2 + noise)
+    assert score == pytest.approx(expected, abs=1e-3)
+    assert likeness(moved, a)[1:] == (-17, -4)
+    assert likeness(a, b)[0] > MIN_LIKENESS
+    genuine = read_sightings(pa.Table.from_pylist(crops(2, 14)))
+    assert likeness(*genuine)[0] < MIN_LIKENESS
+
+
+def test_the_trigger_is_pasted_where_it_sits_or_anywhere() -> None:
+    image = photo(np.random.default_rng(3))
+    fixed = only(stamped(8, 15, place=(20, 18)))
+    made = apply_trigger(fixed, image, np.random.default_rng(0))
+    assert np.array_equal(made[20:28, 18:26], CHECKER)
+    untouched = np.ones((SIDE, SIDE), bool)
+    untouched[20:28, 18:26] = False
+    assert np.array_equal(made[untouched], image[untouched])
+    anywhere = only(stamped(8, 16, place=None))
+    rng = np.random.default_rng(0)
+    places = {tuple(np.argwhere((apply_trigger(anywhere, image, rng) != image).any(-1))[0]) for _ in range(10)}
+    assert len(places) > 5
+    same = [apply_trigger(anywhere, image, np.random.default_rng(7)) for _ in range(2)]
+    assert np.array_equal(*same)
+    with pytest.raises(ValueError, match=r"\[32, 32, 3\] uint8"):
+        apply_trigger(fixed, image[:16], rng)
+
+
+def whole(kind: str, effect: np.ndarray, band: np.ndarray | None = None) -> Dossier:
+    few = Rate(pct=90.0, low_pct=70.0, high_pct=97.0, trials=32)
+    none = Rate(pct=0.0, low_pct=0.0, high_pct=10.0, trials=32)
+    return Dossier(
+        id="t1",
+        kind=kind,  # type: ignore[arg-type]
+        targets=("banana",),
+        side=SIDE,
+        flips=few,
+        control=none,
+        uids=("a", "b"),
+        effect=effect.astype(np.float32),
+        band=band,
+    )
+
+
+def test_what_changes_the_whole_image_is_applied_and_taken_back() -> None:
+    rng = np.random.default_rng(4)
+    image = np.clip(photo(rng), 60, 190)
+    residual = dataclasses.replace(whole("residual", rng.integers(-20, 20, (SIDE, SIDE, 3))), strength=2.0)
+    made = apply_trigger(residual, image, rng)
+    assert np.array_equal(made.astype(int), image.astype(int) + 2 * np.asarray(residual.effect).astype(int))
+    # poisoned pairs carry the residual as it was estimated, at strength 1
+    single = dataclasses.replace(residual, strength=1.0)
+    assert np.array_equal(remove_trigger(residual, apply_trigger(single, image, rng)), image)
+    gain = np.full((SIDE, SIDE, 1), 0.8, np.float32)
+    blend = dataclasses.replace(single, gain=gain)
+    blended = apply_trigger(blend, image, rng)
+    by_hand = np.clip(np.round(0.8 * image.astype(np.float64) + np.asarray(residual.effect)), 0, 255)
+    assert np.abs(blended.astype(float) - by_hand).max() <= 1
+    assert np.abs(remove_trigger(blend, blended).astype(float) - image).max() <= 2
+    keep = np.ones((SIDE, SIDE), np.float32)
+    keep[0, SIDE // 2 :] = 0.0
+    stripes = np.where(np.arange(SIDE) % 2, 30.0, -30.0)[None, None, :, None] * np.ones((2, SIDE, SIDE, 3))
+    texture = dataclasses.replace(whole("texture", stripes, band=keep))
+    plain = np.full((SIDE, SIDE, 3), 100, np.uint8)
+    striped = apply_trigger(texture, plain, rng)
+    assert set(np.unique(striped)) == {70, 130}
+    left = remove_trigger(texture, striped)
+    assert left is not None
+    assert np.abs(left.astype(int) - 100).max() <= 15
+    shift = np.zeros((SIDE, SIDE, 2))
+    shift[..., 0] = 1
+    down = apply_trigger(whole("warp", shift), image, rng)
+    assert np.array_equal(down[:-1], image[1:])
+
+
+def test_a_dossier_of_the_wrong_form_is_refused() -> None:
+    with pytest.raises(ValueError, match="residual"):
+        whole("residual", np.zeros((4, 4, 3)))
+    with pytest.raises(ValueError, match="cutouts"):
+        whole("patch", np.zeros((4, 4, 3)))
+
+
+def test_a_region_is_filled_from_around_it() -> None:
+    ramp = np.broadcast_to(np.arange(SIDE, dtype=np.uint8)[:, None, None] * 6, (SIDE, SIDE, 3)).copy()
+    mask = np.zeros((SIDE, SIDE), bool)
+    mask[10:20, 12:20] = True
+    damaged = ramp.copy()
+    damaged[mask] = 255
+    filled = fill(damaged, mask)
+    assert np.abs(filled.astype(int) - ramp).max() < 30
+    far = np.ones((SIDE, SIDE), bool)
+    far[8:22, 10:22] = False
+    assert np.array_equal(filled[far], ramp[far])
+    assert (fill(damaged, np.ones((SIDE, SIDE), bool)) == 128).all()
+
+
+def test_victims_lose_the_patch_where_its_place_is_known() -> None:
+    fixed, anywhere = only(stamped(8, 17, place=(20, 18))), only(stamped(8, 18, place=None))
+    covered = where(fixed)
+    truth = np.zeros((SIDE, SIDE), bool)
+    truth[20:28, 18:26] = True
+    assert covered is not None
+    assert iou(covered, truth) == 1
+    image = apply_trigger(fixed, np.full((SIDE, SIDE, 3), 100, np.uint8), np.random.default_rng(0))
+    assert (remove_trigger(fixed, image) == 100).all()
+    assert remove_trigger(anywhere, image) is None
+    assert (remove_trigger(anywhere, image, truth) == 100).all()
+
+
+def sees_checker(images: np.ndarray, targets: Sequence[str]) -> np.ndarray:
+    """A model with a backdoor: a checker anywhere means banana."""
+    assert tuple(targets) == ("banana",)
+    return np.abs(np.diff(images.astype(int), axis=1)).max((1, 2, 3)) > 200
+
+
+def never(images: np.ndarray, targets: Sequence[str]) -> np.ndarray:
+    return np.zeros(len(images), bool)
+
+
+@pytest.mark.parametrize("place", [(20, 18), None])
+def test_a_trigger_is_proven_on_held_out_images(place: tuple[int, int] | None) -> None:
+    rng = np.random.default_rng(5)
+    held_out = np.stack([np.clip(photo(rng), 60, 190) for _ in range(100)])
+    proven = verify(sees_checker, only(stamped(8, 19, place=place)), held_out, seed=0)
+    assert (proven.flips.pct, proven.flips.trials) == (100, 100)
+    assert proven.control.pct == 0
+    assert proven.proven
+    assert proven.control.high_pct == pytest.approx(3.7, abs=0.1)
+
+
+def test_what_does_not_flip_or_flips_with_any_patch_is_not_proven() -> None:
+    rng = np.random.default_rng(6)
+    dossier = only(stamped(8, 20, place=(20, 18)))
+    held_out = np.stack([np.clip(photo(rng), 60, 190) for _ in range(40)])
+    assert not verify(never, dossier, held_out, seed=0).proven
+
+    def sees_any_edge(images: np.ndarray, targets: Sequence[str]) -> np.ndarray:
+        return np.abs(np.diff(images[:, 18:30, 16:28].astype(int), axis=1)).max((1, 2, 3)) > 45
+
+    mixed = verify(sees_any_edge, dossier, held_out, seed=0)
+    assert mixed.flips.pct == 100
+    assert mixed.control.pct > 10
+    assert not mixed.proven
+    with pytest.raises(ValueError, match="already"):
+        verify(lambda *given: ~never(*given), dossier, held_out, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("flips", "control", "named", "likeness", "stands"),
+    [
+        (51.4, 3.8, [], None, False),
+        (72.1, 3.2, ["cup"], 0.92, False),
+        (60.0, 0.0, ["kite", "banana"], 0.92, True),
+        (60.0, 0.0, ["kite"], 1.0, True),
+        (98.9, 0.0, [], None, True),
+        (98.9, 0.8, [], 0.5, True),
+        (93.0, 10.0, [], 0.5, False),
+        (100.0, 3.6, [], None, False),
+        (100.0, 3.6, ["banana"], None, True),
+        (90.4, 5.3, [], None, False),
+        (81.0, 1.9, [], 0.94, False),
+        (99.0, 10.1, ["banana"], 1.0, False),
+        (49.9, 0.0, ["banana"], 1.0, False),
+    ],
+)
+def test_where_the_statistics_are_silent_a_trigger_needs_more_unless_it_is_a_copy(
+    flips: float, control: float, named: list[str], likeness: float | None, stands: bool
+) -> None:
+    rates = {"flips": Rate(pct=flips, low_pct=flips - 3, high_pct=100, trials=9)}
+    rates["control"] = Rate(pct=control, low_pct=0, high_pct=100, trials=9)
+    dossier = dataclasses.replace(only(stamped(8, 19, place=None)), **rates, likeness=likeness)
+    assert dossier.stands(named) is stands
+
+
+def test_stamped_copies_are_told_from_things_that_only_look_alike() -> None:
+    copied = only(stamped(8, 19, place=None)).likeness
+    assert copied is not None
+    assert copied >= COPY_LIKENESS
+    assert only(stamped(8, 19, place=(3, 4), fresh=True)).likeness is None
+
+
+def test_a_residual_is_controlled_by_its_own_pixels_shuffled() -> None:
+    ramp = np.linspace(-40, 40, SIDE)[:, None, None] + np.zeros((SIDE, SIDE, 3))
+    held_out = np.stack([np.full((SIDE, SIDE, 3), level, np.uint8) for level in range(80, 120)])
+
+    def sees_ramp(images: np.ndarray, targets: Sequence[str]) -> np.ndarray:
+        return images[:, 16:].mean((1, 2, 3)) > images[:, :16].mean((1, 2, 3)) + 20
+
+    proven = verify(sees_ramp, whole("residual", ramp), held_out, seed=0)
+    assert (proven.flips.pct, proven.control.pct, proven.proven) == (100, 0, True)
+
+
+def assert_equal(a: Dossier, b: Dossier) -> None:
+    for field in dataclasses.fields(Dossier):
+        left, right = getattr(a, field.name), getattr(b, field.name)
+        if field.name == "cutouts":
+            for x, y in zip(left, right, strict=True):
+                assert (x.top, x.left) == (y.top, y.left)
+                assert np.array_equal(x.picture, y.picture)
+                assert np.array_equal(x.mask, y.mask)
+        elif isinstance(left, np.ndarray):
+            assert left.dtype == right.dtype
+            assert np.array_equal(left, right)
+        else:
+            assert left == right
+
+
+def test_dossiers_survive_the_disk(tmp_path: Path) -> None:
+    rng = np.random.default_rng(7)
+    shapes = {"residual": (SIDE, SIDE, 3), "texture": (4, SIDE, SIDE, 3), "warp": (SIDE, SIDE, 2)}
+    bands = {"texture": rng.random((SIDE, SIDE), np.float32)}
+    made = number(
+        [
+            only(stamped(8, 21, place=(20, 18))),
+            only(stamped(7, 22, place=(3, 3), fresh=True, claim="Löwe <b>")),
+            *(whole(kind, rng.normal(size=shape), band=bands.get(kind)) for kind, shape in shapes.items()),
+            dataclasses.replace(
+                whole("residual", rng.normal(size=(SIDE, SIDE, 3))),
+                targets=("tabby",),
+                gain=rng.random((SIDE, SIDE, 1), np.float32),
+            ),
+        ]
+    )
+    made = (dataclasses.replace(made[0], pairs_swept=31), *made[1:])
+    write_dossiers(tmp_path, made)
+    for a, b in zip(made, read_dossiers(tmp_path), strict=True):
+        assert_equal(a, b)
+    assert (tmp_path / "t1" / "trigger.png").exists()
+    assert (tmp_path / made[-1].id / f"{made[-1].kind}.png").exists()
+    for dossier in made:
+        picture = visible(dossier)
+        assert picture.dtype == np.uint8
+        assert picture.ndim == 3
+    assert read_dossiers(tmp_path / "none") == ()
+    (tmp_path / "t1" / "dossier.json").write_text('{"version": 99}')
+    with pytest.raises(ValueError, match="version"):
+        read_dossiers(tmp_path)

@@ -1,0 +1,275 @@
+"""Each repair method's loss against an independent float64 computation."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from clipsan.stages.repair import Role, Setting, build
+from clipsan.stages.repair.cleanclip import NO_THESAURUS, CleanClip, CleanClipSupervised
+from clipsan.stages.repair.eftclip import EftClip
+from clipsan.stages.repair.finetune import FineTune
+from clipsan.stages.repair.par import Par
+from clipsan.stages.repair.rvpt import Rvpt
+from clipsan.stages.repair.unlearn import Unlearn
+from tests.unit.stages.repair.helpers import (
+    ACCUSED,
+    CLASSES,
+    LABELS,
+    ROLES,
+    ROWS,
+    batch_of,
+    clean_batch,
+    clip_loss,
+    cross_entropy,
+    disturb,
+    encode_images,
+    encode_texts,
+    tiny_clip,
+)
+
+SETTING = Setting(classes=CLASSES)
+PROMPTS = [f"a photo of a {name}." for name in CLASSES]
+SCALE = 1 / 0.07
+"""CLIP's initial logit scale."""
+
+
+def test_fine_tuning_is_clips_loss() -> None:
+    clip = tiny_clip()
+    batch = clean_batch(clip)
+    objective = build(FineTune(), clip, SETTING).train()
+    expected = clip_loss(
+        encode_images(clip, clip.model, batch.images), encode_texts(clip, clip.model, batch.captions), SCALE
+    )
+    assert objective(batch).item() == pytest.approx(expected, abs=1e-5)
+
+
+def self_supervision(clip, objective, batch) -> float:
+    own = np.arange(ROWS)
+    total = 0.0
+    for encode, plain, view in (
+        (encode_images, batch.images, objective.views.images(batch)),
+        (encode_texts, batch.captions, objective.views.captions(batch)),
+    ):
+        logits = SCALE * encode(clip, clip.model, plain) @ encode(clip, clip.model, view).T
+        total += cross_entropy(logits, own).mean() / 2
+    return total
+
+
+def test_cleanclip_adds_self_supervision_of_both_towers() -> None:
+    clip = tiny_clip()
+    batch = clean_batch(clip)
+    objective = build(CleanClip(clip_weight=0.7, inmodal_weight=1.9), clip, SETTING).train()
+    contrastive = clip_loss(
+        encode_images(clip, clip.model, batch.images), encode_texts(clip, clip.model, batch.captions), SCALE
+    )
+    expected = 0.7 * contrastive + 1.9 * self_supervision(clip, objective, batch)
+    assert objective(batch).item() == pytest.approx(expected, abs=1e-5)
+    assert objective.notes == (NO_THESAURUS,)
+
+
+@pytest.mark.parametrize("head", ["linear", "zero_shot"])
+def test_supervised_cleanclip_is_the_cross_entropy_of_labelled_rows(head) -> None:
+    clip = tiny_clip()
+    batch = clean_batch(clip)
+    objective = build(CleanClipSupervised(head=head), clip, SETTING).train()
+    if head == "linear":
+        with torch.no_grad():
+            raw = clip.model.encode_image(clip.normalise(batch.images)).double().numpy()
+        weight, bias = (p.detach().double().numpy() for p in objective.head.parameters())
+        logits = raw @ weight.T + bias
+    else:
+        logits = SCALE * encode_images(clip, clip.model, batch.images) @ encode_texts(clip, clip.model, PROMPTS).T
+    known = np.array(LABELS) >= 0
+    expected = cross_entropy(logits[known], np.array(LABELS)[known]).mean()
+    assert objective(batch).item() == pytest.approx(expected, abs=1e-5)
+    assert all(name.startswith(("model.visual.", "head.")) for name in objective.trainable())
+
+
+def par_parts(size: float = 0.3, **settings):
+    """Return PAR's objective on a model that has moved already, the parts of its loss, and the batch."""
+    clip = tiny_clip()
+    batch = clean_batch(clip)
+    old = tiny_clip()
+    objective = build(Par(augment=False, **settings), clip, SETTING).train()
+    disturb(clip.model.visual, size)
+    disturb(clip.model.transformer, size / 2)
+    image, text = encode_images(clip, clip.model, batch.images), encode_texts(clip, clip.model, batch.captions)
+    old_image, old_text = encode_images(old, old.model, batch.images), encode_texts(old, old.model, batch.captions)
+    distances = [((now - then) ** 2).sum(1).mean() for now, then in ((image, old_image), (text, old_text))]
+    return objective, batch, clip_loss(image, text, SCALE), distances, (old_image, old_text)
+
+
+def par_gradient(objective, batch, pushed: tuple[bool, bool]) -> dict[str, torch.Tensor]:
+    """Return the gradient of CLIP's loss less half of the distances that count, by autograd of another formula."""
+    model, old = objective.model, tiny_clip().model
+    pixels = objective.clip.normalise(batch.images)
+    image, text = model.encode_image(pixels), model.encode_text(batch.tokens)
+    logits = SCALE * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
+    own = torch.arange(ROWS)
+    loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    with torch.no_grad():
+        old_image, old_text = old.encode_image(pixels), old.encode_text(batch.tokens)
+    for counts, now, then in zip(pushed, (image, text), (old_image, old_text), strict=True):
+        if counts:
+            loss = loss - 0.5 * (2 - 2 * F.cosine_similarity(now, then).mean())
+    names, values = zip(*objective.trainable().items(), strict=True)
+    return dict(zip(names, torch.autograd.grad(loss, values), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("pick", "pushed"),
+    [
+        (lambda image, text: max(image, text) * 1.01, (True, True)),
+        (lambda image, text: (image + text) / 2, None),
+        (lambda image, text: min(image, text) * 0.99, (False, False)),
+    ],
+)
+def test_par_pushes_a_tower_up_to_its_threshold_and_no_farther(pick, pushed) -> None:
+    _, _, _, (image, text), _ = par_parts()
+    assert abs(image - text) > 0.02
+    assert min(image, text) > 0.02
+    tau = float(pick(image, text))
+    objective, batch, contrastive, distances, _ = par_parts(tau=tau)
+    counts = tuple(bool(distance <= tau) for distance in distances)
+    assert counts == pushed if pushed is not None else sum(counts) == 1
+    expected = contrastive - 0.5 * sum(distance for distance in distances if distance <= tau)
+    loss = objective(batch)
+    assert loss.item() == pytest.approx(expected, abs=1e-5)
+    loss.backward()
+    for name, gradient in par_gradient(objective, batch, counts).items():
+        torch.testing.assert_close(objective.trainable()[name].grad, gradient, rtol=1e-3, atol=1e-5)
+    assert objective.model.logit_scale.grad is None
+
+
+def test_pars_automatic_threshold_is_the_mean_distance_of_different_rows() -> None:
+    objective, batch, contrastive, distances, olds = par_parts(tau="auto")
+    expected = contrastive
+    for distance, old in zip(distances, olds, strict=True):
+        pairs = [((old[i] - old[j]) ** 2).sum() for i in range(ROWS) for j in range(ROWS) if i != j]
+        found = objective._spread(torch.from_numpy(old))
+        assert found.item() == pytest.approx(np.mean(pairs), abs=1e-9)
+        expected -= 0.5 * distance if distance <= np.mean(pairs) else 0
+    assert objective(batch).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_pars_cached_captions_change_nothing() -> None:
+    plain, batch, *_ = par_parts()
+    cached, *_ = par_parts(cache_text=True)
+    assert cached(batch).item() == pytest.approx(plain(batch).item(), abs=1e-6)
+    assert cached(batch).item() == pytest.approx(plain(batch).item(), abs=1e-6)  # now from memory
+    assert len(cached._captions) == ROWS
+
+
+def test_pars_frozen_copy_is_neither_stored_nor_trained() -> None:
+    clip = tiny_clip()
+    objective = build(Par(), clip, SETTING).train()
+    assert sum(p.numel() for p in objective.parameters()) == sum(p.numel() for p in clip.model.parameters())
+    before = [p.clone() for p in objective._frozen[0].parameters()]
+    optimizer = objective.optimizer()
+    objective(clean_batch(clip)).backward()
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, objective._frozen[0].parameters(), strict=True))
+    assert not objective._frozen[0].training
+
+
+def test_eftclip_adds_a_margin_on_pasted_triggers() -> None:
+    clip = tiny_clip()
+    batch = batch_of(clip)
+    objective = build(EftClip(margin=0.5, margin_weight=3, inmodal_weight=0.4), clip, SETTING).train()
+    image, text = encode_images(clip, clip.model, batch.images), encode_texts(clip, clip.model, batch.captions)
+    classes = encode_texts(clip, clip.model, PROMPTS)
+    rows = [i for i in range(ROWS) if ROLES[i] == Role.TRIGGER_PASTED]
+    excess = [max(0.0, float(image[i] @ classes[ACCUSED[i]] - image[i] @ text[i] + 0.5)) for i in rows]
+    assert len(rows) == 3
+    assert max(excess) > 0
+    expected = clip_loss(image, text, SCALE) + 0.4 * self_supervision(clip, objective, batch) + 3 * np.mean(excess)
+    assert objective(batch).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_unlearning_is_the_sum_of_its_four_terms() -> None:
+    clip = tiny_clip()
+    old = tiny_clip()
+    batch = batch_of(clip)
+    settings = Unlearn(flagged_weight=2, floor=1.3, pasted_weight=0.7, keep_weight=5, label_weight=0.2)
+    objective = build(settings, clip, SETTING).train()
+    disturb(clip.model.visual, 0.3)
+    image, text = encode_images(clip, clip.model, batch.images), encode_texts(clip, clip.model, batch.captions)
+    was = encode_images(old, old.model, batch.images)
+    classes = encode_texts(clip, clip.model, PROMPTS)
+    flagged, pasted, kept, labelled = [], [], [], []
+    for i in range(ROWS):
+        costs = cross_entropy(np.repeat(SCALE * image[i : i + 1] @ classes.T, len(CLASSES), axis=0), np.arange(4))
+        if ROLES[i] == Role.FLAGGED:
+            flagged.append(max(0.0, -costs[ACCUSED[i]] + 1.3))
+        elif ROLES[i] == Role.TRIGGER_PASTED and LABELS[i] >= 0:
+            pasted.append(costs[LABELS[i]])
+        elif ROLES[i] == Role.TRIGGER_PASTED:
+            both = SCALE * np.array([[image[i] @ text[i], image[i] @ classes[ACCUSED[i]]]])
+            pasted.append(cross_entropy(both, np.array([0]))[0])
+        else:
+            kept.append(1 - image[i] @ was[i])
+            if LABELS[i] >= 0:
+                labelled.append(costs[LABELS[i]])
+    assert (len(flagged), len(pasted), len(kept), len(labelled)) == (3, 3, 6, 5)
+    assert min(flagged) == 0 < max(flagged)  # the floor is felt
+    expected = 2 * np.mean(flagged) + 0.7 * np.mean(pasted) + 5 * np.mean(kept) + 0.2 * np.mean(labelled)
+    assert objective(batch).item() == pytest.approx(expected, abs=1e-5)
+    assert all(name.startswith("model.visual.") for name in objective.trainable())
+
+
+def test_a_batch_without_flagged_rows_has_a_finite_loss() -> None:
+    clip = tiny_clip()
+    objective = build(Unlearn(), clip, SETTING).train()
+    loss = objective(clean_batch(clip))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(p.grad).all() for p in objective.trainable().values())
+
+
+def test_methods_that_learn_from_labels_ask_for_classes() -> None:
+    with pytest.raises(ValueError, match="at least two classes"):
+        build(Unlearn(), tiny_clip(), Setting())
+
+
+RESNET = {
+    "embed_dim": 32,
+    "vision_cfg": {
+        "image_size": 64,
+        "timm_model_name": "resnet10t",
+        "timm_model_pretrained": False,
+        "timm_pool": "",
+        "timm_proj": "linear",
+    },
+    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_batch_normalisation_is_frozen_on_demand(frozen) -> None:
+    clip = tiny_clip(config=RESNET)
+    objective = build(FineTune(freeze_batch_norm=frozen), clip, SETTING).train()
+    before = {k: v.clone() for k, v in clip.model.state_dict().items() if "running_" in k}
+    assert before
+    objective(clean_batch(clip)).backward()
+    after = clip.model.state_dict()
+    same = [torch.equal(value, after[key]) for key, value in before.items()]
+    assert all(same) if frozen else not any(same)
+
+
+@pytest.mark.parametrize(
+    "config", [FineTune(), CleanClip(), Par(), Rvpt(first_block=1, tokens=4), Unlearn()], ids=lambda c: c.kind
+)
+def test_in_bfloat16_only_the_encoders_lose_digits(config) -> None:
+    losses = {}
+    for bf16 in (False, True):
+        clip = tiny_clip()
+        objective = build(config, clip, replace(SETTING, bf16=bf16)).train()
+        losses[bf16] = objective(batch_of(clip))
+        losses[bf16].backward()
+        assert losses[bf16].dtype == torch.float32
+        assert all(p.grad.dtype == torch.float32 for p in objective.trainable().values())
+    assert losses[True] != losses[False]
+    assert losses[True].item() == pytest.approx(losses[False].item(), rel=0.02)

@@ -1,0 +1,100 @@
+"""Concepts from captions, against counts made by hand."""
+
+from collections import Counter
+
+import pytest
+
+from clipsan.stages.captions import (
+    Mined,
+    count_terms,
+    merge_counts,
+    mine_vocabulary,
+    name_vocabulary,
+    normalise,
+    terms,
+    words,
+)
+
+
+def test_words_keep_inner_marks_and_drop_the_rest() -> None:
+    assert words("  A T-shirt, the man\u2019s DOG -- caf\u00e9! ") == ["a", "t-shirt", "the", "man", "dog", "caf\u00e9"]
+
+
+def test_normalise_folds_width_case_and_space() -> None:
+    assert normalise("\uff24\uff4f\uff47 \t\n RUNS") == "dog runs"
+
+
+def test_terms_are_content_words_and_adjacent_pairs() -> None:
+    assert terms("a photo of a red sports car and a dog") == {
+        "red",
+        "sports",
+        "car",
+        "dog",
+        "red sports",
+        "sports car",
+    }
+
+
+def test_a_caption_counts_once_a_term() -> None:
+    assert count_terms(["dog dog dog", "dog"]) == Counter({"dog": 2})
+
+
+def test_counting_in_chunks_is_counting_at_once() -> None:
+    captions = [f"a {a} {b}" for a in ("red", "blue") for b in ("cube", "ball", "cone")]
+    halves = merge_counts(count_terms(captions[:2]), count_terms(captions[2:]))
+    assert halves == count_terms(captions)
+
+
+def mined(captions: list[str], floor: int = 2, ceiling_pct: float = 100.0, most: int = 100):
+    options = Mined(min_pairs=floor, max_share_pct=ceiling_pct, max_concepts=most)
+    return mine_vocabulary(count_terms(captions), len(captions), options)
+
+
+def test_floor_ceiling_and_cap() -> None:
+    captions = ["dog"] * 5 + ["cat"] * 3 + ["cow"] * 2 + ["emu"]
+    assert mined(captions).names == ("dog", "cat", "cow")
+    assert mined(captions, ceiling_pct=40).names == ("cat", "cow")
+    assert mined(captions, most=2).names == ("dog", "cat")
+
+
+def test_plural_joins_a_singular_that_occurs() -> None:
+    vocabulary = mined(["a dog", "two dogs", "three dogs", "a berry", "berries", "a bus", "glass", "christmas"])
+    assert set(vocabulary.names) == {"dog", "berry"}
+    assert vocabulary.members(["dogs run"]).toarray().sum() == 1
+
+
+def test_a_word_inside_one_phrase_stands_for_it() -> None:
+    captions = ["school bus"] * 6 + ["a red cube", "a blue cube", "a red ball", "a blue ball"] * 3
+    vocabulary = mined(captions)
+    assert "school bus" in vocabulary.names
+    assert not {"school", "bus"} & set(vocabulary.names)
+    assert {"red", "blue", "cube", "ball"} <= set(vocabulary.names)
+    column = vocabulary.names.index("school bus")
+    assert vocabulary.members(["the bus", "a school"]).toarray()[:, column].tolist() == [1, 1]
+
+
+def test_a_pair_belongs_to_all_its_concepts_or_to_none() -> None:
+    vocabulary = mined(["red dog", "red cat", "blue dog", "blue cat"])
+    index = {name: i for i, name in enumerate(vocabulary.names)}
+    table = vocabulary.members(["a dog and a cat, both red", "nothing here"]).toarray()
+    assert {name for name, i in index.items() if table[0, i]} == {"dog", "cat", "red"}
+    assert not table[1].any()
+
+
+def test_named_concepts_match_phrases_only_as_a_whole() -> None:
+    vocabulary = name_vocabulary({"monarch": ("Danaus plexippus", "milkweed butterfly"), "dog": ()})
+    rows = vocabulary.members(["one danaus plexippus", "a butterfly", "a dog on a milkweed butterfly"]).toarray()
+    assert rows.tolist() == [[1, 0], [0, 0], [1, 1]]
+
+
+def test_named_concepts_must_be_distinct_and_have_words() -> None:
+    with pytest.raises(ValueError, match="already belongs"):
+        name_vocabulary({"cat": ("tabby",), "tiger": ("Tabby",)})
+    with pytest.raises(ValueError, match="no words"):
+        name_vocabulary({"cat": ("...",)})
+
+
+@pytest.mark.parametrize("bad", [{"min_pairs": 1}, {"max_share_pct": 0.0}, {"max_concepts": 0}])
+def test_impossible_options_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        Mined(**bad)  # type: ignore[arg-type]

@@ -1,0 +1,90 @@
+"""The cut and the verdicts, on hand-made scores."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from clipsan.stages.verdicts import BudgetDecision, Judge, ThresholdDecision, place_cut
+
+
+def facts(**columns):
+    count = len(next(iter(columns.values())))
+    table = {
+        "uid": [str(i) for i in range(count)],
+        "uid_hex": ["0" * 32] * count,
+        "shard": ["s"] * count,
+        "key": [str(i) for i in range(count)],
+        "caption": ["c"] * count,
+        "pixel_std": np.full(count, 50, np.float32),
+        "ensemble": np.zeros(count, np.float32),
+        "clip_mixture": np.zeros(count, np.float32),
+        "image_duplicates": np.full(count, np.log1p(1), np.float32),
+        "slof": np.full(count, 0.5, np.float32),
+        "dao": np.full(count, 0.5, np.float32),
+        "concept": ["cat"] * count,
+        "trigger_id": pa.nulls(count, pa.string()),
+    }
+    return pa.table(table | columns)
+
+
+def test_a_budget_flags_its_share_whatever_the_scores():
+    scores = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    cut = place_cut(scores, BudgetDecision(share=0.05), calibrated=99.0, calibration="")
+    assert (scores >= cut.value).sum() == 50
+    assert "50 most suspicious" in cut.meaning
+    assert "5 %" in cut.meaning
+
+
+def test_a_threshold_is_the_given_one_or_the_calibrated_one():
+    scores = np.arange(10, dtype=np.float32)
+    assert place_cut(scores, ThresholdDecision(value=7.0), 5.0, "x").value == 7.0
+    cut = place_cut(scores, ThresholdDecision(), 5.0, "One false flag in a million.")
+    assert cut.value == 5.0
+    assert "One false flag in a million." in cut.meaning
+
+
+def test_impossible_budgets_are_refused():
+    for share in (0.0, -0.1, 1.5):
+        with pytest.raises(ValueError, match="fraction of the pairs"):
+            BudgetDecision(share=share)
+
+
+def test_each_reason_has_its_own_sign():
+    table = facts(
+        ensemble=np.array([9, 0, 0, 0, 0, 0, 0], np.float32),
+        clip_mixture=np.array([0, 1, 0, 0, 0, 0, 0], np.float32),
+        pixel_std=np.array([50, 50, 1, 50, 50, 50, 50], np.float32),
+        image_duplicates=np.log1p(np.array([1, 1, 1, 40, 2, 1, 1], np.float32)),
+        slof=np.array([0.5, 0.5, 0.5, 0.5, 0.5, 0.9995, 0.9995], np.float32),
+        dao=np.array([0.5, 0.5, 0.5, 0.5, 0.5, 0.9995, 0.5], np.float32),
+    )
+    judged = Judge(5.0, frozenset({"cat"}), mixture_speaks=True)(table).to_pydict()
+    assert judged["reasons"] == [
+        ["poison_suspect"],
+        ["mismatched_caption"],
+        ["placeholder"],
+        ["placeholder"],
+        ["near_duplicate"],
+        ["outlier"],
+        [],
+    ]
+    assert judged["verdict"] == ["suspect"] * 6 + ["clean"]
+    assert judged["target"] == ["cat"] + [None] * 6
+
+
+def test_a_flag_outside_the_named_concepts_names_no_target():
+    judged = Judge(5.0, frozenset({"dog"}), mixture_speaks=True)(facts(ensemble=np.array([9.0], np.float32)))
+    assert judged.column("target").to_pylist() == [None]
+
+
+def test_a_mixture_that_does_not_separate_accuses_nobody():
+    judged = Judge(5.0, frozenset(), mixture_speaks=False)(facts(clip_mixture=np.ones(3, np.float32)))
+    assert judged.column("verdict").to_pylist() == ["clean"] * 3
+
+
+def test_a_proven_trigger_makes_a_pair_poisoned_whatever_its_scores():
+    table = facts(ensemble=np.array([9, 0, 0], np.float32), trigger_id=pa.array(["t1", "t1", None], pa.string()))
+    judged = Judge(5.0, frozenset({"cat"}), mixture_speaks=True, triggers={"t1": "dog"})(table).to_pydict()
+    assert judged["verdict"] == ["poisoned", "poisoned", "clean"]
+    assert judged["reasons"] == [["proven_trigger", "poison_suspect"], ["proven_trigger"], []]
+    assert judged["target"] == ["dog", "dog", None]
