@@ -32,10 +32,9 @@ class RepairedClip(PythonModel):
         self._tokenize: Any = open_clip.get_tokenizer(f"local-dir:{folder}")
         if "adapter" in context.artifacts:
             from clipsan.stages.model.clip import ModelConfig, load_clip
-            from clipsan.stages.model.prompts import load_adapter
 
             clip = load_clip(ModelConfig(path=str(folder)))
-            load_adapter(clip, Path(context.artifacts["adapter"]))
+            clip.take_adapter(Path(context.artifacts["adapter"]))
             self._model = clip.model
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:

@@ -26,6 +26,7 @@ from .checkpoints import (
     resolve_model,
     save_clip,
 )
+from .prompts import STORED, attach_shaped, load_adapter
 
 __all__ = [
     "Clip",
@@ -207,6 +208,15 @@ class Clip:
             self._projections[width] = torch.from_numpy(orthonormal(width, LAYER_WIDTH)).to(self.device)
         return features @ self._projections[width]
 
+    def take_adapter(self, folder: Path) -> None:
+        """Put the prompts of a repair into the model; its fingerprint becomes that of the repaired one.
+
+        Raises:
+            ModelError: see load_adapter.
+        """
+        load_adapter(self.model, self.fingerprint, folder)
+        self.fingerprint = fingerprint(self.model, self.model_cfg, self.preprocess_cfg)
+
 
 def load_clip(
     model: ModelConfig,
@@ -233,9 +243,6 @@ def load_clip(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(init_seed or 0)
         network = build_model(resolved.model_cfg)
-    # prompts.py needs this module, and few models have any
-    from .prompts import STORED, attach_shaped, load_adapter
-
     if resolved.weights is not None:
         weights = read_state_dict(resolved.weights)
         if STORED in weights:
@@ -243,7 +250,7 @@ def load_clip(
         load_weights(network, weights, str(resolved.weights))
     clip = Clip(network, resolved, device, precision)
     if model.adapter is not None:
-        load_adapter(clip, Path(model.adapter))
+        clip.take_adapter(Path(model.adapter))
     return clip
 
 

@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .checkpoints import ModelError, put_in_place, read_state_dict
-from .clip import Clip, fingerprint
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -155,8 +154,13 @@ def save_adapter(prompts: DeepPrompts, base: str, folder: Path) -> None:
     put_in_place(fresh, folder)
 
 
-def load_adapter(clip: Clip, folder: Path) -> DeepPrompts:
-    """Put saved prompts into the checkpoint that they belong to; its fingerprint becomes that of the repaired model.
+def load_adapter(network: nn.Module, base: str, folder: Path) -> DeepPrompts:
+    """Put saved prompts into the network of the checkpoint that they belong to.
+
+    Args:
+        network: an open_clip model.
+        base: fingerprint of its checkpoint.
+        folder: what save_adapter wrote.
 
     Raises:
         ModelError: no such folder, another schema, another base checkpoint, or tensors of another shape.
@@ -164,20 +168,19 @@ def load_adapter(clip: Clip, folder: Path) -> DeepPrompts:
     try:
         stored = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         first_block, shape = int(stored["first_block"]), [int(stored[key]) for key in ("blocks", "tokens", "width")]
-        schema, base = stored["schema"], stored["base"]
+        schema, own = stored["schema"], stored["base"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder} is not a readable adapter: {error}") from error
     if schema != SCHEMA:
         raise ModelError(f"{folder} has adapter schema {schema}; this version reads {SCHEMA}")
-    if base != clip.fingerprint:
-        raise ModelError(f"{folder} was trained on the checkpoint {base}, not on {clip.fingerprint}")
+    if own != base:
+        raise ModelError(f"{folder} was trained on the checkpoint {own}, not on {base}")
     weights = read_state_dict(folder / ADAPTER_WEIGHTS)
     if list(weights) != ["tokens"] or list(weights["tokens"].shape) != shape:
         raise ModelError(f"{folder}: the weights are not the {shape} tokens that {ADAPTER_CONFIG} tells of")
-    prompts = attach(clip.model, first_block, shape[1], seed=0)
+    prompts = attach(network, first_block, shape[1], seed=0)
     if list(prompts.tokens.shape) != shape:
         raise ModelError(f"{folder} holds prompts {shape}, the image tower takes {list(prompts.tokens.shape)}")
     with torch.no_grad():
         prompts.tokens.copy_(weights["tokens"])
-    clip.fingerprint = fingerprint(clip.model, clip.model_cfg, clip.preprocess_cfg)
     return prompts

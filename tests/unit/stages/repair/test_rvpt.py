@@ -10,7 +10,7 @@ import torch
 
 from clipsan.stages.model.checkpoints import ModelError, build_model
 from clipsan.stages.model.clip import Clip
-from clipsan.stages.model.prompts import attach, load_adapter
+from clipsan.stages.model.prompts import attach
 from clipsan.stages.repair import Setting, build
 from clipsan.stages.repair.rvpt import Rvpt
 from tests.conftest import TINY
@@ -156,7 +156,7 @@ def test_an_adapter_turns_the_original_checkpoint_into_the_repaired_model(tmp_pa
     assert size < 3 * 5 * 64 * 4 + 1000
     fresh = tiny_clip()
     suspect = fresh.fingerprint
-    load_adapter(fresh, tmp_path / "adapter")
+    fresh.take_adapter(tmp_path / "adapter")
     assert (fresh.encode_images(images)[0] == clip.encode_images(images)[0]).all()
     assert fresh.fingerprint != suspect
 
@@ -164,14 +164,14 @@ def test_an_adapter_turns_the_original_checkpoint_into_the_repaired_model(tmp_pa
 def test_an_adapter_of_another_checkpoint_or_shape_is_refused(tmp_path) -> None:
     build(Rvpt(first_block=1, tokens=5), tiny_clip(), SETTING).export(tmp_path / "adapter")
     with pytest.raises(ModelError, match="was trained on the checkpoint"):
-        load_adapter(tiny_clip(seed=8), tmp_path / "adapter")
+        tiny_clip(seed=8).take_adapter(tmp_path / "adapter")
     stored = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     for change, message in (({"tokens": 6}, "are not the"), ({"schema": 2}, "schema 2"), ({"width": None}, "readable")):
         other = tmp_path / next(iter(change))
         shutil.copytree(tmp_path / "adapter", other)
         (other / "adapter_config.json").write_text(json.dumps({**stored, **change}))
         with pytest.raises(ModelError, match=message):
-            load_adapter(tiny_clip(), other)
+            tiny_clip().take_adapter(other)
 
 
 def test_a_resumed_objective_goes_on_with_its_prompts() -> None:
