@@ -9,6 +9,7 @@ from clipsan.stages.stage import config
 
 from ..core.cluster import ClusterConfig
 from ..tracking.record import TrackingConfig
+from ..tracking.registry import MAX_LOSS_POINTS
 
 FILLED_IN = {
     "scan": ("data", "model", "out", "cluster", "tracking"),
@@ -36,7 +37,7 @@ class RunConfig:
     max_asr_pct: float | None = 10.0
     """The ASR that a repaired model may have at most; above it, or not measured, the run ends with status 3. Null: no such
     demand."""
-    max_loss_points: float | None = 3.0
+    max_loss_points: float | None = MAX_LOSS_POINTS
     """Percentage points of clean accuracy that the repair may cost at most, else status 3. Null: no such demand."""
     force: bool = False
     """True repairs even where the scan names and proves nothing."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..evaluation.intervals import wilson_ends
 from .concept_moments import BIN_CENTRES, BINS, bin_index
 
 NEAREST = 3.0
@@ -95,8 +96,5 @@ def distance_histograms(distance: np.ndarray, rows: list[np.ndarray]) -> np.ndar
 
 def wilson_low(successes: np.ndarray, trials: np.ndarray) -> np.ndarray:
     """Return the lower end of Wilson's 95 % interval of a share; 0 where there are no trials."""
-    n = np.maximum(trials, 1)
-    p = successes / n
-    spread = Z * np.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
-    low = (p + Z * Z / (2 * n) - spread) / (1 + Z * Z / n)
-    return np.asarray(np.where(successes > 0, np.maximum(low, 0.0), 0.0))
+    low, _ = wilson_ends(successes, np.maximum(trials, 1), Z)
+    return np.asarray(np.maximum(low, 0.0))

@@ -1,6 +1,5 @@
 """Intervals of uncertainty for measured figures: 95 %, as fractions of the same unit as the figure."""
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -24,14 +23,18 @@ def wilson(successes: float, trials: int) -> tuple[float, float]:
     """
     if trials < 1 or not 0 <= successes <= trials:
         raise ValueError(f"a proportion needs 0 <= successes <= trials and a trial, not {successes} of {trials}")
-    z = float(ndtri(0.5 + CONFIDENCE / 2))
+    low, high = wilson_ends(np.asarray(successes), np.asarray(trials), float(ndtri(0.5 + CONFIDENCE / 2)))
+    return float(low), float(high)
+
+
+def wilson_ends(successes: np.ndarray, trials: np.ndarray, z: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return both ends of Wilson's interval of many proportions, `z` standard errors wide on each side; trials are at least 1."""
     share = successes / trials
     centre = share + z * z / (2 * trials)
-    spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    spread = z * np.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
     scale = 1 + z * z / trials
-    low = 0.0 if successes == 0 else (centre - spread) / scale
-    high = 1.0 if successes == trials else (centre + spread) / scale
-    return low, high
+    low = np.where(successes == 0, 0.0, (centre - spread) / scale)
+    return low, np.where(successes == trials, 1.0, (centre + spread) / scale)
 
 
 def rate_interval(hits: np.ndarray, trials: np.ndarray, *, seed: int = 0) -> tuple[float, float]:

@@ -5,13 +5,13 @@ masks, and those that the model rates low, that hang on the threshold or that re
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from segment_anything import modeling as sam_modeling
-from segment_anything.utils.amg import generate_crop_boxes
+from segment_anything.utils.amg import MaskData, generate_crop_boxes
 
 from ..stage import config
 from .regions import Region
@@ -86,12 +86,21 @@ class CropPredictor(SamPredictor):
         self.is_image_set = True
 
 
+class CropGenerator(SamAutomaticMaskGenerator):
+    """The package's generator, whose table of crops has no second axis where no mask survives: it then fails on several crops."""
+
+    def _process_crop(self, *given: Any) -> MaskData:
+        found = super()._process_crop(*given)
+        found["crop_boxes"] = found["crop_boxes"].reshape(-1, 4).long()
+        return found
+
+
 class MaskOracle:
     """The regions that a SAM-like model finds by itself."""
 
     def __init__(self, model: sam_modeling.Sam, settings: MaskSettings, device: str) -> None:
         self._predictor = CropPredictor(model.to(torch.device(device)).eval())
-        self._generator = SamAutomaticMaskGenerator(
+        self._generator = CropGenerator(
             model,
             points_per_side=settings.points_per_side,
             points_per_batch=settings.points_per_batch,

@@ -1,16 +1,26 @@
 """Segments of an image by colour alone: superpixels, and what becomes of them as the most alike neighbours merge."""
 
+from typing import Annotated
+
 import numpy as np
+from pydantic import Field
 from skimage.color import rgb2lab
 from skimage.segmentation import felzenszwalb
 
-SCALE = 100.0
-"""Felzenszwalb's preference for large superpixels; of 50, 100 and 200 the best on COCO photos, and better than SLIC."""
-SMALLEST = 1 / 200
-"""Smallest superpixel, as a share of the image; it bounds their number, too."""
+from ..stage import config
 
 
-def segments(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+@config
+class CutConfig:
+    """How an image is cut into superpixels."""
+
+    scale: Annotated[float, Field(gt=0)] = 100.0
+    """Felzenszwalb's preference for large superpixels; of 50, 100 and 200 the best on COCO photos, and better than SLIC."""
+    smallest: Annotated[float, Field(gt=0, le=1)] = 1 / 200
+    """Smallest superpixel, as a share of the image; it bounds their number, too."""
+
+
+def segments(image: np.ndarray, settings: CutConfig) -> tuple[np.ndarray, np.ndarray]:
     """Return the nodes of the merge tree of an image's superpixels, all but the image itself, the most distinct first.
 
     Superpixels as Felzenszwalb and Huttenlocher (2004) cut them; then the two neighbours whose union loses least
@@ -19,13 +29,14 @@ def segments(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Args:
         image: `[H, W, 3] uint8`.
+        settings: of the superpixels.
 
     Returns:
-        Masks `[N, H, W] bool`, N less than 2 / SMALLEST; and the heights at which they merge as fractions of the
+        Masks `[N, H, W] bool`, N less than 2 / `settings.smallest`; and the heights at which they merge as fractions of the
         last one, `[N] float64`, falling.
     """
-    smallest = max(2, round(SMALLEST * image.shape[0] * image.shape[1]))
-    cut = felzenszwalb(image, scale=SCALE, sigma=0.8, min_size=smallest)
+    smallest = max(2, round(settings.smallest * image.shape[0] * image.shape[1]))
+    cut = felzenszwalb(image, scale=settings.scale, sigma=0.8, min_size=smallest)
     names, cut = np.unique(cut, return_inverse=True)
     cut = cut.reshape(image.shape[:2])
     if len(names) < 2:

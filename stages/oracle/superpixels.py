@@ -1,19 +1,16 @@
 """The oracle that needs no weights: segments by colour, windows that follow edges, and a grid of windows."""
 
-from typing import Literal
+from dataclasses import field
+from typing import Annotated, Literal
 
 import numpy as np
 from PIL import Image
+from pydantic import Field
 
 from ..stage import config
 from .regions import Region
-from .segments import segments
-from .windows import COARSE, FINE, follow_edges, grid
-
-WORK_PX = 128
-"""Shorter side at which images are segmented; larger ones are averaged down and the masks stretched back."""
-GRID_QUALITY = 0.25
-"""Highest quality of a grid window, which knows nothing of the image."""
+from .segments import CutConfig, segments
+from .windows import EdgeConfig, GridsConfig, follow_edges, grid
 
 
 @config
@@ -28,6 +25,16 @@ class SuperpixelsConfig:
     at_most: int = 124
     """Regions of an image. What windows and segments leave goes to a grid of windows: 64 make the coarse one of a
     square image; 361 more make the fine one, with which no square of 8 to 16 px of 64 is missed wherever it is."""
+    work_px: Annotated[int, Field(ge=16)] = 128
+    """Shorter side at which images are segmented; larger ones are averaged down and the masks stretched back."""
+    grid_quality: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """Highest quality of a grid window, which knows nothing of the image."""
+    edges: EdgeConfig = field(default_factory=EdgeConfig)
+    """The windows that follow edges."""
+    cut: CutConfig = field(default_factory=CutConfig)
+    """The superpixels."""
+    grids: GridsConfig = field(default_factory=GridsConfig)
+    """The windows of the grid."""
 
     def __post_init__(self) -> None:
         if min(self.windows, self.segments) < 0:
@@ -48,44 +55,48 @@ class Superpixels:
         Raises:
             ValueError: the image is smaller than 16 px.
         """
+        settings = self._settings
         height, width = image.shape[:2]
         if min(height, width) < 16:
             raise ValueError(f"the superpixel oracle needs 16 px, not {height} x {width}")
-        small = _shrink(image)
+        small = _shrink(image, settings.work_px)
         rows = np.arange(height) * small.shape[0] // height
         columns = np.arange(width) * small.shape[1] // width
-        masks = segments(small)[0][: self._settings.segments]
+        masks = segments(small, settings.cut)[0][: settings.segments]
         found = [masks[i][rows][:, columns] for i in range(len(masks))]
         sharp = [
             _window(height, width, _stretched(box, small.shape, image.shape))
-            for box in follow_edges(small, self._settings.windows)
+            for box in follow_edges(small, settings.windows, settings.edges)
         ]
-        regions = _ranked(sharp) + _ranked(found)
+        regions = _ranked(sharp, settings.grid_quality) + _ranked(found, settings.grid_quality)
         regions.sort(key=lambda region: -region.quality)
-        return regions + _spread(height, width, self._settings.at_most - len(regions))
+        boxes = _spread(height, width, settings.at_most - len(regions), settings.grids)
+        qualities = [settings.grid_quality * (1 - i / len(boxes)) for i in range(len(boxes))]
+        grids = [_window(height, width, box) for box in boxes]
+        return regions + [Region(mask, quality) for mask, quality in zip(grids, qualities, strict=True)]
 
 
-def _spread(height: int, width: int, count: int) -> list[Region]:
+def _spread(height: int, width: int, count: int, grids: GridsConfig) -> list[np.ndarray]:
     """Return `count` windows at most, all over the image: of the coarse grid, then of the fine one."""
     boxes: list[np.ndarray] = []
-    for side_and_stride in (COARSE, FINE):
-        cells = grid(height, width, *side_and_stride)
+    for settings in (grids.coarse, grids.fine):
+        cells = grid(height, width, settings)
         some = np.linspace(0, len(cells) - 1, min(len(cells), count - len(boxes))).astype(np.int64)
         boxes.extend(cells[some])
-    return [Region(_window(height, width, box), GRID_QUALITY * (1 - i / len(boxes))) for i, box in enumerate(boxes)]
+    return boxes
 
 
-def _ranked(masks: list[np.ndarray]) -> list[Region]:
-    """Return regions whose quality falls evenly from 1 to just above the grid's."""
-    qualities = 1 - (1 - GRID_QUALITY) * np.arange(len(masks)) / max(1, len(masks))
+def _ranked(masks: list[np.ndarray], least: float) -> list[Region]:
+    """Return regions whose quality falls evenly from 1 to just above `least`, the grid's."""
+    qualities = 1 - (1 - least) * np.arange(len(masks)) / max(1, len(masks))
     return [Region(mask, quality) for mask, quality in zip(masks, qualities.tolist(), strict=True)]
 
 
-def _shrink(image: np.ndarray) -> np.ndarray:
+def _shrink(image: np.ndarray, work_px: int) -> np.ndarray:
     height, width = image.shape[:2]
-    if min(height, width) <= WORK_PX:
+    if min(height, width) <= work_px:
         return image
-    scale = WORK_PX / min(height, width)
+    scale = work_px / min(height, width)
     size = (round(width * scale), round(height * scale))
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
 

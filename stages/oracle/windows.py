@@ -1,27 +1,60 @@
 """Square windows of an image: those whose border follows edges, and a grid that leaves no place out."""
 
+from dataclasses import field
+from typing import Annotated
+
 import numpy as np
+from pydantic import Field
 
-SIDES = (0.07, 0.375)
-"""Smallest and largest side of a window that follows edges, as fractions of the image's shorter side."""
-STEPS = 16
-"""Sides between the two, in geometric progression."""
-BANDS = 3
-"""Ranges of sides that get the same number of windows, so that the many small ones do not crowd out the large."""
-TRIED = 200
-"""Places of one side that are looked at, the best first."""
-OVERLAP = 0.6
-"""Intersection over union above which the weaker of two windows of one band is dropped."""
+from ..stage import config
 
-COARSE = (18 / 64, 7 / 64)
-FINE = (11 / 64, 3 / 64)
-"""Side and stride of the two grids as fractions of the shorter side. Together they have, on 64 px, a window whose
-intersection over union is at least .5 for every square of 8 to 16 px at every place; of pairs of even grids whose
-coarser one has no more than 64 windows this is the smallest. A bound below: squares of 8 px alone need 155 windows,
-because none has that overlap with more than 21 of their 57 x 57 places."""
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
-def follow_edges(image: np.ndarray, count: int) -> np.ndarray:
+@config
+class EdgeConfig:
+    """Which windows are tried for a sharp border."""
+
+    smallest: Share = 0.07
+    """Smallest side of a window, as a fraction of the image's shorter side."""
+    largest: Share = 0.375
+    """Largest side, as the same fraction."""
+    steps: Annotated[int, Field(ge=1)] = 16
+    """Sides between the two, in geometric progression."""
+    bands: Annotated[int, Field(ge=1)] = 3
+    """Ranges of sides that get the same number of windows, so that the many small ones do not crowd out the large."""
+    tried: Annotated[int, Field(ge=1)] = 200
+    """Places of one side that are looked at, the best first."""
+    overlap: Share = 0.6
+    """Intersection over union above which the weaker of two windows of one band is dropped."""
+
+
+@config
+class GridConfig:
+    """Windows at even distances."""
+
+    side: Share
+    """Of a window, as a fraction of the image's shorter side."""
+    stride: Share
+    """Largest distance of two, as the same fraction."""
+
+
+@config
+class GridsConfig:
+    """Two grids of windows that leave no place out.
+
+    Together the defaults have, on 64 px, a window whose intersection over union is at least .5 for every square of 8 to 16 px
+    at every place; of pairs of even grids whose coarser one has no more than 64 windows this is the smallest. A bound below:
+    squares of 8 px alone need 155 windows, because none has that overlap with more than 21 of their 57 x 57 places.
+    """
+
+    coarse: GridConfig = field(default_factory=lambda: GridConfig(side=18 / 64, stride=7 / 64))
+    """Of which windows are taken first."""
+    fine: GridConfig = field(default_factory=lambda: GridConfig(side=11 / 64, stride=3 / 64))
+    """Of which the rest is taken."""
+
+
+def follow_edges(image: np.ndarray, count: int, settings: EdgeConfig) -> np.ndarray:
     """Return the windows whose border is sharp on all four sides, as a pasted patch's is.
 
     A window's score is the mean difference of colour across each of its sides (the largest of the three channels),
@@ -31,30 +64,33 @@ def follow_edges(image: np.ndarray, count: int) -> np.ndarray:
     Args:
         image: `[H, W, 3] uint8`.
         count: how many at most.
+        settings: sides, and how many of each are tried.
 
     Returns:
         `[N, 4] int64`: top, left, height, width in pixels.
     """
     shorter = min(image.shape[:2])
-    sides = np.unique(np.rint(np.geomspace(SIDES[0] * shorter, SIDES[1] * shorter, STEPS)).astype(int))
-    bands = np.array_split(sides[sides >= 2], BANDS)
+    ends = settings.smallest * shorter, settings.largest * shorter
+    sides = np.unique(np.rint(np.geomspace(*ends, settings.steps)).astype(int))
+    bands = np.array_split(sides[sides >= 2], settings.bands)
     across, down = _edge_sums(image)
-    chosen = [_apart(_sharpest(across, down, band), -(-count // BANDS)) for band in bands if len(band)]
+    most = -(-count // settings.bands)
+    found = [_sharpest(across, down, band, settings.tried) for band in bands if len(band)]
+    chosen = [_apart(windows, most, settings.overlap) for windows in found]
     turns = [windows[turn] for turn in range(count) for windows in chosen if turn < len(windows)]
     return np.array(turns, dtype=np.int64).reshape(-1, 4)[:count]
 
 
-def grid(height: int, width: int, side: float, stride: float) -> np.ndarray:
+def grid(height: int, width: int, settings: GridConfig) -> np.ndarray:
     """Return `[N, 4] int64` windows (top, left, height, width) at even distances, the outermost on the border.
 
     Args:
         height: of the image in pixels.
         width: of the image in pixels.
-        side: of the windows, as a fraction of the image's shorter side.
-        stride: largest distance of two, as the same fraction.
+        settings: side and stride.
     """
-    side_px = max(1, round(side * min(height, width)))
-    stride_px = max(1.0, stride * min(height, width))
+    side_px = max(1, round(settings.side * min(height, width)))
+    stride_px = max(1.0, settings.stride * min(height, width))
 
     def places(length: int) -> np.ndarray:
         free = length - side_px
@@ -78,7 +114,7 @@ def _edge_sums(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return across, down
 
 
-def _sharpest(across: np.ndarray, down: np.ndarray, sides: np.ndarray) -> np.ndarray:
+def _sharpest(across: np.ndarray, down: np.ndarray, sides: np.ndarray, tried: int) -> np.ndarray:
     """Return `[N, 5] float64`: score, top, left, height, width of the best places of each side, best first."""
     found = []
     for side in sides.tolist():
@@ -88,15 +124,15 @@ def _sharpest(across: np.ndarray, down: np.ndarray, sides: np.ndarray) -> np.nda
         horizontal[[0, -1]] = np.inf
         score = np.minimum(vertical[:, :-side], vertical[:, side:])
         score = np.minimum(score, np.minimum(horizontal[:-side], horizontal[side:])).ravel()
-        best = np.argpartition(-score, TRIED)[:TRIED] if score.size > TRIED else np.arange(score.size)
+        best = np.argpartition(-score, tried)[:tried] if score.size > tried else np.arange(score.size)
         top, left = np.divmod(best, vertical.shape[1] - side)
         found.append(np.stack([score[best], top, left, *np.full((2, len(best)), side)], axis=1))
     windows = np.concatenate(found)
     return windows[np.lexsort((windows[:, 3], windows[:, 2], windows[:, 1], -windows[:, 0]))]
 
 
-def _apart(windows: np.ndarray, count: int) -> np.ndarray:
-    """Return `[N, 4]`: the first `count` that do not overlap one before them by more than OVERLAP."""
+def _apart(windows: np.ndarray, count: int, overlap: float) -> np.ndarray:
+    """Return `[N, 4]`: the first `count` that do not overlap one before them by more than that."""
     boxes, kept = windows[:, 1:], list[np.ndarray]()
     area = boxes[:, 2] * boxes[:, 3]
     alive = np.ones(len(boxes), dtype=bool)
@@ -106,5 +142,5 @@ def _apart(windows: np.ndarray, count: int) -> np.ndarray:
         rows = np.minimum(boxes[:, 0] + boxes[:, 2], one[0] + one[2]) - np.maximum(boxes[:, 0], one[0])
         columns = np.minimum(boxes[:, 1] + boxes[:, 3], one[1] + one[3]) - np.maximum(boxes[:, 1], one[1])
         shared = np.clip(rows, 0, None) * np.clip(columns, 0, None)
-        alive &= shared <= OVERLAP * (area + one[2] * one[3] - shared)
+        alive &= shared <= overlap * (area + one[2] * one[3] - shared)
     return np.array(kept).reshape(-1, 4)

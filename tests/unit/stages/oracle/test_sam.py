@@ -147,8 +147,11 @@ def test_crops_are_encoded_as_one_by_one(model):
         batched.set_image(crops[0])
 
 
-def test_strict_thresholds_give_an_empty_list(path, image):
-    strict = SamConfig(path=str(path), points_per_side=2, pred_iou_thresh=0.99, stability_score_thresh=1.0)
+@pytest.mark.parametrize("layers", [0, 1])
+def test_strict_thresholds_give_an_empty_list(path, image, layers):
+    strict = SamConfig(
+        path=str(path), points_per_side=2, pred_iou_thresh=0.99, stability_score_thresh=1.0, crop_n_layers=layers
+    )
     assert Sam(strict, "cpu")(image) == []
 
 

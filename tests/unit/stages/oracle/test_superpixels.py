@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from clipsan.stages.oracle.regions import iou
-from clipsan.stages.oracle.segments import merge, neighbours, segments
+from clipsan.stages.oracle.segments import CutConfig, merge, neighbours, segments
 from clipsan.stages.oracle.superpixels import Superpixels, SuperpixelsConfig
-from clipsan.stages.oracle.windows import COARSE, FINE, follow_edges, grid
+from clipsan.stages.oracle.windows import EdgeConfig, GridsConfig, follow_edges, grid
 from clipsan.stages.scenes.scene import SceneConfig, render
+
+GRIDS = GridsConfig()
 
 
 def box_iou(boxes, top, left, side):
@@ -27,7 +29,7 @@ def texture(seed, height=64, width=64):
 
 
 def test_grids_have_a_window_for_every_square_of_8_to_16_px_at_every_place_of_64():
-    boxes = np.concatenate([grid(64, 64, *COARSE), grid(64, 64, *FINE)])
+    boxes = np.concatenate([grid(64, 64, GRIDS.coarse), grid(64, 64, GRIDS.fine)])
     assert len(boxes) == 64 + 361
     for side in range(8, 17):
         for top in range(64 - side + 1):
@@ -37,13 +39,13 @@ def test_grids_have_a_window_for_every_square_of_8_to_16_px_at_every_place_of_64
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (100, 61), (33, 200)])
 def test_grid_reaches_the_border_exactly_and_steps_no_farther_than_the_stride(height, width):
-    for side, stride in (COARSE, FINE):
-        boxes = grid(height, width, side, stride)
+    for settings in (GRIDS.coarse, GRIDS.fine):
+        boxes = grid(height, width, settings)
         for axis, length in ((0, height), (1, width)):
             starts = np.unique(boxes[:, axis])
             assert starts[0] == 0
             assert starts[-1] + boxes[0, 2] == length
-            assert np.diff(starts).max() <= stride * min(height, width) + 1
+            assert np.diff(starts).max() <= settings.stride * min(height, width) + 1
         assert len(np.unique(boxes, axis=0)) == len(boxes)
 
 
@@ -82,7 +84,7 @@ def test_a_window_is_scored_by_the_least_of_its_four_sides():
                 if score > best:
                     best, where = score, (top, left, side, side)
     assert where == (9, 20, 6, 6)
-    assert list(where) in follow_edges(image, 3).tolist()
+    assert list(where) in follow_edges(image, 3, EdgeConfig()).tolist()
 
 
 def test_merging_joins_the_cheapest_neighbours_first():
@@ -107,12 +109,12 @@ def test_segments_find_flat_things_and_a_blank_picture_has_none():
     image = np.full((64, 96, 3), (30, 120, 200), dtype=np.uint8)
     image[10:40, 8:50] = (240, 220, 60)
     image[20:30, 20:30] = (20, 20, 20)
-    masks, heights = segments(image)
+    masks, heights = segments(image, CutConfig())
     for part in ((image == (30, 120, 200)).all(2), (image == (240, 220, 60)).all(2), (image == (20, 20, 20)).all(2)):
         assert max(iou(mask, part) for mask in masks) > 0.9
     assert heights[0] == 1
     assert (np.diff(heights) <= 0).all()
-    assert segments(np.full((20, 20, 3), 7, dtype=np.uint8))[0].shape == (0, 20, 20)
+    assert segments(np.full((20, 20, 3), 7, dtype=np.uint8), CutConfig())[0].shape == (0, 20, 20)
 
 
 def test_the_main_thing_of_most_scenes_is_a_region():
