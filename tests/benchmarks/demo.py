@@ -1,4 +1,4 @@
-"""The figures of `clipsan demo`, stored for the README.
+"""The figures of `clipsan demo`, stored for RESULTS.md and the README.
 
     python -m tests.benchmarks.demo
 
@@ -43,7 +43,7 @@ def rows_of(home: Path) -> list[Row]:
 def main() -> int:
     """Run the demo where it has not finished, and store its figures."""
     if not (ROOT / OUT / "summary.json").is_file():
-        subprocess.run([sys.executable, "-m", "pipeline", "demo", f"out={OUT}"], cwd=ROOT, check=True)
+        subprocess.run([sys.executable, "-m", "clipsan.pipeline", "demo", f"out={OUT}"], cwd=ROOT, check=True)
     record("demo", rows_of(ROOT / OUT), command=COMMAND)
     return 0
 

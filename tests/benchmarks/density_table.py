@@ -1,4 +1,4 @@
-"""The README's table of density scores beside the published behaviour, and what it says."""
+"""The table of density scores beside the published behaviour, and what it says."""
 
 from collections.abc import Sequence
 from statistics import fmean

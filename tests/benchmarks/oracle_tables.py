@@ -1,4 +1,4 @@
-"""README's tables of the oracles and of what the scan proves with one."""
+"""The tables of the oracles and of what the scan proves with one."""
 
 from functools import partial
 

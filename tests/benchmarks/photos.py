@@ -185,7 +185,7 @@ def execute(arguments: list[str], photos: Path) -> None:
     sys.stdout.write(as_shell(arguments) + "\n")
     sys.stdout.flush()
     real = [argument.replace("$CLIPSAN_ASSETS", str(photos)) for argument in arguments]
-    subprocess.run([sys.executable, "-m", "pipeline", *real], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "clipsan.pipeline", *real], cwd=ROOT, check=True)
 
 
 def run_cell(cell: Cell, photos: Path) -> None:

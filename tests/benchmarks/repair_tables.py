@@ -1,4 +1,4 @@
-"""README's table of the repairs: what each method leaves of the accuracy and of the backdoor."""
+"""The table of the repairs: what each method leaves of the accuracy and of the backdoor."""
 
 from tests.benchmarks.results import Row
 from tests.benchmarks.sections import Column, Section, Table

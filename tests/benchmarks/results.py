@@ -1,4 +1,4 @@
-"""The store of benchmark figures: README tables are generated from these files, never typed.
+"""The store of benchmark figures: the tables of RESULTS.md are generated from these files, never typed.
 
 One JSON file a subject in tests/benchmarks/results/, with one flat row a measured cell. A row is replaced by a new one of the same
 key, so a benchmark can be run cell by cell; the head of the file (date, versions, machine) is that of the last cell written.

@@ -1,4 +1,4 @@
-"""README's table of the sweeps: what is recommended without knowing the attack, and what early stopping saves."""
+"""The table of the sweeps: what is recommended without knowing the attack, and what early stopping saves."""
 
 from tests.benchmarks.results import Row
 from tests.benchmarks.sections import Column, Section, Table

@@ -1,6 +1,6 @@
-"""Markdown tables of README.md, generated from the stored figures.
+"""Markdown tables of RESULTS.md and README.md, generated from the stored figures.
 
-    python -m tests.benchmarks.tables --write README.md
+    python -m tests.benchmarks.tables --write tests/benchmarks/RESULTS.md README.md
 
 A table stands between `<!-- table:NAME -->` and `<!-- /table:NAME -->`; what is there is replaced.
 """
@@ -17,6 +17,7 @@ from tests.benchmarks.oracle_tables import PROOF, QUALITY
 from tests.benchmarks.repair_tables import REPAIR
 from tests.benchmarks.results import Results, Row, Value
 from tests.benchmarks.sections import Column, Section, Table
+from tests.benchmarks.story_table import BEFORE_AFTER, before_after, found_of
 from tests.benchmarks.sweep_tables import SWEEP
 from tests.benchmarks.zoo_tables import DETECTORS, attacks, decisions, matrix, not_of_zoo
 
@@ -234,6 +235,7 @@ SECTIONS = {
             ),
         ),
     ),
+    "before-after": Section("demo", (Table(BEFORE_AFTER, before_after),), found_of),
     "demo": Section(
         "demo",
         (
@@ -348,13 +350,14 @@ def fill(text: str, folder: Path = results.FOLDER) -> str:
 def main() -> int:
     """Write the tables into a file, or show them all."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.tables", description=__doc__.splitlines()[0])
-    parser.add_argument("--write", metavar="README.md", type=Path, help="Markdown file with table markers")
-    path = parser.parse_args().write
-    if path is None:
+    parser.add_argument("--write", metavar="FILE.md", type=Path, nargs="+", help="Markdown files with table markers")
+    paths = parser.parse_args().write
+    if paths is None:
         for name, section in SECTIONS.items():
             sys.stdout.write(f"## {name}\n{render(name, results.load(section.results))}\n")
         return 0
-    path.write_text(fill(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in paths:
+        path.write_text(fill(path.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
 
 
@@ -365,9 +368,10 @@ def _is_numeric(column: Column, rows: list[Row]) -> bool:
 def _origin(found: Results, rows: list[Row]) -> str:
     machine = found.machine
     models = ", ".join(sorted({str(row["model"]) for row in rows if row.get("model")}))
-    seeds = f"seed {', '.join(map(str, found.seeds))}; " if found.seeds else ""
+    seeds = f"seed {', '.join(map(str, found.seeds))}" if found.seeds else ""
+    what = "".join(f"{part}; " for part in (models, seeds) if part)
     return (
-        f"Measured by `{found.command}` on {found.date}: {models}; {seeds}"
+        f"Measured by `{found.command}` on {found.date}: {what}"
         f"{machine.cores} cores ({machine.cpu}), {machine.memory_gib:.0f} GiB; "
         f"torch {found.versions['torch']}, ray {found.versions['ray']}."
     )

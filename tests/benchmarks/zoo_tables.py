@@ -1,4 +1,4 @@
-"""Rows of the README's tables of the attack zoo: one line an attack, one column a detector."""
+"""Rows of the tables of the attack zoo: one line an attack, one column a detector."""
 
 from collections.abc import Callable
 from statistics import fmean

@@ -1,22 +1,73 @@
-"""README tables are generated from stored figures, and README holds exactly what the generator gives."""
+"""Tables are generated from stored figures, and RESULTS.md and README.md hold exactly what the generator gives."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.benchmarks import results
 from tests.benchmarks.results import KEYS, record
-from tests.benchmarks.tables import COMMANDS, MARK, SECTIONS, Column, cell, fill, markdown, render, shown
+from tests.benchmarks.tables import (
+    COMMANDS,
+    MARK,
+    MARKED,
+    SECTIONS,
+    Column,
+    cell,
+    fill,
+    main,
+    markdown,
+    render,
+    shown,
+)
 
-README = Path(__file__).resolve().parents[3] / "README.md"
+ROOT = Path(__file__).resolve().parents[3]
+DOCUMENTS = (ROOT / "README.md", ROOT / "tests" / "benchmarks" / "RESULTS.md")
+COMMAND = "python -m tests.benchmarks.tables --write tests/benchmarks/RESULTS.md README.md"
 
 
-def test_readme_holds_what_the_generator_gives():
-    text = README.read_text(encoding="utf-8") if README.is_file() else ""
-    if not MARK.search(text):
-        pytest.skip("README.md has no table markers")
-    assert fill(text) == text, "run: python -m tests.benchmarks.tables --write README.md"
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_a_document_holds_what_the_generator_gives(path):
+    text = path.read_text(encoding="utf-8")
+    assert MARK.search(text)
+    assert fill(text) == text, f"run: {COMMAND}"
+
+
+def test_every_table_stands_in_a_document_and_in_one_alone():
+    named = [match["name"] for path in DOCUMENTS for match in MARKED.finditer(path.read_text(encoding="utf-8"))]
+    assert sorted(named) == sorted(SECTIONS)
+
+
+def test_the_command_that_writes_them_is_the_one_that_they_name(tmp_path, monkeypatch):
+    assert COMMAND in DOCUMENTS[1].read_text(encoding="utf-8")
+    paths = [tmp_path / path.name for path in DOCUMENTS]
+    for path in paths:
+        path.write_text("<!-- table:demo -->\nold\n<!-- /table:demo -->\n")
+    monkeypatch.setattr(sys, "argv", ["tables", "--write", *map(str, paths)])
+    assert main() == 0
+    assert all("old" not in path.read_text() and "| clean |" in path.read_text() for path in paths)
+
+
+def demo(attack, detector="scan", **fields):
+    return {"data": "scenes", "model": "demo", "seed": 0, "attack": attack, "detector": detector, **fields}
+
+
+def test_the_lines_before_and_after_are_those_of_the_suspect_and_of_the_repaired_model(tmp_path):
+    figures = {"asr_pct": 99.0, "accuracy_under_trigger_pct": 5.0, "clean_accuracy_pct": 90.0}
+    rows = [
+        demo("clean", pairs=40, poisoned=0, flagged=0, **figures),
+        demo("patch", pairs=40, poisoned=4, flagged=5, flagged_poisoned=3, **figures, asr_pct_ci95=[98.0, 99.5]),
+        demo("patch", "dao", auroc=0.5),
+        demo("patch, repaired by unlearn", asr_pct=1.0, accuracy_under_trigger_pct=80.0, clean_accuracy_pct=89.0),
+    ]
+    text = render("before-after", record("demo", rows, command="python -m x", folder=tmp_path))
+    assert "that become the target | 99.0 (98.0 to 99.5) | 1.0 |" in text
+    assert "| 90.0 | 89.0 |" in text
+    assert "Of 40 pairs, 4 of them poisoned, the scan flags 5, 3 of them poisoned; of 40 pairs, none" in text
+    assert "python -m x" in text
+    unrepaired = record("demo", rows[:3], command="python -m x", folder=tmp_path / "unrepaired")
+    assert render("before-after", unrepaired).startswith("No figures yet")
 
 
 def test_stored_figures_have_the_shape_of_results():
