@@ -5,11 +5,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
-from .core.config import ConfigError
-from .core.run_folder import RunFolder
+from .core.run_folder import RunFolder, read_run_yaml
 
 
 def command(run: str, _: list[str]) -> int:
@@ -25,9 +24,7 @@ def describe(root: Path) -> str:
         ConfigError: the folder is no run of clipsan.
     """
     folder = RunFolder(root)
-    if not folder.run_yaml.is_file():
-        raise ConfigError(f"{root}: no run.yaml there, so this is no run folder of clipsan")
-    record = yaml.safe_load(folder.run_yaml.read_text(encoding="utf-8"))
+    record = read_run_yaml(root)
     lines = [f"{record['verb']}  {root}  fingerprint {record['fingerprint'][:12]}"]
     passes = json.loads(folder.passes.read_text(encoding="utf-8")) if folder.passes.is_file() else {}
     lines += [_pass_line(name, root / entry["folder"], entry["parts"]) for name, entry in passes.items()]
@@ -47,10 +44,10 @@ def describe(root: Path) -> str:
 
 
 def _pass_line(name: str, folder: Path, total: int) -> str:
-    parts = list(folder.rglob("part-*.parquet"))
+    parts = {path: rows for path in folder.rglob("part-*.parquet") if (rows := _rows(path)) is not None}
     if not parts:
         return f"{name:<9} 0/{total} parts"
-    rows = sum(pq.read_metadata(path).num_rows for path in parts)
+    rows = sum(parts.values())
     times = sorted(path.stat().st_mtime for path in parts)
     span = times[-1] - times[0]
     line = f"{name:<9} {len(parts)}/{total} parts, {rows:,} rows"
@@ -61,6 +58,14 @@ def _pass_line(name: str, folder: Path, total: int) -> str:
         if len(parts) < total:
             line += f", about {(total - len(parts)) * span / (len(parts) - 1):,.0f} s left at that rate"
     return line
+
+
+def _rows(part: Path) -> int | None:
+    """Return the rows of a part from its footer; None for one that is damaged and will be made again."""
+    try:
+        return int(pq.read_metadata(part).num_rows)
+    except pa.ArrowException:
+        return None
 
 
 def _rejections(folder: Path) -> Counter[str]:

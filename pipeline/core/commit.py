@@ -2,11 +2,19 @@
 
 Ray Data's own checkpointing cannot be used for this job: it keeps every id in memory, re-reads all input, does not know the
 configuration that made a result, and its granularity is a write task.
+
+A part is one Parquet file that any reader opens, and it carries its own checksum: the last entry of the footer holds the SHA-256
+of all other bytes of the file. Every read computes it again (1 GB/s and more), so no bit of a part changes unnoticed.
 """
 
+import contextlib
 import hashlib
+import io
 import json
 import os
+import secrets
+import socket
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +25,10 @@ import pyarrow.parquet as pq
 from .config import ConfigError
 
 FINGERPRINT_KEY = b"clipsan.fingerprint"
+CHECKSUM_KEY = "clipsan.sha256"
+CHECKSUM_DIGITS = 64
+FOOTER_TAIL = 8
+"""Bytes behind a Parquet footer: its length, and the magic number."""
 
 Key = int | str
 """Names a part of a pass: the number of a unit, or a path below the pass's folder, as perm-1/part-00003."""
@@ -25,6 +37,10 @@ K = TypeVar("K", int, str, Key)
 
 class FingerprintError(ConfigError):
     """A folder holds results that other settings made."""
+
+
+class DamagedPartError(ConfigError):
+    """A committed part is not what was written: cut off, or with bits that changed."""
 
 
 def fingerprint(tree: Any) -> str:
@@ -39,32 +55,102 @@ def part_path(folder: Path, key: Key) -> Path:
 
 
 def write_part(folder: Path, key: Key, table: pa.Table, fingerprint: str) -> Path:
-    """Commit one part: write under a temporary name, flush, rename.
+    """Commit one part with its checksum: write under a temporary name, flush, rename.
 
     Two writers of the same part (a retried task) each rename their own file, and both files have the same content.
     """
     path = part_path(folder, key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     metadata = {**(table.schema.metadata or {}), FINGERPRINT_KEY: fingerprint.encode()}
-    with temporary.open("wb") as sink:
-        pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd")
-        sink.flush()
-        os.fsync(sink.fileno())
-    temporary.replace(path)
+    table = table.replace_schema_metadata(metadata)
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({CHECKSUM_KEY: "0" * CHECKSUM_DIGITS})
+    _write(path, _sealed(sink.getbuffer()))
     return path
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file whole or not at all."""
+    _write(path, text.encode("utf-8"))
+
+
+def _write(path: Path, content: bytes | memoryview) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{_writer()}.tmp")
+    try:
+        with temporary.open("wb") as sink:
+            sink.write(content)
+            sink.flush()
+            os.fsync(sink.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _writer() -> str:
+    """Return a name that no other writer has, of this process, machine or container."""
+    return f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _machine() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def clear_temporary(root: Path) -> None:
+    """Remove what writers left below a folder when they were killed; those of a living process of this machine stay."""
+    for home, _, names in os.walk(root):
+        for name in names:
+            if not (name.startswith(".") and name.endswith(".tmp")):
+                continue
+            machine, _, rest = name.removesuffix(".tmp").rpartition(".")[2].partition("-")
+            pid = rest.partition("-")[0]
+            if machine == _machine() and pid.isdecimal() and _lives(int(pid)):
+                continue
+            Path(home, name).unlink(missing_ok=True)
+
+
+def _lives(pid: int) -> bool:
+    with contextlib.suppress(PermissionError):
+        try:
+            os.kill(pid, 0)
+        except (ProcessLookupError, OverflowError):
+            return False
+    return True
+
+
+def _sealed(file: memoryview) -> memoryview:
+    """Put the checksum of a Parquet file in the place that its footer has for it."""
+    place = _checksum_place(file)
+    assert place is not None
+    file[place : place + CHECKSUM_DIGITS] = _checksum(file, place).encode()
+    return file
+
+
+def _checksum_place(file: bytes | memoryview) -> int | None:
+    """Return where the digits of the checksum stand in a Parquet file: at the end of its footer, or nowhere."""
+    length = int.from_bytes(file[-FOOTER_TAIL:-4], "little")
+    footer_at = max(0, len(file) - FOOTER_TAIL - length)
+    found = bytes(file[footer_at:]).rfind(CHECKSUM_KEY.encode())
+    # thrift puts the kind of the value and its length between a key and its value
+    place = footer_at + found + len(CHECKSUM_KEY) + 2
+    return place if found >= 0 and place + CHECKSUM_DIGITS <= len(file) else None
+
+
+def _checksum(file: bytes | memoryview, place: int) -> str:
+    digest = hashlib.sha256(file[:place])
+    digest.update(file[place + CHECKSUM_DIGITS :])
+    return digest.hexdigest()
+
+
+def _is_whole(file: bytes) -> bool:
+    place = _checksum_place(file)
+    return place is not None and bytes(file[place : place + CHECKSUM_DIGITS]) == _checksum(file, place).encode()
 
 
 def missing_parts(folder: Path, keys: Iterable[K], fingerprint: str) -> list[K]:
-    """Return the keys of the parts that are not committed yet.
+    """Return the keys of the parts that are not committed yet; a damaged part is named on stderr, and counts as one of them.
 
     Raises:
         FingerprintError: a part was made with another configuration, model, input or version of the method.
@@ -79,20 +165,40 @@ def read_parts(folder: Path, keys: Iterable[Key], columns: list[str] | None = No
 
 
 def read_part(folder: Path, key: Key, columns: list[str] | None = None) -> pa.Table:
-    """Read one committed part, without following the folder's other files."""
+    """Read one committed part and check it.
+
+    Raises:
+        DamagedPartError: it is not what was written.
+    """
+    path = part_path(folder, key)
+    content = path.read_bytes()
+    if not _is_whole(content):
+        raise DamagedPartError(f"{path} is damaged (its checksum differs); the same command again makes it anew")
     # A file object: pq.read_table on a path would try to read the folder as a partitioned data set.
-    with part_path(folder, key).open("rb") as source:
-        return pq.read_table(source, columns=columns)
+    return pq.read_table(pa.BufferReader(content), columns=columns)
 
 
 def _is_committed(path: Path, fingerprint: str) -> bool:
     if not path.is_file():
         return False
-    metadata = pq.read_schema(path).metadata or {}
-    found = metadata.get(FINGERPRINT_KEY, b"").decode()
-    if found != fingerprint:
-        raise FingerprintError(
-            f"{path.parent} holds results of another configuration, model, input or version (fingerprint {found[:12] or 'none'}, "
-            f"this run has {fingerprint[:12]}); give another `out`, or remove that folder"
-        )
-    return True
+    content = path.read_bytes()
+    found = _fingerprint_in(content)
+    if _is_whole(content) and found == fingerprint:
+        return True
+    if found in (None, fingerprint) or (_checksum_place(content) is not None and not _is_whole(content)):
+        sys.stderr.write(f"{path} is damaged (its checksum differs) and is made again\n")
+        return False
+    assert found is not None
+    raise FingerprintError(
+        f"{path.parent} holds results of another configuration, model, input or version (fingerprint {found[:12] or 'none'}, "
+        f"this run has {fingerprint[:12]}); give another `out`, or remove that folder"
+    )
+
+
+def _fingerprint_in(content: bytes) -> str | None:
+    """Return the fingerprint of a part, empty where it has none; None where the file cannot be read."""
+    try:
+        metadata = pq.read_schema(pa.BufferReader(content)).metadata or {}
+        return str(metadata.get(FINGERPRINT_KEY, b""), "utf-8")
+    except (pa.ArrowException, UnicodeDecodeError, OSError):
+        return None

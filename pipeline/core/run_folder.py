@@ -4,17 +4,19 @@ import json
 import platform
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
 from clipsan.stages.evaluation.figures import check_units
 
-from .commit import FingerprintError, write_text
+from .commit import FingerprintError, clear_temporary, write_text
 from .config import ConfigError
 
 PACKAGES = ("clipsan", "ray", "torch", "open_clip_torch", "pyarrow", "mlflow", "numpy", "scikit-learn")
@@ -66,7 +68,7 @@ class RunFolder:
 
 
 def open_run(out: str, *, verb: str, tree: Any, fingerprint: str) -> RunFolder:
-    """Create or reopen a run folder and write run.yaml.
+    """Create or reopen a run folder, clear what killed writers left in it, and write run.yaml.
 
     Args:
         tree: the resolved configuration as a plain tree.
@@ -77,7 +79,7 @@ def open_run(out: str, *, verb: str, tree: Any, fingerprint: str) -> RunFolder:
     """
     folder = RunFolder(_local_folder(out))
     if folder.run_yaml.is_file():
-        before = yaml.safe_load(folder.run_yaml.read_text(encoding="utf-8"))
+        before = read_run_yaml(folder.root)
         if before.get("verb") != verb:
             raise ConfigError(
                 f"out={out}: that folder holds a run of `clipsan {before.get('verb')}`; give another `out`"
@@ -89,6 +91,7 @@ def open_run(out: str, *, verb: str, tree: Any, fingerprint: str) -> RunFolder:
             )
     elif folder.root.is_dir() and any(folder.root.iterdir()):
         raise ConfigError(f"out={out}: that folder is not empty and no run of clipsan; give another `out`")
+    clear_temporary(folder.root)
     record = {
         "verb": verb,
         "fingerprint": fingerprint,
@@ -97,6 +100,29 @@ def open_run(out: str, *, verb: str, tree: Any, fingerprint: str) -> RunFolder:
     }
     write_text(folder.run_yaml, yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
     return folder
+
+
+def read_run_yaml(root: Path) -> dict[str, Any]:
+    """Return what run.yaml of a run folder holds: verb, fingerprint, config and versions.
+
+    Raises:
+        ConfigError: there is none, or it is not what clipsan writes (a stranger's, or damaged).
+    """
+    path = RunFolder(root).run_yaml
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{root}: no run.yaml there, so this is no run folder of clipsan") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid YAML") from error
+    texts = ("verb", "fingerprint")
+    if (
+        not isinstance(found, dict)
+        or not all(isinstance(found.get(name), str) for name in texts)
+        or not isinstance(found.get("config"), dict)
+    ):
+        raise ConfigError(f"{path}: holds no run of clipsan (verb, fingerprint and config)")
+    return found
 
 
 def versions() -> dict[str, str]:
@@ -132,7 +158,7 @@ def finished(root: Path, fingerprint: str) -> dict[str, Any] | None:
     folder = RunFolder(root)
     if not folder.run_yaml.is_file() or not folder.summary.is_file():
         return None
-    record = yaml.safe_load(folder.run_yaml.read_text(encoding="utf-8"))
+    record = read_run_yaml(root)
     return read_summary(root) if record["fingerprint"] == fingerprint else None
 
 
@@ -145,18 +171,19 @@ def finished_scan(run: str) -> tuple[RunFolder, dict[str, Any]]:
     folder = RunFolder(Path(run).expanduser().resolve())
     if not folder.run_yaml.is_file() or not folder.summary.is_file():
         raise ConfigError(f"scan={run}: no finished run of `clipsan scan` there")
-    record: dict[str, Any] = yaml.safe_load(folder.run_yaml.read_text(encoding="utf-8"))
+    record = read_run_yaml(folder.root)
     if record["verb"] != "scan":
         raise ConfigError(f"scan={run}: that folder holds a run of `clipsan {record['verb']}`")
     return folder, record
 
 
 def part_rows(folder: Path) -> dict[int, int]:
-    """Return part index -> rows, for the committed parts of a pass, from their footers alone."""
-    return {
-        int(path.stem.removeprefix("part-")): pq.read_metadata(path).num_rows
-        for path in sorted(folder.glob("part-*.parquet"))
-    }
+    """Return part index -> rows, for the committed parts of a pass, from their footers alone; without those that are damaged."""
+    found = {}
+    for path in sorted(folder.glob("part-*.parquet")):
+        with suppress(pa.ArrowException):
+            found[int(path.stem.removeprefix("part-"))] = pq.read_metadata(path).num_rows
+    return found
 
 
 def _local_folder(out: str) -> Path:

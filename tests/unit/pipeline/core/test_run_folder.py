@@ -47,6 +47,31 @@ def test_another_verb_and_a_strange_folder_are_refused(tmp_path):
         open_run("s3://bucket/run", verb="scan", tree={}, fingerprint="m")
 
 
+def test_what_a_killed_run_left_unfinished_is_cleared(tmp_path):
+    folder = start(tmp_path)
+    left = folder.root / "scores" / ".part-00000.parquet.0badcafe-4711-00000000.tmp"
+    left.parent.mkdir()
+    left.touch()
+    start(tmp_path)
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("text", ["", "a: [", "- 1", "verb: scan", "verb: scan\nfingerprint: 3\nconfig: {}", "\0"])
+def test_a_run_yaml_that_clipsan_did_not_write_is_one_line(tmp_path, text):
+    start(tmp_path).run_yaml.write_text(text)
+    with pytest.raises(ConfigError, match=r"run\.yaml: (not valid YAML|holds no run)"):
+        start(tmp_path)
+
+
+def test_status_leaves_out_a_damaged_part(tmp_path):
+    folder = start(tmp_path)
+    write_text(folder.passes, json.dumps({"embed": {"folder": "embeddings", "parts": 2}}))
+    for index in range(2):
+        path = write_part(folder.embeddings, index, pa.table({"uid": ["a"]}), "m")
+    path.write_bytes(path.read_bytes()[:-3])
+    assert "embed     1/2 parts" in describe(folder.root)
+
+
 def test_status_tells_parts_rate_and_rejections(tmp_path):
     folder = start(tmp_path)
     passes = {"embed": {"folder": "embeddings", "parts": 3}, "score": {"folder": "scores", "parts": 3}}
