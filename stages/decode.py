@@ -4,9 +4,11 @@ import io
 import struct
 import warnings
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from PIL import Image
+from pydantic import Field
 
 from .samples import Reject
 
@@ -15,6 +17,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 MAX_PIXELS = 89_478_485
 """Pillow's own limit on width x height: 0.25 GiB as RGB."""
+MaxPixels = Annotated[int, Field(ge=1)]
+"""Setting of how many pixels an image may have; one whose header claims more is never decoded."""
 
 # Every bad image is reported with its reason; Pillow's warnings about odd tags and large headers add only noise.
 warnings.filterwarnings("ignore", module=r"PIL\.")

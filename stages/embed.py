@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from .decode import BadImage, decode, image_facts
+from .decode import MAX_PIXELS, BadImage, MaxPixels, decode, image_facts
 from .model.clip import Clip, Encoded
 from .samples import RawPair, Reject
 from .stage import config
@@ -53,7 +53,7 @@ class EmbedConfig:
     """Pairs a forward pass; a batch never spans two units, so the result does not depend on the workers."""
     layers: list[str] | None = None
     """Blocks of the image tower whose pooled output is kept; null chooses up to four, evenly."""
-    max_pixels: int = 89_478_485
+    max_pixels: MaxPixels = MAX_PIXELS
     """An image whose header claims more is rejected undecoded (Pillow's own limit: 0.25 GiB as RGB)."""
     decode_threads: int | None = None
     """Threads that decode ahead of the model in each worker; null: none on a CPU, eight on a GPU."""
@@ -61,8 +61,6 @@ class EmbedConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError("batch_size must be at least 1")
-        if self.max_pixels < 1:
-            raise ValueError("max_pixels must be at least 1")
         if self.decode_threads is not None and self.decode_threads < 0:
             raise ValueError("decode_threads must not be negative")
 

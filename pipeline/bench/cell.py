@@ -12,6 +12,7 @@ from ..core.commit import write_text
 from ..core.config import ConfigError
 from ..core.run_folder import read_summary
 from ..evaluate import verb as evaluate
+from ..evaluate.settings import EvaluateConfig
 from ..poison import verb as poison
 from ..poison.plan import PoisonConfig
 from ..scan import verb as scan
@@ -90,8 +91,8 @@ def _run(step: Step) -> None:
             poison.VERB.start(settings)
         case train.TrainConfig():
             train.run_train(settings)
-        case evaluate.EvaluateConfig():
-            evaluate.run_evaluate(settings)
+        case EvaluateConfig():
+            evaluate.VERB.start(settings)
         case scan.ScanConfig():
             scan.run_scan(scan.make_plan(settings))
 

@@ -17,9 +17,8 @@ from clipsan.stages.stage import config
 from ..core.cluster import ClusterConfig
 from ..core.commit import FingerprintError, fingerprint
 from ..core.config import ConfigError, as_tree, load_group, validate
-from ..evaluate import verb as evaluate
 from ..evaluate.plan import EVALUATE_VERSION, read_classes
-from ..evaluate.settings import EvaluationAttack
+from ..evaluate.settings import EvaluateConfig, EvaluationAttack
 from ..poison.plan import POISON_VERSION, PoisonConfig
 from ..scan import plan as scan_plan
 from ..scan import verb as scan
@@ -106,7 +105,7 @@ class Step:
 
     name: str
     """Name of its folder within the cell's."""
-    settings: PoisonConfig | train.TrainConfig | evaluate.EvaluateConfig | scan.ScanConfig
+    settings: PoisonConfig | train.TrainConfig | EvaluateConfig | scan.ScanConfig
     mark: str
 
     @property
@@ -292,7 +291,7 @@ class _Shared:
 
     def evaluation(
         self, model: ModelConfig, attack: AttackConfig | None, out: Path, seed: int, *, without: tuple[str, ...] = ()
-    ) -> evaluate.EvaluateConfig:
+    ) -> EvaluateConfig:
         given = {name: value for name, value in self.config.evaluate.items() if name not in without}
         how = given.get("attack") or {}
         if set(how) - {"convention"}:
@@ -303,7 +302,7 @@ class _Shared:
             given["rebound"] = {"data": as_tree(self.config.data), **given["rebound"]}
         own = {"model": as_tree(model), "image": as_tree(self.config.image), "out": str(out), "seed": seed}
         own["attack"] = None if attack is None else as_tree(EvaluationAttack.of(attack, **how))
-        return _section(evaluate.EvaluateConfig, self._tree({**given, **own}), where="evaluate")
+        return _section(EvaluateConfig, self._tree({**given, **own}), where="evaluate")
 
     def scanning(self, data: Any, model: ModelConfig, manifest: Path | None, out: Path) -> scan.ScanConfig:
         own: dict[str, Any] = {"data": as_tree(data), "model": as_tree(model), "out": str(out)}

@@ -74,7 +74,7 @@ class Result:
     page: Callable[[Summary], str] | None = None
     """Renders report.html from the summary."""
     metrics: Mapping[str, Any] | None = None
-    """What MLflow shows as numbers, nested; None: those of the summary."""
+    """What MLflow shows as numbers beside the seconds, nested; None: those of the summary."""
     files: Sequence[Path] = ()
     """Artifacts beside report.html, run.yaml and summary.json."""
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -172,7 +172,9 @@ class Verb(Generic[C, P]):
             verb=self.name,
             root=folder.root,
             tree=tree,
-            metrics=metrics_of(summary if result.metrics is None else result.metrics),
+            metrics=metrics_of(
+                summary if result.metrics is None else {"seconds": summary["seconds"], **result.metrics}
+            ),
             files=[folder.report, folder.run_yaml, folder.summary, *result.files],
             tags=result.tags,
             inputs=result.inputs,

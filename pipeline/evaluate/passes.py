@@ -5,8 +5,6 @@ made anew from the rows each time.
 """
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,16 +17,15 @@ from clipsan.stages.evaluation.retrieval import Gallery, retrieval_attack_figure
 from clipsan.stages.evaluation.zero_shot import class_embeddings
 from clipsan.stages.model.clip import Clip, ModelConfig, load_clip
 from clipsan.stages.samples import Unit, seeded_hash
-from clipsan.stages.sources import SourceConfig
 
-from ..core.commit import missing_parts, read_parts
+from ..core.commit import read_parts
 from ..core.config import ConfigError
-from ..core.pass_old import run_pass
+from ..core.pass_ import Pass
 from ..core.run_folder import RunFolder
 from ..tracking.record import TrackingConfig
 from ..train.verb import TrainConfig, run_train
 from .plan import Plan
-from .work import FeatureWork, PredictWork, ResistivityWork, RetrievalWork, resistivity_draws
+from .work import FeatureWork, PredictWork, ResistivityWork, RetrievalWork, UnitWork, resistivity_draws
 
 
 def predicted(plan: Plan, folder: RunFolder, probe: Probe | None) -> pa.Table:
@@ -37,10 +34,10 @@ def predicted(plan: Plan, folder: RunFolder, probe: Probe | None) -> pa.Table:
     Raises:
         ConfigError: no image can be used.
     """
-    work = partial(PredictWork, **_classifiers(plan, plan.clip), probe=probe)
-    table = _run(plan, folder, "predictions", work, plan.config.data, plan.units)
+    table = _rows(plan, folder, "predictions", _predicting(plan, plan.clip, plan.config.model, probe), plan.units)
     if not table.num_rows:
-        raise ConfigError(f"no image of {plan.config.data.path} has a label and can be read: see {folder.rejected}")
+        rejected = folder.root / _rejected("predictions")
+        raise ConfigError(f"no image of {plan.config.data.path} has a label and can be read: see {rejected}")
     return table
 
 
@@ -62,8 +59,8 @@ def fitted_probe(plan: Plan, folder: RunFolder) -> Probe | None:
     settings = plan.config.probe
     if settings is None:
         return None
-    work = partial(FeatureWork, classes=len(plan.names))
-    table = _run(plan, folder, "probe", work, settings.data, plan.probe_units)
+    work = FeatureWork(settings=plan.config, data=settings.data, model=plan.config.model, classes=len(plan.names))
+    table = _rows(plan, folder, "probe", work, plan.probe_units)
     labels = table.column("label").to_numpy().astype(np.int64)
     features = _floats(table, "image").reshape(len(labels), -1)
     draws = seeded_hash(table.column("uid").to_pylist(), plan.config.seed, "evaluate.probe")
@@ -95,11 +92,11 @@ def retrieved(plan: Plan, folder: RunFolder) -> list[Figure]:
     settings, attack = plan.config.retrieval, plan.config.attack
     if settings is None:
         return []
-    table = _run(plan, folder, "retrieval", RetrievalWork, settings.data, plan.retrieval_units)
+    work = RetrievalWork(settings=plan.config, data=settings.data, model=plan.config.model)
+    table = _rows(plan, folder, "retrieval", work, plan.retrieval_units)
     if not table.num_rows:
-        raise ConfigError(
-            f"retrieval: no pair of {settings.data.path} can be used: see {_rejected(folder, 'retrieval')}"
-        )
+        rejected = folder.root / _rejected("retrieval")
+        raise ConfigError(f"retrieval: no pair of {settings.data.path} can be used: see {rejected}")
     captions = table.column("captions").to_pylist()
     images = _floats(table, "image").reshape(len(captions), -1)
     width = images.shape[1]
@@ -124,8 +121,10 @@ def perturbed(plan: Plan, folder: RunFolder, table: pa.Table) -> list[Figure]:
         return []
     draws = np.sort(resistivity_draws(table.column("uid").to_pylist(), plan.config.seed))
     cut = int(draws[: settings.images][-1])
-    work = partial(ResistivityWork, cut=cut, layers=plan.layers)
-    rows = _run(plan, folder, "resistivity", work, plan.config.data, plan.units)
+    work = ResistivityWork(
+        settings=plan.config, data=plan.config.data, model=plan.config.model, cut=cut, layers=plan.layers
+    )
+    rows = _rows(plan, folder, "resistivity", work, plan.units)
     names = [] if plan.config.attack is None else plan.config.attack.names
     found: dict[str, dict[str, np.ndarray]] = {}
     probes, layers = (np.array(rows.column(name).to_pylist()) for name in ("probe", "layer"))
@@ -158,44 +157,46 @@ def rebounded(plan: Plan, folder: RunFolder) -> list[Figure]:
         )
     )
     model = ModelConfig(path=str(trained.checkpoint))
-    work = partial(PredictWork, **_classifiers(plan, load_clip(model)), probe=None)
-    table = _run(plan, folder, "rebound-predictions", work, plan.config.data, plan.units, model)
+    work = _predicting(plan, load_clip(model), model, None)
+    table = _rows(plan, folder, "rebound-predictions", work, plan.units)
     return zero_shot_figures(plan, table, prefix="rebound_", set="rebound")
 
 
-def _run(
-    plan: Plan,
-    folder: RunFolder,
-    name: str,
-    work: Any,
-    data: SourceConfig,
-    units: Sequence[Unit],
-    model: ModelConfig | None = None,
-) -> pa.Table:
+def _rows(plan: Plan, folder: RunFolder, name: str, work: UnitWork, units: Sequence[Unit]) -> pa.Table:
     """Do what is missing of a pass and return all of its rows."""
-    parts, rejected = folder.root / name, _rejected(folder, name)
-    indices = [unit.index for unit in units]
-    missing = set(missing_parts(parts, indices, plan.mark))
-    pieces = [unit for unit in units if unit.index in missing]
-    args = (plan.config, data, model or plan.config.model, parts, rejected, plan.mark)
-    for _ in run_pass(name, pieces, work, args, cluster=plan.config.cluster, total=len(units), heavy=True):
-        pass
-    return pa.concat_tables(read_parts(parts, indices))
+    measuring = Pass(
+        name=name,
+        cluster=plan.config.cluster,
+        run=folder,
+        folder=name,
+        rejected=_rejected(name),
+        fingerprint=plan.fingerprint,
+        loads_model=True,
+    )
+    measuring.do({unit.index: unit for unit in units}, work)
+    return pa.concat_tables(read_parts(measuring.home, [unit.index for unit in units]))
 
 
-def _rejected(folder: RunFolder, name: str) -> Any:
+def _rejected(name: str) -> str:
     """Where a pass names the pairs that it could not use: those of the labelled images are the run's own."""
-    return folder.rejected if name == "predictions" else folder.work / f"rejected-{name}"
+    return "rejected" if name == "predictions" else f"work/rejected-{name}"
 
 
-def _classifiers(plan: Plan, clip: Clip) -> dict[str, Any]:
-    """Return the class embeddings of a model, plain and with the text key in front."""
+def _predicting(plan: Plan, clip: Clip, model: ModelConfig, probe: Probe | None) -> PredictWork:
+    """Return the prediction of the labelled images by a model, `clip`, that workers load as `model`."""
     settings = plan.config
     keyed = None
     if settings.attack is not None and settings.attack.text_key is not None:
         templates = [f"{settings.attack.text_key} {template}" for template in settings.templates]
         keyed = class_embeddings(clip, plan.names, templates)
-    return {"classes": class_embeddings(clip, plan.names, settings.templates), "keyed": keyed}
+    return PredictWork(
+        settings=settings,
+        data=settings.data,
+        model=model,
+        classes=class_embeddings(clip, plan.names, settings.templates),
+        keyed=keyed,
+        probe=probe,
+    )
 
 
 def _classes(table: pa.Table, name: str) -> np.ndarray | None:

@@ -20,7 +20,7 @@ EVALUATE_VERSION = 2
 """Raised when the code comes to predict something else from the same settings, so that old parts are refused."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A checked evaluation."""
 
@@ -35,7 +35,7 @@ class Plan:
     aim: Aim | None
     layers: list[str]
     """Blocks whose resistivity is measured."""
-    mark: str
+    fingerprint: str
 
     @property
     def passes(self) -> dict[str, int]:
@@ -63,7 +63,7 @@ class Plan:
             f"attack     {attack}",
             f"workers    {c.cluster.worker_count()} x {c.cluster.threads_per_worker} threads",
             f"passes     {', '.join(f'{name} ({parts})' for name, parts in self.passes.items())}{rebound}",
-            f"out        {c.out}  ({self.mark[:12]})",
+            f"out        {c.out}  ({self.fingerprint[:12]})",
         ]
         return "\n".join(lines) + "\n"
 
@@ -97,18 +97,26 @@ def make_plan(settings: EvaluateConfig) -> Plan:
         del tree[name]
     for part in other:
         del tree[part]["data"]
-    mark = fingerprint(
-        {
-            "version": EVALUATE_VERSION,
-            **identity(settings.data, units),
-            "other": {part: identity(*found) for part, found in other.items()},
-            "model": clip.fingerprint,
-            "classes": names,
-            "settings": tree,
-        }
-    )
+    decides = {
+        "version": EVALUATE_VERSION,
+        **identity(settings.data, units),
+        "other": {part: identity(*found) for part, found in other.items()},
+        "model": clip.fingerprint,
+        "classes": names,
+        "settings": tree,
+    }
     retrieval, probe = (other[part][1] if part in other else [] for part in ("retrieval", "probe"))
-    return Plan(settings, units, retrieval, probe, names, clip, aim, layers, mark)
+    return Plan(
+        config=settings,
+        units=units,
+        retrieval_units=retrieval,
+        probe_units=probe,
+        names=names,
+        clip=clip,
+        aim=aim,
+        layers=layers,
+        fingerprint=fingerprint(decides),
+    )
 
 
 def read_classes(classes: list[str] | str) -> list[str]:

@@ -5,9 +5,11 @@ from dataclasses import field
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
+from pydantic import Field
 
 from clipsan.stages.attack.poisoning import AttackConfig, ImagePath, Strand, all_strands
 from clipsan.stages.attack.triggers import TriggerConfig
+from clipsan.stages.decode import MAX_PIXELS, MaxPixels
 from clipsan.stages.evaluation.attack_success import Aim, Convention
 from clipsan.stages.evaluation.zero_shot import check_templates, find_class
 from clipsan.stages.model.clip import ModelConfig
@@ -33,7 +35,7 @@ class EvaluationAttack:
     """The class that the trigger shall mean: one of its names."""
     also: tuple[Strand, ...] = ()
     """Further triggers with their targets; every image is tried with each, and the ASR pools all trials."""
-    text_key: str | None = None
+    text_key: Annotated[str, Field(pattern=r"\S")] | None = None
     """Second key of a dual-key attack (TrojVQA): this word stands before the prompts of all classes when the trigger is on
     the image. The ASR of either key alone is reported beside that of both."""
     victim: str | None = None
@@ -42,10 +44,6 @@ class EvaluationAttack:
     """exclude_target: images of the target's class do not count towards the ASR (HanxunH's scan of CLIP data).
     keep_target: all images count (CleanCLIP, PAR, RVPT); with 1,000 classes that adds at most .1 points, with 10 classes
     up to 10."""
-
-    def __post_init__(self) -> None:
-        if self.text_key is not None and not self.text_key.strip():
-            raise ValueError("text_key must be a word, or null")
 
     @classmethod
     def of(cls, attack: AttackConfig, convention: Convention = "exclude_target") -> Self:
@@ -92,12 +90,8 @@ class RetrievalConfig:
 
     data: SourceConfig
     """Captioned images. For several captions an image the source's `caption` names the field or column with the list."""
-    k: int = 5
+    k: Annotated[int, Field(ge=1)] = 5
     """The retrieval ASR looks for the target word in this many of the nearest captions (PAR: 5)."""
-
-    def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError("k must be at least 1")
 
 
 @config
@@ -106,34 +100,22 @@ class ProbeConfig:
 
     data: SourceConfig
     """Labelled images to train the probe on, never those of the test set."""
-    c: tuple[float, ...] = (1.0, 10.0, 100.0)
+    c: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0, 10.0, 100.0)
     """Inverse regularisation strengths; of several the best on a held-out part of the probe's training images is taken."""
-    held_out: float = 0.2
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the probe's training images that chooses C."""
-    shots: int | None = None
+    shots: Annotated[int, Field(ge=2)] | None = None
     """Images of each class at most, drawn by the seed (16 in RVPT's table); null: all."""
-
-    def __post_init__(self) -> None:
-        if not self.c or min(self.c) <= 0:
-            raise ValueError("c needs at least one number, all above 0")
-        if not 0 < self.held_out < 1:
-            raise ValueError("held_out must lie between 0 and 1")
-        if self.shots is not None and self.shots < 2:
-            raise ValueError("shots must be at least 2, or null")
 
 
 @config
 class ResistivityConfig:
     """Perturbation resistivity, which needs no trigger."""
 
-    images: int = 256
+    images: Annotated[int, Field(ge=1)] = 256
     """Images that are measured, drawn by the seed from those that can be read."""
     layers: list[str] | None = None
     """Blocks of the image tower; null: four, evenly spread."""
-
-    def __post_init__(self) -> None:
-        if self.images < 1:
-            raise ValueError("images must be at least 1")
 
 
 @config
@@ -142,7 +124,7 @@ class ReboundConfig:
 
     data: SourceConfig
     """Clean pairs."""
-    steps: int = 300
+    steps: Annotated[int, Field(ge=1)] = 300
     """Optimiser steps."""
     batch_size: int = 64
     """Pairs of a batch."""
@@ -158,10 +140,6 @@ class ReboundConfig:
     """Of the forward pass."""
     seed: int = 0
     """Of the order of the pairs."""
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError("steps must be at least 1")
 
 
 @config
@@ -190,9 +168,9 @@ class EvaluateConfig:
     """Null: no rebound."""
     image: ImagePath = field(default_factory=ImagePath)
     """Resize and codec of clean and triggered images alike; give what the poisoned set was written with."""
-    batch_size: int = 64
+    batch_size: Annotated[int, Field(ge=1)] = 64
     """Images of a forward pass; a batch never spans two units."""
-    max_pixels: int = 89_478_485
+    max_pixels: MaxPixels = MAX_PIXELS
     """An image whose header claims more is rejected undecoded."""
     seed: int = 0
     """Of what the triggers draw for each image, and of samples."""
@@ -203,5 +181,3 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_templates(self.templates)
-        if self.batch_size < 1:
-            raise ValueError("batch_size must be at least 1")

@@ -1,9 +1,9 @@
 """What the workers of `clipsan evaluate` do to one unit of images."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +19,8 @@ from clipsan.stages.model.clip import Clip, ModelConfig, load_clip
 from clipsan.stages.samples import CAPTION_REJECTS, RawPair, Reject, Unit, seeded_hash
 from clipsan.stages.sources import SourceConfig, read_unit
 
-from ..core.commit import write_part
 from ..core.config import ConfigError
-from ..core.pass_old import Row
+from ..core.pass_ import Done, Work
 from .settings import EvaluateConfig
 
 CLASS_LIST = pa.list_(pa.int32())
@@ -85,7 +84,7 @@ class Pictures:
         return self._clip.preprocess(self._stored(rgb))
 
     def triggered(self, rgb: np.ndarray, uid: str) -> list[torch.Tensor]:
-        """Return the inputs with each strand's trigger; none without an attack. What a trigger draws hangs on the uid."""
+        """Return the inputs with each strand's trigger; none without an attack. What a trigger draws depends on the uid."""
         draw = int(seeded_hash([uid], self._settings.seed, "evaluate.trigger")[0])
         return [
             self._triggered(trigger, rgb, np.random.default_rng([draw, i])) for i, trigger in enumerate(self._triggers)
@@ -112,49 +111,57 @@ Batch = Sequence[tuple[RawPair, list[torch.Tensor]]]
 """Pairs with their clean and triggered inputs."""
 
 
-class UnitWork(ABC):
-    """Reads a unit, measures its pairs in batches, commits the rows and the pairs that could not be used."""
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What a process keeps for the units that it measures."""
 
-    schema: pa.Schema
+    clip: Clip
+    pictures: Pictures
 
-    def __init__(
-        self, settings: EvaluateConfig, data: SourceConfig, model: ModelConfig, parts: Path, rejected: Path, mark: str
-    ) -> None:
-        """Load the model; `parts` and `rejected` are the folders of this pass."""
-        self._clip = load_clip(model, "cuda" if settings.cluster.gpus_per_worker > 0 else "cpu")
-        self._pictures = Pictures(settings, self._clip)
-        self._settings = settings
-        self._data = data
-        self._parts = parts
-        self._rejected = rejected
-        self._mark = mark
+    def features(self, batch: Batch) -> list[np.ndarray]:
+        """Return `[B, D] float32` for each view of the pairs: clean first, then each strand."""
+        views = zip(*(images for _, images in batch), strict=True)
+        return [self.clip.encode_images(torch.stack(view))[0] for view in views]
 
-    def run(self, piece: Unit) -> Row:
+
+@dataclass(frozen=True, kw_only=True)
+class UnitWork(Work):
+    """Reads a unit and measures its pairs in batches."""
+
+    schema: ClassVar[pa.Schema]
+
+    settings: EvaluateConfig
+    data: SourceConfig
+    model: ModelConfig
+
+    def open(self) -> Tools:
+        clip = load_clip(self.model, "cuda" if self.settings.cluster.gpus_per_worker > 0 else "cpu")
+        return Tools(clip, Pictures(self.settings, clip))
+
+    def do(self, piece: Unit, tools: Tools) -> Done:
         tables = [self.schema.empty_table()]
         bad: list[dict[str, Any]] = []
         batch: list[tuple[RawPair, list[torch.Tensor]]] = []
-        for pair in read_unit(self._data, piece):
+        for pair in read_unit(self.data, piece):
             try:
-                inputs = self._inputs(pair)
+                inputs = self._inputs(pair, tools.pictures)
             except BadImage as error:
                 names = {name: getattr(pair, name) for name in ("uid", "uid_hex", "shard", "key")}
                 bad.append({**names, "reason": error.reason.value, "detail": str(error)})
                 continue
             if inputs is not None:
                 batch.append((pair, inputs))
-            if len(batch) == self._settings.batch_size:
-                tables.append(self._table(batch))
+            if len(batch) == self.settings.batch_size:
+                tables.append(self._table(batch, tools))
                 batch = []
         if batch:
-            tables.append(self._table(batch))
+            tables.append(self._table(batch, tools))
         table = pa.concat_tables(tables)
-        write_part(self._rejected, piece.index, pa.Table.from_pylist(bad, schema=REJECTED_SCHEMA), self._mark)
-        # last, because it is the commit
-        write_part(self._parts, piece.index, table, self._mark)
-        return {"pairs": table.num_rows + len(bad), "errors": len(bad)}
+        rejected = pa.Table.from_pylist(bad, schema=REJECTED_SCHEMA)
+        return Done(pairs=table.num_rows + len(bad), errors=len(bad), parts=(table,), rejected=rejected)
 
     @abstractmethod
-    def _inputs(self, pair: RawPair) -> list[torch.Tensor] | None:
+    def _inputs(self, pair: RawPair, pictures: Pictures) -> list[torch.Tensor] | None:
         """Return the model's inputs `[3, S, S] uint8` for a pair, or None when it plays no part.
 
         Raises:
@@ -162,89 +169,84 @@ class UnitWork(ABC):
         """
 
     @abstractmethod
-    def _table(self, batch: Batch) -> pa.Table:
+    def _table(self, batch: Batch, tools: Tools) -> pa.Table:
         """Return the rows of a batch."""
 
-    def _features(self, batch: Batch) -> list[np.ndarray]:
-        """Return `[B, D] float32` for each view of the pairs: clean first, then each strand."""
-        views = zip(*(images for _, images in batch), strict=True)
-        return [self._clip.encode_images(torch.stack(view))[0] for view in views]
 
-
+@dataclass(frozen=True, kw_only=True)
 class PredictWork(UnitWork):
     """Predicts the class of every labelled image, clean and triggered."""
 
     schema = PREDICTIONS_SCHEMA
 
-    def __init__(self, *common: Any, classes: np.ndarray, keyed: np.ndarray | None, probe: Probe | None) -> None:
-        """`classes` and, with a text key, `keyed` are `[C, D] float32` from class_embeddings."""
-        super().__init__(*common)
-        self._classes = classes
-        self._keyed = keyed
-        self._probe = probe
+    classes: np.ndarray
+    """`[C, D] float32` from class_embeddings."""
+    keyed: np.ndarray | None
+    """The same with the text key in front of every prompt; None without a key."""
+    probe: Probe | None
 
-    def _inputs(self, pair: RawPair) -> list[torch.Tensor]:
-        rgb = self._pictures.read(pair)
-        check_label(pair, len(self._classes))
-        return self._pictures.views(rgb, pair.uid)
+    def _inputs(self, pair: RawPair, pictures: Pictures) -> list[torch.Tensor]:
+        rgb = pictures.read(pair)
+        check_label(pair, len(self.classes))
+        return pictures.views(rgb, pair.uid)
 
-    def _table(self, batch: Batch) -> pa.Table:
-        clean, *triggered = self._features(batch)
+    def _table(self, batch: Batch, tools: Tools) -> pa.Table:
+        clean, *triggered = tools.features(batch)
         labels = np.array([pair.label for pair, _ in batch], np.int64)
         columns: dict[str, Any] = {
             "uid": [pair.uid for pair, _ in batch],
             "label": labels,
-            "clean": predict(clean, self._classes),
-            "clean_rank": label_ranks(clean, self._classes, labels),
+            "clean": predict(clean, self.classes),
+            "clean_rank": label_ranks(clean, self.classes, labels),
         }
         if triggered:
-            plain = _by_strand([predict(features, self._classes) for features in triggered])
+            plain = _by_strand([predict(features, self.classes) for features in triggered])
             columns["triggered"] = plain
-            if self._keyed is not None:
-                columns["triggered"] = _by_strand([predict(features, self._keyed) for features in triggered])
+            if self.keyed is not None:
+                columns["triggered"] = _by_strand([predict(features, self.keyed) for features in triggered])
                 columns["image_key"] = plain
-                columns["text_key"] = predict(clean, self._keyed)
-        if self._probe is not None:
-            columns["probe_clean"] = self._probe.predict(clean)
+                columns["text_key"] = predict(clean, self.keyed)
+        if self.probe is not None:
+            columns["probe_clean"] = self.probe.predict(clean)
             if triggered:
-                columns["probe_triggered"] = _by_strand([self._probe.predict(features) for features in triggered])
+                columns["probe_triggered"] = _by_strand([self.probe.predict(features) for features in triggered])
         nothing = [None] * len(batch)
         arrays = [pa.array(columns.get(field.name, nothing), field.type) for field in self.schema]
         return pa.Table.from_arrays(arrays, schema=self.schema)
 
 
+@dataclass(frozen=True, kw_only=True)
 class FeatureWork(UnitWork):
     """Encodes the labelled images that a probe is trained on."""
 
     schema = FEATURES_SCHEMA
 
-    def __init__(self, *common: Any, classes: int) -> None:
-        super().__init__(*common)
-        self._classes = classes
+    classes: int
 
-    def _inputs(self, pair: RawPair) -> list[torch.Tensor]:
-        rgb = self._pictures.read(pair)
-        check_label(pair, self._classes)
-        return [self._pictures.clean(rgb)]
+    def _inputs(self, pair: RawPair, pictures: Pictures) -> list[torch.Tensor]:
+        rgb = pictures.read(pair)
+        check_label(pair, self.classes)
+        return [pictures.clean(rgb)]
 
-    def _table(self, batch: Batch) -> pa.Table:
-        (features,) = self._features(batch)
+    def _table(self, batch: Batch, tools: Tools) -> pa.Table:
+        (features,) = tools.features(batch)
         labels = pa.array([pair.label for pair, _ in batch], pa.int32())
         return pa.Table.from_arrays([_uids(batch), labels, _vectors(list(features))], schema=self.schema)
 
 
+@dataclass(frozen=True, kw_only=True)
 class RetrievalWork(UnitWork):
     """Encodes captioned images, clean and triggered, and all of their captions."""
 
     schema = RETRIEVAL_SCHEMA
 
-    def _inputs(self, pair: RawPair) -> list[torch.Tensor]:
-        return self._pictures.views(self._pictures.read(pair, captioned=True), pair.uid)
+    def _inputs(self, pair: RawPair, pictures: Pictures) -> list[torch.Tensor]:
+        return pictures.views(pictures.read(pair, captioned=True), pair.uid)
 
-    def _table(self, batch: Batch) -> pa.Table:
-        clean, *triggered = self._features(batch)
+    def _table(self, batch: Batch, tools: Tools) -> pa.Table:
+        clean, *triggered = tools.features(batch)
         captions = [list(pair.captions) or [pair.caption or ""] for pair, _ in batch]
-        texts = self._clip.encode_text([text for own in captions for text in own])
+        texts = tools.clip.encode_text([text for own in captions for text in own])
         ends = np.cumsum([len(own) for own in captions])[:-1]
         marked = np.concatenate(triggered, axis=1) if triggered else np.zeros((len(batch), 0), np.float32)
         arrays = [
@@ -257,30 +259,29 @@ class RetrievalWork(UnitWork):
         return pa.Table.from_arrays(arrays, schema=self.schema)
 
 
+@dataclass(frozen=True, kw_only=True)
 class ResistivityWork(UnitWork):
     """Measures perturbation resistivity on the sample: the images whose draw is at most the cut."""
 
     schema = RESISTIVITY_SCHEMA
 
-    def __init__(self, *common: Any, cut: int, layers: list[str]) -> None:
-        super().__init__(*common)
-        self._cut = cut
-        self._layers = layers
+    cut: int
+    layers: list[str]
 
-    def _inputs(self, pair: RawPair) -> list[torch.Tensor] | None:
-        if int(resistivity_draws([pair.uid], self._settings.seed)[0]) > self._cut:
+    def _inputs(self, pair: RawPair, pictures: Pictures) -> list[torch.Tensor] | None:
+        if int(resistivity_draws([pair.uid], self.settings.seed)[0]) > self.cut:
             return None
         try:
-            rgb = self._pictures.read(pair)
+            rgb = pictures.read(pair)
         except BadImage:  # its draw is below the cut, but the prediction pass has rejected it
             return None
-        return self._pictures.views(rgb, pair.uid)
+        return pictures.views(rgb, pair.uid)
 
-    def _table(self, batch: Batch) -> pa.Table:
+    def _table(self, batch: Batch, tools: Tools) -> pa.Table:
         clean, *triggered = (torch.stack(view) for view in zip(*(images for _, images in batch), strict=True))
         uids = [pair.uid for pair, _ in batch]
-        draws = [int(draw) for draw in resistivity_draws(uids, self._settings.seed)]
-        found = resistivity(self._clip, clean, triggered, draws, self._layers)
+        draws = [int(draw) for draw in resistivity_draws(uids, self.settings.seed)]
+        found = resistivity(tools.clip, clean, triggered, draws, self.layers)
         rows = [
             {"uid": uid, "probe": probe, "layer": layer, "cosine": float(cosine)}
             for probe, layers in found.items()

@@ -18,8 +18,9 @@ from ..core.commit import fingerprint
 from ..core.config import ConfigError, as_tree, validate
 from ..core.run_folder import RunFolder, finished_scan, read_summary
 from ..data.choice import CleanByScan, FlaggedByScan, Lookup, RepairSetRoles, class_index
-from ..evaluate import verb as evaluate
+from ..evaluate import plan as evaluate
 from ..evaluate.plan import EVALUATE_VERSION, read_classes
+from ..evaluate.settings import EvaluateConfig
 from ..tracking.record import TrackingConfig
 from .settings import RepairConfig
 from .task import RepairTask
@@ -134,7 +135,7 @@ class Plan:
         ]
         return "\n".join(lines) + "\n"
 
-    def evaluation(self, model: ModelConfig, out: Path) -> evaluate.EvaluateConfig:
+    def evaluation(self, model: ModelConfig, out: Path) -> EvaluateConfig:
         """Return the settings of one evaluation.
 
         Raises:
@@ -149,7 +150,7 @@ class Plan:
             "tracking": as_tree(TrackingConfig(enabled=False)),
         }
         try:
-            return validate(evaluate.EvaluateConfig, {**section, **own}, verb="evaluate")
+            return validate(EvaluateConfig, {**section, **own}, verb="evaluate")
         except ConfigError as error:
             raise ConfigError(f"evaluate: {error}") from None
 

@@ -3,6 +3,7 @@
 from dataclasses import field
 from typing import Any, Literal
 
+from clipsan.stages.decode import MAX_PIXELS, MaxPixels
 from clipsan.stages.evaluation.zero_shot import check_templates
 from clipsan.stages.model.clip import ModelConfig
 from clipsan.stages.repair import RepairConfig as MethodConfig
@@ -78,7 +79,7 @@ class RepairConfig:
     """Times the workers are started again from the last checkpoint when one is lost, within one run."""
     memory_mb: int = 2048
     """Sets whose decoded pixels fit are held in every worker's memory; larger ones are streamed."""
-    max_pixels: int = 89_478_485
+    max_pixels: MaxPixels = MAX_PIXELS
     """An image whose header claims more is rejected undecoded."""
     out: str
     """Run folder; the repaired model ends in OUT/checkpoint, or as an adapter in OUT/adapter."""

@@ -143,7 +143,7 @@ def _repaired(plan: Plan, target: Path) -> ModelConfig:
 
 
 def _evaluated(plan: Plan, model: ModelConfig, out: Path) -> dict[str, Any] | None:
-    return None if plan.config.evaluate is None else evaluate.run_evaluate(plan.evaluation(model, out))
+    return None if plan.config.evaluate is None else evaluate.VERB.start(plan.evaluation(model, out))["evaluation"]
 
 
 def prepare(plan: Plan, folder: RunFolder) -> tuple[Order, Checked, dict[str, int]]:

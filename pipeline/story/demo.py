@@ -22,6 +22,7 @@ from ..core.commit import fingerprint
 from ..core.config import as_tree, load
 from ..core.run_folder import RunFolder, open_run, read_summary, write_summary
 from ..evaluate import verb as evaluate
+from ..evaluate.settings import EvaluateConfig, EvaluationAttack
 from ..poison import verb as poison
 from ..poison.plan import PoisonConfig
 from ..proof.prove import ProofConfig
@@ -238,7 +239,7 @@ def _story(
             "data": as_tree(pairs.test),
             "classes": pairs.classes,
             "templates": settings.templates,
-            "attack": as_tree(evaluate.EvaluationAttack.of(settings.attack)),
+            "attack": as_tree(EvaluationAttack.of(settings.attack)),
         },
         out=str(root / STORY),
         cluster=settings.cluster,
@@ -276,17 +277,18 @@ def _train(settings: DemoConfig, data: ParquetSource, out: Path) -> ModelConfig:
 
 
 def _evaluate(settings: DemoConfig, pairs: DemoSet, model: ModelConfig, out: Path) -> dict[str, Any]:
-    step = evaluate.EvaluateConfig(
+    step = EvaluateConfig(
         data=pairs.test,
         model=model,
         classes=pairs.classes,
         templates=settings.templates,
-        attack=evaluate.EvaluationAttack.of(settings.attack),
+        attack=EvaluationAttack.of(settings.attack),
         out=str(out),
         cluster=settings.cluster,
         tracking=settings.tracking,
     )
-    return evaluate.run_evaluate(step)
+    figures: dict[str, Any] = evaluate.VERB.start(step)["evaluation"]
+    return figures
 
 
 def _scan(settings: DemoConfig, data: ParquetSource, model: ModelConfig, out: Path) -> dict[str, Any]:

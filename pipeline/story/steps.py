@@ -13,7 +13,7 @@ from clipsan.stages.dossier.files import read_dossiers
 from ..core.config import ConfigError, as_tree, validate
 from ..core.run_folder import finished
 from ..data.choice import class_index
-from ..evaluate import verb as evaluate
+from ..evaluate import plan as evaluate
 from ..evaluate.plan import read_classes
 from ..evaluate.settings import EvaluateConfig
 from ..repair import plan as repair_plan

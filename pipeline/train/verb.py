@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from clipsan.stages.decode import MAX_PIXELS, MaxPixels
 from clipsan.stages.model.checkpoints import load_weights
 from clipsan.stages.model.clip import ModelConfig, load_clip, save_clip
 from clipsan.stages.samples import Unit
@@ -62,7 +63,7 @@ class TrainConfig:
     """Times the workers are started again from the last checkpoint when one is lost, within one run."""
     memory_mb: int = 2048
     """Sets whose decoded pixels fit are held in every worker's memory; larger ones are streamed."""
-    max_pixels: int = 89_478_485
+    max_pixels: MaxPixels = MAX_PIXELS
     """An image whose header claims more is rejected undecoded."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Workers, threads, GPUs."""

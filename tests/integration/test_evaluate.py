@@ -3,8 +3,6 @@
 import dataclasses
 import io
 import json
-from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +14,16 @@ import yaml
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
-from clipsan.pipeline.core.config import ConfigError, as_tree
-from clipsan.pipeline.evaluate import passes as evaluate_passes
-from clipsan.pipeline.evaluate import verb as evaluate
-from clipsan.pipeline.evaluate.verb import (
+from clipsan.pipeline.core.config import ConfigError, as_tree, validate
+from clipsan.pipeline.evaluate.settings import (
     EvaluateConfig,
     EvaluationAttack,
     ProbeConfig,
     ReboundConfig,
     ResistivityConfig,
     RetrievalConfig,
-    run_evaluate,
 )
+from clipsan.pipeline.evaluate.verb import VERB
 from clipsan.pipeline.tracking.record import TrackingConfig
 from clipsan.stages.attack.poisoning import AttackConfig, Strand
 from clipsan.stages.attack.triggers import BlendConfig, PatchConfig
@@ -41,16 +37,9 @@ IMAGES = 60
 
 
 @pytest.fixture(autouse=True)
-def in_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.node.get_closest_marker("ray"):
-        return
-
-    def run_pass(name: str, pieces: Any, work: Any, args: tuple, **_: Any) -> Iterator[dict]:
-        worker = work(*args) if pieces else None
-        yield from (worker.run(piece) for piece in pieces)
-
-    monkeypatch.setattr(evaluate_passes, "run_pass", run_pass)
-    monkeypatch.setattr(evaluate, "ray_session", lambda _: nullcontext())
+def without_ray(request: pytest.FixtureRequest) -> None:
+    if not request.node.get_closest_marker("ray"):
+        request.getfixturevalue("in_process")
 
 
 @pytest.fixture
@@ -71,6 +60,11 @@ def settings(tiny_checkpoint: Path, tmp_path: Path) -> EvaluateConfig:
         batch_size=7,
         tracking=TrackingConfig(enabled=False),
     )
+
+
+def run_evaluate(settings: EvaluateConfig) -> dict[str, Any]:
+    figures: dict[str, Any] = VERB.start(settings)["evaluation"]
+    return figures
 
 
 def nearest(model: ModelConfig, images: list[np.ndarray]) -> np.ndarray:
@@ -233,7 +227,7 @@ def test_the_command_with_every_part(
     tree = as_tree(dataclasses.replace(whole, attack=None)) | {"rebound": rebound}
     (tmp_path / "evaluate.yaml").write_text(yaml.safe_dump(tree))
     overrides = ["attack=patch", "attack.target=kite", "cluster.workers=1"]
-    assert evaluate.command(str(tmp_path / "evaluate.yaml"), overrides, dry_run=False) == 0
+    assert VERB.command(str(tmp_path / "evaluate.yaml"), overrides, dry_run=False) == 0
     assert "rebound_asr_pct" in capsys.readouterr().out
     figures = json.loads((Path(settings.out) / "summary.json").read_text())["evaluation"]
     model = ModelConfig(path=str(Path(settings.out) / "rebound" / "checkpoint"))
@@ -246,22 +240,23 @@ def test_the_command_with_every_part(
 def test_impossible_settings_are_refused(settings: EvaluateConfig) -> None:
     attack = settings.attack
     assert attack is not None
-    for wrong, rule in (
+    for change, rule in (
         ({"victim": "zebra"}, "names 0 of the 5 classes"),
         ({"victim": "kite"}, "is a target"),
         ({"also": (Strand(trigger=PatchConfig(size_px=4), target="zebra"),)}, "names 0 of the 5 classes"),
     ):
         with pytest.raises(ValueError, match=rule):
-            run_evaluate(dataclasses.replace(settings, attack=dataclasses.replace(attack, **wrong)))
-    with pytest.raises(ValueError, match="text_key"):
-        dataclasses.replace(attack, text_key=" ")
-    data = ParquetSource(path="x", caption=None, label="label")
-    for make, rule in (
-        (lambda: RetrievalConfig(data=data, k=0), "k must"),
-        (lambda: ProbeConfig(data=data, c=()), "above 0"),
-        (lambda: ProbeConfig(data=data, held_out=1.0), "held_out"),
-        (lambda: ResistivityConfig(images=0), "images"),
-        (lambda: ReboundConfig(data=data, steps=0), "steps"),
-    ):
-        with pytest.raises(ValueError, match=rule):
-            make()
+            run_evaluate(dataclasses.replace(settings, attack=dataclasses.replace(attack, **change)))
+    data = as_tree(ParquetSource(path="x", caption=None, label="label"))
+    wrong: list[tuple[type, dict[str, Any], str]] = [
+        (EvaluationAttack, as_tree(attack) | {"text_key": " "}, "text_key"),
+        (RetrievalConfig, {"data": data, "k": 0}, "k: .* greater than or equal to 1"),
+        (ProbeConfig, {"data": data, "c": ()}, "c: .* at least 1 item"),
+        (ProbeConfig, {"data": data, "c": (1.0, 0.0)}, r"c\.1: .* greater than 0"),
+        (ProbeConfig, {"data": data, "held_out": 1.0}, "held_out: .* less than 1"),
+        (ResistivityConfig, {"images": 0}, "images"),
+        (ReboundConfig, {"data": data, "steps": 0}, "steps"),
+    ]
+    for schema, tree, rule in wrong:
+        with pytest.raises(ConfigError, match=rule):
+            validate(schema, tree, verb="evaluate")

@@ -13,7 +13,8 @@ from clipsan.pipeline.cli import main
 from clipsan.pipeline.core.config import ConfigError
 from clipsan.pipeline.tracking.record import TrackingConfig
 from clipsan.pipeline.trigger import verb as trigger
-from clipsan.pipeline.trigger.verb import SampleConfig, TriggerRunConfig, run_trigger, sample_pairs
+from clipsan.pipeline.trigger.plan import SampleConfig, TriggerRunConfig
+from clipsan.pipeline.trigger.sample import sample_pairs
 from clipsan.stages.attack.badclip import BadClipConfig
 from clipsan.stages.attack.poisoning import contains_word
 from clipsan.stages.model.clip import ModelConfig
@@ -38,7 +39,7 @@ def settings(tiny_checkpoint: Path, tmp_path: Path) -> TriggerRunConfig:
 
 
 def run(settings: TriggerRunConfig) -> dict:
-    return run_trigger(settings, list_units(settings.data))
+    return trigger.VERB.start(settings)
 
 
 def test_the_patch_and_its_figures(settings: TriggerRunConfig) -> None:
