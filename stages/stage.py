@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, dataclass_transform
 
+from .registry import Family, register
+
 T = TypeVar("T")
 
 
@@ -12,10 +14,13 @@ def config(cls: type[T]) -> type[T]:
     """Make a class a configuration object: a frozen, keyword-only, slotted dataclass that forbids unknown keys.
 
     A rule about a value belongs in `__post_init__` as a ValueError that states the rule; the command line turns it
-    into one line with the path of the field.
+    into one line with the path of the field. A class that derives from the base of a family joins it (see registry.py).
     """
     cls.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
-    return dataclass(frozen=True, kw_only=True, slots=True)(cls)
+    made = dataclass(frozen=True, kw_only=True, slots=True)(cls)
+    if issubclass(made, Family):
+        register(made)
+    return made
 
 
 class Columns(Protocol):

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from clipsan.stages.attack.poisoning import AttackConfig, ImagePath
 from clipsan.stages.model.clip import ModelConfig, load_clip
-from clipsan.stages.sources import FormatConfig, PoisonedSource, identity, list_units
+from clipsan.stages.sources import PoisonedSource, SourceConfig, identity, list_units
 from clipsan.stages.stage import config
 
 from ..core.cluster import ClusterConfig
@@ -52,7 +52,7 @@ VERSIONS = {
 class BenchConfig:
     """Everything that decides a bench."""
 
-    data: FormatConfig
+    data: SourceConfig
     """Clean pairs; every attack poisons them on the fly, no cell has a copy."""
     attacks: dict[str, dict[str, Any]]
     """Name -> settings of the attack that differ from conf/attack/NAME.yaml. `attack: OTHER` starts from conf/attack/OTHER.yaml,
@@ -84,6 +84,8 @@ class BenchConfig:
     """MLflow."""
 
     def __post_init__(self) -> None:
+        if self.data.on_the_fly:
+            raise ValueError("data must be the clean data set itself, not a plan: every cell makes its own")
         if self.cells < 1:
             raise ValueError("cells must be at least 1")
         if not 0 <= self.min_asr_pct <= 100:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import field
 from typing import Any
 
+from clipsan.stages.registry import EXTENSIONS
 from clipsan.stages.stage import config
 
 from .config import ConfigError
@@ -169,10 +170,11 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
 def _init(ray: Any, cluster: ClusterConfig) -> None:
     threads = str(cluster.threads_per_worker)
     pinned = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
+    extensions = {EXTENSIONS: os.environ[EXTENSIONS]} if EXTENSIONS in os.environ else {}
     common = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,
-        "runtime_env": {"env_vars": {**QUIET, **pinned}},
+        "runtime_env": {"env_vars": {**QUIET, **pinned, **extensions}},
     }
     if cluster.address is not None:
         ray.init(address=cluster.address, **common)

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import pydantic
 import yaml
 
+from clipsan.stages.registry import Family
+
 T = TypeVar("T")
 
 
@@ -198,7 +200,9 @@ def _fields_at(schema: Any, loc: tuple[Any, ...]) -> list[str]:
 
 
 def _dataclasses_in(annotation: Any) -> list[Any]:
-    """The configuration classes of a plain, optional, annotated or union annotation."""
+    """The configuration classes of a plain, optional, annotated, union or family annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, Family) and not dataclasses.is_dataclass(annotation):
+        return list(annotation.kinds().values())
     if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
         return [annotation]
     return [found for argument in typing.get_args(annotation) for found in _dataclasses_in(argument)]

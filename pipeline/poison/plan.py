@@ -5,7 +5,7 @@ from typing import Any
 
 from clipsan.stages.attack.poisoning import AttackConfig, ImagePath
 from clipsan.stages.samples import Unit
-from clipsan.stages.sources import PoisonedSource, SourceConfig, identity, list_units
+from clipsan.stages.sources import SourceConfig, identity, list_units
 from clipsan.stages.stage import config
 
 from ..core.cluster import ClusterConfig
@@ -40,7 +40,7 @@ class PoisonConfig:
     """MLflow."""
 
     def __post_init__(self) -> None:
-        if not self.copy_data and isinstance(self.data, PoisonedSource):
+        if not self.copy_data and self.data.on_the_fly:
             raise ValueError("copy_data: false needs the clean data set itself as data, not a plan")
 
     @property

@@ -5,7 +5,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipsan.stages.attack.poisoning import place_draw_cut
-from clipsan.stages.sources import PoisonedSource
 from clipsan.stages.sources.poisoned import PoisonPlan, plan_text
 
 from ..core.commit import read_part, read_parts, write_text
@@ -32,7 +31,7 @@ def run(plan: Plan, job: Job) -> Result:
     )
     poisoning.do({u.index: u for u in plan.units}, PoisonWork(settings, cut, captions, folder.root))
     files = [folder.root / "manifest.parquet"]
-    if not settings.copy_data and not isinstance(settings.data, PoisonedSource):
+    if not settings.copy_data:
         drawn = PoisonPlan(
             data=settings.data,
             attack=settings.attack,

@@ -1,13 +1,15 @@
-"""What the readers and writers of all formats share: checks of a pair, slices, captions from labels, atomic files."""
+"""What a format is, and what the readers and writers of all formats share: checks of a pair, slices, atomic files."""
 
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from ..files import Found
+from ..files import Found, absolute
+from ..registry import Family
 from ..samples import HEX_UID, RawPair, Reject, Unit, seeded_hash
 from ..stage import config
 
@@ -16,6 +18,58 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".ti
 
 class SourceError(ValueError):
     """The source's configuration does not fit the files; the message names the file and the field to change."""
+
+
+class SourceConfig(Family):
+    """A data set of pairs in one format: where it lies, how its fields are found, and how it is read and written.
+
+    A format is one file in this package, or in a module of an extension (see stages/registry.py), with a class that has
+    the abstract methods below; conf/data/NAME.yaml gives its settings a name.
+    """
+
+    __slots__ = ()
+    path: str | list[str]
+    """Files, folders or globs; local, s3:// or gs://."""
+    on_the_fly: ClassVar[bool] = False
+    """Whether the pairs are made as they are read, out of those of another data set."""
+
+    @abstractmethod
+    def list_units(self) -> list[Unit]:
+        """Return the units of work of a data set, in an order that depends on names and sizes alone.
+
+        Raises:
+            stages.files.PathError: nothing matches, or the store cannot be reached.
+            SourceError: a file does not have the columns that the source names, or a plan no longer fits its clean data.
+        """
+
+    @abstractmethod
+    def read_unit(self, unit: Unit) -> Iterator[RawPair]:
+        """Yield every pair of a unit exactly once, in the order of the source; unusable ones with `reject` set.
+
+        A break in a shard is one record more, with reject SHARD_DAMAGED and a key that names the byte or row; what was
+        read before it stays. Errors of a device or a network in the middle of a tar are raised: they are not the data's.
+        """
+
+    @abstractmethod
+    def open_writer(self, unit: Unit, folder: Path) -> "UnitWriter":
+        """Return the context manager that writes pairs of a unit below `folder`, in the source's own format.
+
+        Its `copy` and `replace` take pairs in the order in which `read_unit` yields them (leaving some out is fine) and
+        return the uid that the pair has in the written data set.
+        """
+
+    def rewritten(self, folder: Path) -> "SourceConfig":
+        """Return the source that reads what the writers wrote below `folder`."""
+        return replace(self, path=str(folder))
+
+    def content(self) -> dict[str, Any]:
+        """Return what decides the pairs, for fingerprints: plain data without the place where the set lies."""
+        return asdict(replace(self, path=""))
+
+    def absolute(self) -> Self:
+        """Return the source with paths that hold in whatever folder a worker runs."""
+        path = absolute(self.path) if isinstance(self.path, str) else [absolute(path) for path in self.path]
+        return replace(self, path=path)
 
 
 @config

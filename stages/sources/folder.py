@@ -14,6 +14,7 @@ from ..samples import RawPair, Unit, hash_uid
 from ..stage import config
 from .common import (
     IMAGE_SUFFIXES,
+    SourceConfig,
     SourceError,
     UnitWriter,
     class_index,
@@ -32,7 +33,7 @@ METADATA = re.compile(r"metadata([-_.][^/]*)?\.(csv|tsv|jsonl|parquet)")
 
 
 @config
-class FolderSource:
+class FolderSource(SourceConfig):
     """Folders of images.
 
     With metadata files (metadata.csv, .tsv, .jsonl, .parquet, or several metadata-*): their rows name the images, in
@@ -60,24 +61,44 @@ class FolderSource:
         if "{}" not in self.template:
             raise ValueError("template needs {} where the name of the class folder goes")
 
+    def list_units(self) -> list[Unit]:
+        """Return slices of at most `unit_rows` images of every metadata file or class folder.
 
-def list_units(source: FolderSource) -> list[Unit]:
-    """Return slices of at most `unit_rows` images of every metadata file or class folder.
+        Raises:
+            SourceError: a folder has neither metadata nor subfolders with images, or metadata lacks a column.
+        """
+        files: list[tuple[Found, list[tuple[int, int]]]] = []
+        for folder in find_folders(self.path):
+            tables = [info for info in list_folder(folder.path, recursive=False) if METADATA.fullmatch(info.path)]
+            here = [_table(self, folder, info) for info in tables] or _classes(self, folder)
+            if not here:
+                raise SourceError(
+                    f"{folder.path}: neither a metadata file (metadata.csv, .tsv, .jsonl, .parquet) nor subfolders with "
+                    "images; name the folder that holds them"
+                )
+            files += here
+        return number_units(files)
 
-    Raises:
-        SourceError: a folder has neither metadata nor subfolders with images, or metadata lacks a column.
-    """
-    files: list[tuple[Found, list[tuple[int, int]]]] = []
-    for folder in find_folders(source.path):
-        tables = [info for info in list_folder(folder.path, recursive=False) if METADATA.fullmatch(info.path)]
-        here = [_table(source, folder, info) for info in tables] or _classes(source, folder)
-        if not here:
-            raise SourceError(
-                f"{folder.path}: neither a metadata file (metadata.csv, .tsv, .jsonl, .parquet) nor subfolders with "
-                "images; name the folder that holds them"
-            )
-        files += here
-    return number_units(files)
+    def read_unit(self, unit: Unit) -> Iterator[RawPair]:
+        """Yield the pairs of a slice. The key is the image's path in the folder; its second row is a duplicate."""
+        if not _is_table(unit):
+            yield from _class_pairs(self, unit)
+            return
+        seen: set[object] = set()
+        for step in walk(unit):
+            if isinstance(step, RawPair):
+                yield step
+                continue
+            number, row = step
+            name = row.get(self.file_name)
+            if inside(unit, number):
+                yield _pair(self, unit, number, row, duplicate=name in seen)
+            if isinstance(name, str) and name:
+                seen.add(name)
+
+    def open_writer(self, unit: Unit, folder: Path) -> UnitWriter:
+        """Return the writer of a unit."""
+        return FolderWriter(self, unit, folder)
 
 
 def _below(folder: Found, relative: str) -> str:
@@ -115,24 +136,6 @@ def _images(folder: str) -> list[fs.FileInfo]:
 
 def _is_table(unit: Unit) -> bool:
     return METADATA.fullmatch(unit.shard.rpartition("/")[2]) is not None
-
-
-def read_unit(source: FolderSource, unit: Unit) -> Iterator[RawPair]:
-    """Yield the pairs of a slice. The key is the image's path in the folder; its second row is a duplicate."""
-    if not _is_table(unit):
-        yield from _class_pairs(source, unit)
-        return
-    seen: set[object] = set()
-    for step in walk(unit):
-        if isinstance(step, RawPair):
-            yield step
-            continue
-        number, row = step
-        name = row.get(source.file_name)
-        if inside(unit, number):
-            yield _pair(source, unit, number, row, duplicate=name in seen)
-        if isinstance(name, str) and name:
-            seen.add(name)
 
 
 def _class_pairs(source: FolderSource, unit: Unit) -> Iterator[RawPair]:

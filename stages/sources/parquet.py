@@ -13,6 +13,7 @@ from ..samples import RawPair, Reject, Unit, hash_uid
 from ..stage import config
 from .common import (
     LabelCaptions,
+    SourceConfig,
     SourceError,
     UnitWriter,
     damaged,
@@ -38,7 +39,7 @@ GROUP_BYTES = 64 * 2**20
 
 
 @config
-class ParquetSource:
+class ParquetSource(SourceConfig):
     """Parquet with one row a pair. The image column holds bytes, a struct of bytes and path, or a path."""
 
     path: str | list[str]
@@ -60,17 +61,40 @@ class ParquetSource:
     def __post_init__(self) -> None:
         check_rows_source(self.unit_rows, self.caption, self.captions_from_labels)
 
+    def list_units(self) -> list[Unit]:
+        """Return whole files, or slices of at most `unit_rows` rows that keep to row groups where these are small enough.
 
-def list_units(source: ParquetSource) -> list[Unit]:
-    """Return whole files, or slices of at most `unit_rows` rows that keep to row groups where these are small enough.
+        Raises:
+            SourceError: a file lacks a column that the source names, or its type does not fit.
+        """
+        files = find(self.path, (".parquet",))
+        with ThreadPoolExecutor(max_workers=16) as pool:  # reading footers waits for the store, not for the processor
+            cuts = list(pool.map(lambda file: _cut(self, file), files))
+        return number_units(list(zip(files, cuts, strict=True)))
 
-    Raises:
-        SourceError: a file lacks a column that the source names, or its type does not fit.
-    """
-    files = find(source.path, (".parquet",))
-    with ThreadPoolExecutor(max_workers=16) as pool:  # reading footers waits for the store, not for the processor
-        cuts = list(pool.map(lambda file: _cut(source, file), files))
-    return number_units(list(zip(files, cuts, strict=True)))
+    def read_unit(self, unit: Unit) -> Iterator[RawPair]:
+        """Yield the pairs of a slice, a few hundred rows in memory at a time, only the columns that it needs."""
+        row = unit.start
+        try:
+            file, parquet = _open(unit.path)
+            with file:
+                present = parquet.schema_arrow.names
+                labels = self.captions_from_labels
+                names = labels.names if labels is not None and isinstance(labels.names, str) else None
+                wanted = [self.image, self.caption, self.label, self.key, names]
+                columns = sorted({name for name in wanted if name is not None and name in present})
+                seen = _earlier_keys(self, parquet, unit)
+                for first_row, batch in _batches(parquet, unit.start, unit.stop, columns):
+                    for pair in _pairs(self, unit, first_row, batch, seen):
+                        yield pair
+                        row += 1
+        except (PathError, pa.ArrowException, OSError):
+            # A damaged page comes as ArrowInvalid or as OSError; the rows of the batch that it is in cannot be read.
+            yield damaged(unit, f"row-{row}")
+
+    def open_writer(self, unit: Unit, folder: Path) -> UnitWriter:
+        """Return the writer of a unit."""
+        return ParquetWriter(self, unit, folder)
 
 
 def _cut(source: ParquetSource, file: Found) -> list[tuple[int, int]]:
@@ -161,27 +185,6 @@ def _batches(
 def _open(path: str) -> tuple[Any, pq.ParquetFile]:
     file = open_input(path)
     return file, pq.ParquetFile(file, buffer_size=STREAM_BYTES, pre_buffer=False)
-
-
-def read_unit(source: ParquetSource, unit: Unit) -> Iterator[RawPair]:
-    """Yield the pairs of a slice, a few hundred rows in memory at a time, only the columns that it needs."""
-    row = unit.start
-    try:
-        file, parquet = _open(unit.path)
-        with file:
-            present = parquet.schema_arrow.names
-            labels = source.captions_from_labels
-            names = labels.names if labels is not None and isinstance(labels.names, str) else None
-            wanted = [source.image, source.caption, source.label, source.key, names]
-            columns = sorted({name for name in wanted if name is not None and name in present})
-            seen = _earlier_keys(source, parquet, unit)
-            for first_row, batch in _batches(parquet, unit.start, unit.stop, columns):
-                for pair in _pairs(source, unit, first_row, batch, seen):
-                    yield pair
-                    row += 1
-    except (PathError, pa.ArrowException, OSError):
-        # A damaged page comes as ArrowInvalid or as OSError; the rows of the batch that it is in cannot be read.
-        yield damaged(unit, f"row-{row}")
 
 
 def _earlier_keys(source: ParquetSource, parquet: pq.ParquetFile, unit: Unit) -> set[object]:

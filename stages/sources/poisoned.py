@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pydantic
 
@@ -22,18 +22,74 @@ from ..files import PathError
 from ..files import absolute as absolute_path
 from ..samples import RawPair, Unit
 from ..stage import config
-from . import formats
-from .common import SourceError, UnitWriter
-from .formats import FormatConfig
+from .common import SourceConfig, SourceError, UnitWriter
 
 
 @config
-class PoisonedSource:
+class PoisonedSource(SourceConfig):
     """Pairs of a clean data set, poisoned on the fly; labels stay."""
 
     path: str
     """The plan.json that `clipsan poison copy_data=false` wrote."""
     kind: Literal["poisoned"] = "poisoned"
+    on_the_fly: ClassVar[bool] = True
+
+    def list_units(self) -> list[Unit]:
+        """Return the units of the clean data, once they are known to be as the plan describes them.
+
+        Raises:
+            SourceError: there is no usable plan, or its clean data changed or are gone.
+        """
+        plan = load_plan(self.path)
+        remedy = "put the clean data back, or run `clipsan poison` again with another `out`"
+        try:
+            found = plan.data.list_units()
+        except (PathError, SourceError) as error:
+            raise SourceError(f"{self.path}: the plan's clean data cannot be read ({error}); {remedy}") from error
+        if [replace(unit, path="") for unit in found] != [replace(unit, path="") for unit in plan.units]:
+            raise SourceError(f"{self.path}: {plan.data.path} changed since the plan was made; {remedy}")
+        # A worker finds the plan from the unit alone, in whatever folder it runs.
+        return [replace(unit, path=absolute_path(self.path)) for unit in found]
+
+    def read_unit(self, unit: Unit) -> Iterator[RawPair]:
+        """Yield every pair of a unit of `list_units`: treated where the plan changes it, else the clean pair itself."""
+        opened = _open(unit.path)
+        plan, treatment = opened.plan, opened.treatment
+        for pair in plan.data.read_unit(plan.units[unit.index]):
+            # A clean image that would come out with the same pixels is not decoded and encoded again.
+            treated = None if plan.image.keeps_pixels and not treatment.chooses(pair) else treatment(pair)
+            if treated is None:
+                yield pair
+            else:
+                yield replace(
+                    pair,
+                    image=treated.image,
+                    image_suffix=treated.suffix,
+                    caption=treated.caption,
+                    captions=(treated.caption, *pair.captions[1:]) if pair.captions else (),
+                    native=_Changed(pair),
+                )
+
+    def open_writer(self, unit: Unit, folder: Path) -> UnitWriter:
+        """Return the writer of the clean data's format."""
+        return PoisonedWriter(unit, folder)
+
+    def rewritten(self, folder: Path) -> SourceConfig:
+        """Return the source that reads what the writers wrote: files of the clean data's format, poisoned."""
+        return load_plan(self.path).data.rewritten(folder)
+
+    def content(self) -> dict[str, Any]:
+        """Return what the plan does as plain data, without paths; files of a trigger count by their content."""
+        plan = load_plan(self.path)
+        return {
+            "kind": self.kind,
+            "version": plan.version,
+            "clean": plan.data.content(),
+            "attack": asdict(_map_files(plan.attack, _digest)),
+            "image": asdict(plan.image),
+            "cut": plan.cut,
+            "captions": list(plan.captions),
+        }
 
 
 @config
@@ -42,7 +98,7 @@ class PoisonPlan:
 
     version: Literal[1] = 1
     """Of the plan's form."""
-    data: FormatConfig
+    data: SourceConfig
     """The clean pairs."""
     attack: AttackConfig
     """What is done."""
@@ -55,13 +111,14 @@ class PoisonPlan:
     units: tuple[Unit, ...]
     """The clean data as they were."""
 
-
-PLAN = pydantic.TypeAdapter(PoisonPlan)
+    def __post_init__(self) -> None:
+        if self.data.on_the_fly:
+            raise ValueError("data must be the clean data set itself, not another plan")
 
 
 def plan_text(plan: PoisonPlan) -> str:
     """Return the content of plan.json, its paths made absolute."""
-    plan = replace(plan, data=formats.absolute(plan.data), attack=_map_files(plan.attack, absolute_path))
+    plan = replace(plan, data=plan.data.absolute(), attack=_map_files(plan.attack, absolute_path))
     return json.dumps(asdict(plan), indent=1, allow_nan=False) + "\n"
 
 
@@ -72,58 +129,6 @@ def load_plan(path: str) -> PoisonPlan:
         SourceError: there is no plan at the path, or it cannot be used.
     """
     return _open(path).plan
-
-
-def list_units(source: PoisonedSource) -> list[Unit]:
-    """Return the units of the clean data, once they are known to be as the plan describes them.
-
-    Raises:
-        SourceError: there is no usable plan, or its clean data changed or are gone.
-    """
-    plan = load_plan(source.path)
-    remedy = "put the clean data back, or run `clipsan poison` again with another `out`"
-    try:
-        found = formats.list_units(plan.data)
-    except (PathError, SourceError) as error:
-        raise SourceError(f"{source.path}: the plan's clean data cannot be read ({error}); {remedy}") from error
-    if [replace(unit, path="") for unit in found] != [replace(unit, path="") for unit in plan.units]:
-        raise SourceError(f"{source.path}: {plan.data.path} changed since the plan was made; {remedy}")
-    # A worker finds the plan from the unit alone, in whatever folder it runs.
-    return [replace(unit, path=absolute_path(source.path)) for unit in found]
-
-
-def read_unit(unit: Unit) -> Iterator[RawPair]:
-    """Yield every pair of a unit of `list_units`: treated where the plan changes it, else the clean pair itself."""
-    opened = _open(unit.path)
-    plan, treatment = opened.plan, opened.treatment
-    for pair in formats.read_unit(plan.data, plan.units[unit.index]):
-        # A clean image that would come out with the same pixels is not decoded and encoded again.
-        treated = None if plan.image.keeps_pixels and not treatment.chooses(pair) else treatment(pair)
-        if treated is None:
-            yield pair
-        else:
-            yield replace(
-                pair,
-                image=treated.image,
-                image_suffix=treated.suffix,
-                caption=treated.caption,
-                captions=(treated.caption, *pair.captions[1:]) if pair.captions else (),
-                native=_Changed(pair),
-            )
-
-
-def content(source: PoisonedSource) -> dict[str, Any]:
-    """Return what the plan does as plain data, without paths; files of a trigger count by their content."""
-    plan = load_plan(source.path)
-    return {
-        "kind": source.kind,
-        "version": plan.version,
-        "clean": formats.content(plan.data),
-        "attack": asdict(_map_files(plan.attack, _digest)),
-        "image": asdict(plan.image),
-        "cut": plan.cut,
-        "captions": list(plan.captions),
-    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +143,7 @@ class PoisonedWriter(UnitWriter):
 
     def __init__(self, unit: Unit, folder: Path) -> None:
         plan = load_plan(unit.path)
-        self._inner = formats.open_writer(plan.data, plan.units[unit.index], folder)
+        self._inner = plan.data.open_writer(plan.units[unit.index], folder)
         super().__init__(folder, self._inner.shard)
 
     def copy(self, pair: RawPair) -> str:
@@ -187,7 +192,7 @@ def _open(path: str) -> _Opened:
 def _parse(file: Path, mtime_ns: int, size_bytes: int) -> _Opened:
     """Read the plan and build its triggers once a process; time and size tell a plan that was written anew."""
     try:
-        plan = PLAN.validate_json(file.read_bytes())
+        plan = pydantic.TypeAdapter(PoisonPlan).validate_json(file.read_bytes())
         return _Opened(plan, Treatment(plan.attack, plan.image, plan.cut, plan.captions))
     except (OSError, ValueError) as error:
         raise SourceError(f"{file}: no usable plan: {' '.join(str(error).split())}") from error

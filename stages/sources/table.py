@@ -10,6 +10,7 @@ from ..samples import RawPair, Unit, hash_uid
 from ..stage import config
 from .common import (
     LabelCaptions,
+    SourceConfig,
     SourceError,
     UnitWriter,
     class_index,
@@ -38,7 +39,7 @@ from .rows import (
 
 
 @config
-class TableSource:
+class TableSource(SourceConfig):
     """CSV or TSV with a header row; TSV by the suffix .tsv.
 
     An image path is absolute, an address, or relative to the table's folder (and then must not climb out of it).
@@ -62,6 +63,45 @@ class TableSource:
 
     def __post_init__(self) -> None:
         check_rows_source(self.unit_rows, self.caption, self.captions_from_labels)
+
+    def list_units(self) -> list[Unit]:
+        """Return slices of at most `unit_rows` rows of every table.
+
+        Raises:
+            SourceError: a table lacks a column that the source names.
+        """
+        files = find(self.path, (".csv", ".tsv"))
+        for file in files:
+            if file.size_bytes:
+                try:
+                    present = header(file.path)
+                except RowsEnd:
+                    continue
+                check_columns(
+                    file.path,
+                    present,
+                    required=[self.image, self.label, self.key],
+                    caption=self.caption,
+                    labels=self.captions_from_labels,
+                )
+        return number_units([(file, slices(count_rows(file.path), self.unit_rows)) for file in files])
+
+    def read_unit(self, unit: Unit) -> Iterator[RawPair]:
+        """Yield the pairs of a slice. Rows before it are parsed too: a key that one of them has is a duplicate."""
+        seen: set[object] = set()
+        for step in walk(unit):
+            if isinstance(step, RawPair):
+                yield step
+                continue
+            number, row = step
+            key = row.get(self.key) if self.key is not None else None
+            if inside(unit, number):
+                yield _pair(self, unit, number, row, duplicate=bool(key) and key in seen)
+            seen.add(key)
+
+    def open_writer(self, unit: Unit, folder: Path) -> UnitWriter:
+        """Return the writer of a unit."""
+        return TableWriter(self, unit, folder)
 
 
 def check_rows_source(unit_rows: int, caption: str | None, labels: LabelCaptions | None) -> None:
@@ -93,43 +133,6 @@ def check_columns(
     for name in wanted:
         if name not in present:
             raise SourceError(f"{path}: no column {name!r}; it has {', '.join(present) or 'no columns'}")
-
-
-def list_units(source: TableSource) -> list[Unit]:
-    """Return slices of at most `unit_rows` rows of every table.
-
-    Raises:
-        SourceError: a table lacks a column that the source names.
-    """
-    files = find(source.path, (".csv", ".tsv"))
-    for file in files:
-        if file.size_bytes:
-            try:
-                present = header(file.path)
-            except RowsEnd:
-                continue
-            check_columns(
-                file.path,
-                present,
-                required=[source.image, source.label, source.key],
-                caption=source.caption,
-                labels=source.captions_from_labels,
-            )
-    return number_units([(file, slices(count_rows(file.path), source.unit_rows)) for file in files])
-
-
-def read_unit(source: TableSource, unit: Unit) -> Iterator[RawPair]:
-    """Yield the pairs of a slice. Rows before it are parsed too: a key that one of them has is a duplicate."""
-    seen: set[object] = set()
-    for step in walk(unit):
-        if isinstance(step, RawPair):
-            yield step
-            continue
-        number, row = step
-        key = row.get(source.key) if source.key is not None else None
-        if inside(unit, number):
-            yield _pair(source, unit, number, row, duplicate=bool(key) and key in seen)
-        seen.add(key)
 
 
 def _pair(source: TableSource, unit: Unit, number: int, row: Row, duplicate: bool) -> RawPair:

@@ -13,6 +13,7 @@ from ..samples import RawPair, Reject, Unit
 from ..stage import config
 from .common import (
     IMAGE_SUFFIXES,
+    SourceConfig,
     UnitWriter,
     class_index,
     damaged,
@@ -31,7 +32,7 @@ NAME = re.compile(r"((?:.*/)?[^./][^./]*)(\.[^/]+)", re.DOTALL)
 
 
 @config
-class WebDataset:
+class WebDataset(SourceConfig):
     """Tars of `key.jpg` (or .png, .webp, ...) with `key.txt` and/or `key.json`, and `key.cls` for a class index.
 
     The caption is the .txt member, or the caption field of the .json member where there is no .txt. A pair's members
@@ -49,6 +50,40 @@ class WebDataset:
     def __post_init__(self) -> None:
         if self.unit_bytes < 1:
             raise ValueError("unit_bytes must be at least 1")
+
+    def list_units(self) -> list[Unit]:
+        """Return the tars, or slices of large ones, sorted by shard and offset."""
+        files = find(self.path, (".tar",))
+        return number_units([(file, slices(file.size_bytes or 0, self.unit_bytes)) for file in files])
+
+    def read_unit(self, unit: Unit) -> Iterator[RawPair]:
+        """Yield the pairs whose first header lies in the unit.
+
+        Every slice walks the headers from the start of the tar, because a key that an earlier slice has is a duplicate.
+        """
+        try:
+            file = open_input(unit.path)
+        except PathError:
+            yield damaged(unit, f"byte-{unit.start}")
+            return
+        with file:
+            reader = ForwardReader(file)
+            walk = _groups(reader, unit)
+            while True:
+                try:
+                    group = next(walk, None)
+                except TarDamage as damage:
+                    if inside(unit, damage.offset):
+                        yield damaged(unit, f"byte-{damage.offset}")
+                    return
+                if group is None:
+                    return
+                if group.is_pair and inside(unit, group.offset):
+                    yield _pair(self, unit, group)
+
+    def open_writer(self, unit: Unit, folder: Path) -> UnitWriter:
+        """Return the writer of a unit."""
+        return WebDatasetWriter(self, unit, folder)
 
 
 @dataclass(slots=True)
@@ -75,38 +110,6 @@ class Group:
     def is_pair(self) -> bool:
         """False for stray members (a licence, a mask alone) that are not part of any pair."""
         return self.image is not None or any(suffix in self.members for suffix in (".txt", ".json"))
-
-
-def list_units(source: WebDataset) -> list[Unit]:
-    """Return the tars, or slices of large ones, sorted by shard and offset."""
-    files = find(source.path, (".tar",))
-    return number_units([(file, slices(file.size_bytes or 0, source.unit_bytes)) for file in files])
-
-
-def read_unit(source: WebDataset, unit: Unit) -> Iterator[RawPair]:
-    """Yield the pairs whose first header lies in the unit.
-
-    Every slice walks the headers from the start of the tar, because a key that an earlier slice has is a duplicate.
-    """
-    try:
-        file = open_input(unit.path)
-    except PathError:
-        yield damaged(unit, f"byte-{unit.start}")
-        return
-    with file:
-        reader = ForwardReader(file)
-        walk = _groups(reader, unit)
-        while True:
-            try:
-                group = next(walk, None)
-            except TarDamage as damage:
-                if inside(unit, damage.offset):
-                    yield damaged(unit, f"byte-{damage.offset}")
-                return
-            if group is None:
-                return
-            if group.is_pair and inside(unit, group.offset):
-                yield _pair(source, unit, group)
 
 
 def _groups(reader: ForwardReader, unit: Unit) -> Iterator[Group]:

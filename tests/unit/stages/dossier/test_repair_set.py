@@ -22,7 +22,7 @@ from clipsan.stages.dossier.repair_set import (
     plan,
 )
 from clipsan.stages.repair.objective import Role
-from clipsan.stages.sources.parquet import ParquetSource, list_units, read_unit
+from clipsan.stages.sources import ParquetSource, list_units, read_unit
 
 SIDE = 16
 RED = np.full((4, 4, 3), (255, 0, 0), np.uint8)
