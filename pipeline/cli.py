@@ -28,7 +28,7 @@ FOLDER_VERBS = {
 """Verbs that take a run folder in place of a file of settings."""
 MODULES = {
     **{name: f"{name}.verb" for name in ("scan", "poison", "train", "repair", "sweep", "evaluate", "trigger", "bench")},
-    "sweep-detectors": "sweep.detectors",
+    "sweep-detectors": "detector_sweep.verb",
     "run": "story.verb",
     "demo": "story.demo",
     "status": "status",

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +13,12 @@ from clipsan.stages.report.sweep import SweepReport, TrialLine, front_picture, r
 
 from ..core.commit import fingerprint, write_text
 from ..core.config import as_tree
-from ..core.run_folder import RunFolder, versions, write_summary
+from ..core.run_folder import RunFolder, versions
+from ..core.verb import Child, Result
 from ..repair.output import write_card
 from ..repair.plan import Plan as RepairPlan
 from ..repair.verb import inputs, lineage, model_record
 from ..tracking.record import DataInput, ModelRecord, data_input, metrics_of
-from ..tracking.send import log_run, registered
 from .plan import Plan
 from .run import Found
 from .trial import ERRORS_FILE, HISTORY_FILE, Trial
@@ -31,23 +29,26 @@ FRONT = "front.svg"
 Row = dict[str, Any]
 
 
-def publish(plan: Plan, folder: RunFolder, found: Found, started: float) -> dict[str, Any]:
-    """Write tables, summary, card and page, log and register; return the summary."""
+def publish(plan: Plan, folder: RunFolder, found: Found) -> Result:
+    """Write tables, card and picture of the front; return what is told of the sweep."""
     rows = _rows(plan, found)
     _write_tables(folder.root, rows)
     summary = _summary(plan, folder, found, rows)
-    summary["seconds"] = round(time.monotonic() - started, 1)
     if found.recommended is not None and found.checkpoint is not None:
         _card(plan, found, summary)
-    page = _report(plan, found, rows, summary)
-    write_text(folder.report, render(page))
+    page = _report(plan, found, rows, summary["rule"])
     write_text(folder.root / FRONT, front_picture(page))
-    write_summary(folder, summary)
-    version = _log(plan, folder, found, rows, summary)
-    if version is not None:
-        summary["registered"] = version
-        write_summary(folder, summary)
-    return summary
+    shown = {name: summary[name] for name in ("counts", "compute", "before", "recommended")}
+    return Result(
+        summary=summary,
+        page=lambda told: render(dataclasses.replace(page, seconds=told["seconds"])),
+        metrics={name: value for name, value in shown.items() if value is not None},
+        files=[folder.root / FRONT, *(folder.root / name for name in TABLES)],
+        tags=lineage(plan.base),
+        inputs=[*inputs(plan.base), *_held_out(plan)],
+        model=_model(plan, folder, found),
+        children=[_child(plan, trial, row) for trial, row in zip(found.trials, rows, strict=True)],
+    )
 
 
 def state_of(trial: Trial) -> str:
@@ -104,9 +105,6 @@ def _summary(plan: Plan, folder: RunFolder, found: Found, rows: list[Row]) -> di
     states = [row["state"] for row in rows]
     best = None if found.recommended is None else rows[found.recommended]
     return {
-        "verb": "sweep",
-        "fingerprint": plan.mark,
-        "seconds": 0.0,
         "counts": {
             "trials": len(rows),
             **{state: states.count(state) for state in ("finished", "stopped", "failed")},
@@ -153,33 +151,6 @@ def rule(plan: Plan) -> str:
     )
 
 
-def screen(summary: Mapping[str, Any]) -> str:
-    """Return what the verb prints at its end."""
-    counts, compute, best = summary["counts"], summary["compute"], summary["recommended"]
-    share = 100 * compute["steps"] / max(1, compute["steps_of_full_trials"])
-    told = f"{counts['finished']} finished, {counts['stopped']} stopped early, {counts['failed']} failed"
-    lines = [
-        f"sweep: {counts['trials']} trials: {told}; {compute['steps']:,} steps, {share:.0f} % of what whole trials take, "
-        f"in {summary['seconds']:.0f} s"
-    ]
-    lines += [
-        f"  trial {row['trial']} failed: {row['error']}; the same command tries again"
-        for row in summary["rows"]
-        if row["state"] == "failed"
-    ]
-    if best is None:
-        lines.append(f"sweep: none is recommended: no trial keeps the accuracy; rule: {summary['rule']}")
-    else:
-        point = ", ".join(f"{name}={value}" for name, value in best["settings"].items())
-        after = best["final_after"]
-        figures = ", ".join(
-            f"{name} {best['final_before'][name]:.2f} -> {value:.2f}" for name, value in after.items() if name != "loss"
-        )
-        lines.append(f"sweep: trial {best['trial']} is recommended ({point}); on data no trial saw: {figures}")
-    lines.append(f"look at {summary['report']}" + (f" and {summary['checkpoint']}" if summary["checkpoint"] else ""))
-    return "\n".join(lines) + "\n"
-
-
 def _card(plan: Plan, found: Found, summary: dict[str, Any]) -> None:
     assert found.recommended is not None
     assert found.checkpoint is not None
@@ -192,19 +163,19 @@ def _card(plan: Plan, found: Found, summary: dict[str, Any]) -> None:
     }
     notes = (
         *found.notes,
-        f"These settings are those of trial {trial.number} of a sweep of {len(found.trials)} (fingerprint {plan.mark}). Rule: "
+        f"These settings are those of trial {trial.number} of a sweep of {len(found.trials)} (fingerprint {plan.fingerprint}). Rule: "
         f"{summary['rule']}. The figures are of pictures that no trial was measured on.",
     )
     write_card(found.checkpoint, _repair(plan, found, trial), told, notes, found.parameters)
 
 
-def _report(plan: Plan, found: Found, rows: list[Row], summary: dict[str, Any]) -> SweepReport:
+def _report(plan: Plan, found: Found, rows: list[Row], rule: str) -> SweepReport:
     names = tuple(plan.config.space)
     return SweepReport(
         title=f"{plan.base.config.method.kind}, {len(rows)} trials",
         objective=plan.objective,
         labelled=found.labelled,
-        rule=summary["rule"],
+        rule=rule,
         max_loss_points=plan.config.max_accuracy_loss_points,
         before=found.before,
         settings_names=names,
@@ -229,8 +200,8 @@ def _report(plan: Plan, found: Found, rows: list[Row], summary: dict[str, Any]) 
         final_after=found.final_after,
         settings=as_tree(plan.config),
         versions=versions(),
-        fingerprint=plan.mark,
-        seconds=summary["seconds"],
+        fingerprint=plan.fingerprint,
+        seconds=0.0,
     )
 
 
@@ -238,36 +209,15 @@ def _shown(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _log(plan: Plan, folder: RunFolder, found: Found, rows: list[Row], summary: dict[str, Any]) -> str | None:
-    """Log the sweep with the recommended model, and each trial as a run below it; return the registered version, if any."""
-    tracking = plan.config.tracking
-    files = [folder.report, folder.run_yaml, folder.summary, folder.root / FRONT, *(folder.root / t for t in TABLES)]
-    shown = {name: summary[name] for name in ("counts", "compute", "before", "recommended", "seconds")}
-    above = log_run(
-        tracking,
-        verb="sweep",
-        root=folder.root,
-        tree=plan.tree,
-        metrics=metrics_of({name: value for name, value in shown.items() if value is not None}),
-        files=files,
-        tags=lineage(plan.base),
-        inputs=[*inputs(plan.base), *_held_out(plan)],
-        model=_model(plan, folder, found),
+def _child(plan: Plan, trial: Trial, row: Row) -> Child:
+    settings = {name: row[name] for name in plan.config.space}
+    return Child(
+        verb="trial",
+        root=trial.folder,
+        tree={"settings": settings, "state": row["state"], "error": row["error"]},
+        metrics=metrics_of({name: value for name, value in row.items() if name not in settings}),
+        files=[trial.folder / HISTORY_FILE, trial.folder / ERRORS_FILE],
     )
-    if above is None:
-        return None
-    for trial, row in zip(found.trials, rows, strict=True):
-        settings = {name: row[name] for name in plan.config.space}
-        log_run(
-            tracking,
-            verb="trial",
-            root=trial.folder,
-            tree={"settings": settings, "state": row["state"], "error": row["error"]},
-            metrics=metrics_of({name: value for name, value in row.items() if name not in settings}),
-            files=[trial.folder / HISTORY_FILE, trial.folder / ERRORS_FILE],
-            parent=above,
-        )
-    return registered(above)
 
 
 def _held_out(plan: Plan) -> list[DataInput]:
@@ -282,7 +232,7 @@ def _model(plan: Plan, folder: RunFolder, found: Found) -> ModelRecord | None:
     if found.recommended is None or found.checkpoint is None or after is None:
         return None
     before = found.final_before
-    told = {"clipsan.sweep": plan.mark, "clipsan.trial": str(found.recommended)}
+    told = {"clipsan.sweep": plan.fingerprint, "clipsan.trial": str(found.recommended)}
     if plan.objective != "resistivity":  # which is no success rate
         told |= {
             # versions are comparable that were measured by the same triggers on the same pictures

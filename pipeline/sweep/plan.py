@@ -13,7 +13,7 @@ from clipsan.stages.dossier.files import read_dossiers
 from clipsan.stages.repair import Role
 from clipsan.stages.repair.rvpt import Rvpt
 from clipsan.stages.samples import Unit
-from clipsan.stages.search.space import Point, end_points, grid_points, random_points
+from clipsan.stages.search.space import Point, end_points
 from clipsan.stages.sources import identity, list_units
 
 from ..core.commit import fingerprint
@@ -22,7 +22,7 @@ from ..data.choice import class_index
 from ..repair import plan as repair_plan
 from ..repair.settings import RepairConfig
 from ..tracking.record import TrackingConfig
-from .settings import GridSearch, OptunaSearch, SweepConfig
+from .settings import OptunaSearch, SweepConfig
 
 SWEEP_VERSION = 1
 """Raised when the code comes to another result from the same settings, so that old trials are refused."""
@@ -41,7 +41,7 @@ class Plan:
 
     config: SweepConfig
     points: tuple[Point, ...] | None
-    """Of all trials; None where a point hangs on the results of others."""
+    """Of all trials; None where a point depends on the results of others."""
     base: repair_plan.Plan
     """The repair of the first point: what is the same for all of them is read off it."""
     dossiers: tuple[Dossier, ...]
@@ -53,7 +53,7 @@ class Plan:
     """Empty where the final data are a part of the held-out ones."""
     objective: str
     """proven, canary or resistivity."""
-    mark: str
+    fingerprint: str
     tree: dict[str, Any]
     repairs: dict[str, repair_plan.Plan] = field(default_factory=dict)
     """Checked repairs by what decides their data; see repair_of."""
@@ -61,7 +61,7 @@ class Plan:
     @property
     def trials(self) -> int:
         search = self.config.search
-        return len(self.points or ()) if isinstance(search, GridSearch) else search.trials
+        return search.trials if isinstance(search, OptunaSearch) else len(self.points or ())
 
     @property
     def rungs(self) -> int:
@@ -100,7 +100,7 @@ class Plan:
             f"search     {c.search.kind}, {self.trials} trials of {c.workers_per_trial} workers, seed {c.seed}; halving: {halving}",
             *(f"space      {name}: {_range(dimension)}" for name, dimension in c.space.items()),
             f"truth      {'recorded, enters no decision' if c.truth is not None else 'not known'}",
-            f"out        {c.out}  ({self.mark[:12]})",
+            f"out        {c.out}  ({self.fingerprint[:12]})",
         ]
         return "\n".join(lines) + "\n"
 
@@ -117,10 +117,10 @@ def make_plan(settings: SweepConfig) -> Plan:
         ConfigError, ValueError, OSError: a point that is no valid repair, an objective that nothing measures, a canary that
             the method cannot be tried on, a missing package, and whatever `clipsan repair` refuses.
     """
-    if isinstance(settings.search, OptunaSearch):
+    points = _points(settings)
+    if points is None:
         check_optuna()
         _check_shared(settings)
-    points = _points(settings)
     repairs: dict[str, repair_plan.Plan] = {}
     for point in points if points is not None else end_points(settings.space):
         _repair_of(settings, point, repairs)
@@ -137,7 +137,7 @@ def make_plan(settings: SweepConfig) -> Plan:
     held_out = list_units(settings.held_out.data)
     final = [] if settings.held_out.final is None else list_units(settings.held_out.final)
     tree = as_tree(settings)
-    mark = fingerprint(
+    made_of = fingerprint(
         {
             "version": SWEEP_VERSION,
             "settings": {name: value for name, value in tree.items() if name not in (*FREE, "repair", "held_out")},
@@ -151,7 +151,19 @@ def make_plan(settings: SweepConfig) -> Plan:
             "split": [settings.held_out.final_share, settings.held_out.images],
         }
     )
-    return Plan(settings, points, base, dossiers, classes, held_out, final, objective, mark, tree, repairs)
+    return Plan(
+        config=settings,
+        points=points,
+        base=base,
+        dossiers=dossiers,
+        classes=classes,
+        held_out=held_out,
+        final=final,
+        objective=objective,
+        fingerprint=made_of,
+        tree=tree,
+        repairs=repairs,
+    )
 
 
 def _check_shared(settings: SweepConfig) -> None:
@@ -175,14 +187,10 @@ def check_optuna() -> None:
 
 
 def _points(settings: SweepConfig) -> tuple[Point, ...] | None:
+    """Return the points of all trials; None where a point depends on the results of others."""
     try:
-        match settings.search:
-            case GridSearch():
-                # ASHA lets the first trials through whatever they are worth, which along a grid are those of one end
-                return tuple(grid_points(settings.space, None if settings.halving is None else settings.seed))
-            case OptunaSearch():
-                return None
-        return tuple(random_points(settings.space, settings.search.trials, settings.seed))
+        # ASHA lets the first trials through whatever they are worth, which along a grid are those of one end
+        return settings.search.points(settings.space, settings.seed, shuffled=settings.halving is not None)
     except ValueError as error:
         raise ConfigError(f"space: {error}") from None
 

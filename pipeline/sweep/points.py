@@ -32,11 +32,6 @@ def rungs_of(total: int, halving: HalvingConfig | None) -> tuple[int, ...]:
     return rungs
 
 
-def first_of_batch(number: int, search: OptunaSearch) -> int:
-    """Return how many trials must have ended before this one can be proposed."""
-    return 0 if number < search.startup else number - (number - search.startup) % search.batch
-
-
 def propose(
     search: OptunaSearch, space: Space, seed: int, number: int, known: Mapping[int, tuple[Point, Outcome | None]]
 ) -> Point:
@@ -59,7 +54,7 @@ def propose(
         study = optuna.create_study(directions=["minimize", "maximize"], sampler=sampler)
         for earlier in sorted(known):
             point, outcome = known[earlier]
-            if earlier >= first_of_batch(number, search) or outcome is None:
+            if earlier >= search.waits_for(number) or outcome is None:
                 continue
             params = {name: _encoded(space[name], value) for name, value in point.items()}
             values = [outcome.objective_pct, outcome.accuracy_pct]

@@ -20,7 +20,7 @@ from ..core.run_folder import RunFolder
 from .canary import Canary, plant
 from .data import Held, gather, make_exams, order_of
 from .plan import Plan
-from .points import first_of_batch, propose, resources_of, rungs_of
+from .points import propose, resources_of, rungs_of
 from .search import Queue, Watch, quiet_tune, scheduler
 from .settings import OptunaSearch
 from .trial import STATE_FILE, Questions, Trial, last_word, note_error, suspect_figures, trainable
@@ -51,7 +51,7 @@ class Found:
     """Whether accuracy is zero-shot accuracy; else it is retrieval."""
 
 
-def run(plan: Plan, folder: RunFolder) -> Found:
+def search(plan: Plan, folder: RunFolder) -> Found:
     """Run what is left of a sweep, within the Ray of this process, and weigh what was found."""
     sweep = _Sweep(plan, folder)
     sweep.run()
@@ -109,7 +109,7 @@ class _Sweep:
         )
         resources = resources_of(settings.halving, self._plan.rungs)
         ended = [self._trials[number] for number in sorted(self._done)]
-        queue = Queue(self._left, self._trial, resources, self._waits_for, self._done)
+        queue = Queue(self._left, self._trial, resources, self._plan.config.search.waits_for, self._done)
         shared = {"held": self._held, "questions": ray.put(self._asked), "cluster": settings.cluster}
         results = self._tuner(queue, scheduler(settings.halving, queue, ended, resources), shared).fit()
         for i in range(len(results)):
@@ -200,7 +200,7 @@ class _Sweep:
         if key not in self._held:
             self._held[key] = ray.put(gather(order))
         folder = self._folder.root / "trials" / f"{number:04d}"
-        trial = Trial.of(number, point, job, rungs, folder, self._plan.mark, key, settings.workers_per_trial)
+        trial = Trial.of(number, point, job, rungs, folder, self._plan.fingerprint, key, settings.workers_per_trial)
         write_text(folder / "trial.json", json.dumps({"number": number, "mark": trial.mark, "point": point}, indent=1))
         return trial
 
@@ -210,12 +210,8 @@ class _Sweep:
             return plan.points[number]
         search = plan.config.search
         assert isinstance(search, OptunaSearch)
-        known = {i: (self._points[i], outcome_of(self._trials[i])) for i in range(first_of_batch(number, search))}
+        known = {i: (self._points[i], outcome_of(self._trials[i])) for i in range(search.waits_for(number))}
         return propose(search, plan.config.space, plan.config.seed, number, known)
-
-    def _waits_for(self, number: int) -> int:
-        search = self._plan.config.search
-        return first_of_batch(number, search) if isinstance(search, OptunaSearch) else 0
 
     def _ended(self) -> set[int]:
         """Return the trials that an earlier run has ended; those that failed are tried again.
@@ -225,10 +221,10 @@ class _Sweep:
         settings = self._plan.config
         done: set[int] = set()
         for number in range(self._plan.trials):
-            if not done.issuperset(range(self._waits_for(number))):
+            if not done.issuperset(range(self._plan.config.search.waits_for(number))):
                 break
             trial = self._trial(number)
-            failed = isinstance(settings.search, OptunaSearch) and len(trial.errors()) > settings.retries
+            failed = self._plan.points is None and len(trial.errors()) > settings.retries
             if trial.finished or trial.stopped or failed:
                 done.add(number)
         return done

@@ -1,13 +1,15 @@
 """Settings of `clipsan sweep`."""
 
+from collections.abc import Sequence
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
 import pydantic
+from pydantic import Field
 
 from clipsan.stages.attack.triggers import PatchConfig, TriggerConfig
 from clipsan.stages.evaluation.zero_shot import check_templates
-from clipsan.stages.search.space import Dimension
+from clipsan.stages.search.space import Dimension, Point, Space, grid_points, random_points
 from clipsan.stages.sources import SourceConfig
 from clipsan.stages.stage import config
 
@@ -24,16 +26,25 @@ FILLED_IN = ("evaluate", "early_stop", "out", "register", "cluster", "tracking",
 """Settings of the repair that the sweep has its own values for."""
 
 
+Points = tuple[Point, ...]
+"""Of all trials."""
+
+
 @config
 class RandomSearch:
     """Points drawn from the space, independent of each other."""
 
     kind: Literal["random"] = "random"
-    trials: int = 16
+    trials: Annotated[int, Field(ge=1)] = 16
     """How many."""
 
-    def __post_init__(self) -> None:
-        _check_trials(self.trials)
+    def points(self, space: Space, seed: int, *, first: Sequence[Point] = (), shuffled: bool = False) -> Points:
+        """Return `first` and the points that the seed draws; their order is as good as any."""
+        return (*first, *random_points(space, self.trials, seed))
+
+    def waits_for(self, number: int) -> int:
+        """Return how many of the first trials must have ended before this one can be made."""
+        return 0
 
 
 @config
@@ -41,6 +52,18 @@ class GridSearch:
     """Every combination of the values; all settings must be lists of values."""
 
     kind: Literal["grid"] = "grid"
+
+    def points(self, space: Space, seed: int, *, first: Sequence[Point] = (), shuffled: bool = False) -> Points:
+        """Return all combinations, in their own order or in one that the seed draws.
+
+        Raises:
+            ValueError: a setting is no list of values.
+        """
+        return tuple(grid_points(space, seed if shuffled else None))
+
+    def waits_for(self, number: int) -> int:
+        """Return how many of the first trials must have ended before this one can be made."""
+        return 0
 
 
 @config
@@ -52,17 +75,19 @@ class OptunaSearch:
     """
 
     kind: Literal["optuna"] = "optuna"
-    trials: int = 16
+    trials: Annotated[int, Field(ge=1)] = 16
     """How many."""
-    batch: int = 4
+    batch: Annotated[int, Field(ge=1)] = 4
     """Trials that are proposed together."""
-    startup: int = 8
+    startup: Annotated[int, Field(ge=1)] = 8
     """Trials drawn at random before the first model is made."""
 
-    def __post_init__(self) -> None:
-        _check_trials(self.trials)
-        if self.batch < 1 or self.startup < 1:
-            raise ValueError("batch and startup must be at least 1")
+    def points(self, space: Space, seed: int, *, first: Sequence[Point] = (), shuffled: bool = False) -> None:
+        """Return nothing: a point depends on the results of others."""
+
+    def waits_for(self, number: int) -> int:
+        """Return how many of the first trials must have ended before this one can be proposed."""
+        return 0 if number < self.startup else number - (number - self.startup) % self.batch
 
 
 SearchConfig = Annotated[RandomSearch | GridSearch | OptunaSearch, pydantic.Discriminator("kind")]
@@ -78,18 +103,12 @@ class HalvingConfig:
     and not before its end which of three good settings is the best (tests/benchmarks/sweep).
     """
 
-    reduction: int = 3
+    reduction: Annotated[int, Field(ge=2)] = 3
     """The best 1 / reduction of those measured at a rung go on."""
-    rungs: int = 2
+    rungs: Annotated[int, Field(ge=2)] = 2
     """Measurements of a whole trial, the last at its end."""
-    first_share: float = 0.125
+    first_share: Annotated[float, Field(gt=0, lt=1)] = 0.125
     """Share of a trial's steps at the first rung; from there the rungs grow by one factor to the end."""
-
-    def __post_init__(self) -> None:
-        if self.reduction < 2 or self.rungs < 2:
-            raise ValueError("reduction and rungs must be at least 2")
-        if not 0 < self.first_share < 1:
-            raise ValueError("first_share must lie between 0 and 1")
 
 
 @config
@@ -100,16 +119,10 @@ class HeldOutConfig:
     """Labelled images, or pairs, that no repair learns from: clean accuracy of the former, retrieval R@1 of the latter."""
     final: SourceConfig | None = None
     """Data for the last word on the recommended point; null: `final_share` of `data`, by a seeded hash of the uid."""
-    final_share: float = 0.5
+    final_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Share of `data` that no trial sees."""
-    images: int = 512
+    images: Annotated[int, Field(ge=2)] = 512
     """Images of either part at most, drawn by the seed."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.final_share < 1:
-            raise ValueError("final_share must lie between 0 and 1")
-        if self.images < 2:
-            raise ValueError("images must be at least 2")
 
 
 @config
@@ -124,22 +137,16 @@ class CanaryConfig:
     """What is planted."""
     target: str | None = None
     """A class; null: drawn by the seed."""
-    share_pct: float = 20.0
+    share_pct: Annotated[float, Field(gt=0, lt=100)] = 20.0
     """Share of each batch that carries it."""
-    steps: int = 200
+    steps: Annotated[int, Field(ge=1)] = 200
     """Optimiser steps of the planting."""
-    batch_size: int = 128
+    batch_size: Annotated[int, Field(ge=2)] = 128
     """Pairs of a step."""
     lr: float = 5e-4
     """Peak rate."""
-    min_asr_pct: float = 80.0
+    min_asr_pct: Annotated[float, Field(ge=0, le=100)] = 80.0
     """A canary that succeeds less often tells nothing about repairs, so the sweep stops there."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share_pct < 100 or not 0 <= self.min_asr_pct <= 100:
-            raise ValueError("share_pct and min_asr_pct are percentages")
-        if self.steps < 1 or self.batch_size < 2:
-            raise ValueError("steps must be at least 1 and batch_size at least 2")
 
 
 @config
@@ -174,18 +181,18 @@ class SweepConfig:
     destroy of the features. auto: the first of these that there is."""
     canary: CanaryConfig | None = None
     """Null: no canary is planted."""
-    resistivity_images: int = 128
+    resistivity_images: Annotated[int, Field(ge=0)] = 128
     """Images whose perturbation resistivity is measured; 0: it is not, unless it is the objective."""
-    max_accuracy_loss_points: float = 2.0
+    max_accuracy_loss_points: Annotated[float, Field(ge=0)] = 2.0
     """The rule: the lowest objective among the trials that lose at most this much accuracy, in percentage points."""
     truth: TruthConfig | None = None
     """For benchmarks alone."""
-    concurrent: int | None = None
+    concurrent: Annotated[int, Field(ge=1)] | None = None
     """Trials at a time; null: as many as the cluster has CPUs (or GPUs) for."""
-    workers_per_trial: int = 1
+    workers_per_trial: Annotated[int, Field(ge=1)] = 1
     """Workers that share each batch of a trial. With several a trial is a run of Ray Train, on one node or many; with one it is
     a single process, which saves the half minute that a run of Ray Train takes to start."""
-    retries: int = 1
+    retries: Annotated[int, Field(ge=0)] = 1
     """Times that a trial is tried again after an error, from its last measurement on."""
     seed: int = 0
     """Of points, samples, splits and proposals."""
@@ -202,10 +209,6 @@ class SweepConfig:
         check_templates(self.templates)
         if not self.space:
             raise ValueError("space needs at least one setting")
-        if self.retries < 0 or self.resistivity_images < 0 or self.max_accuracy_loss_points < 0:
-            raise ValueError("retries, resistivity_images and max_accuracy_loss_points must not be negative")
-        if (self.concurrent is not None and self.concurrent < 1) or self.workers_per_trial < 1:
-            raise ValueError("concurrent and workers_per_trial must be at least 1")
         if (self.cluster.workers or self.workers_per_trial) < self.workers_per_trial:
             raise ValueError(
                 f"workers_per_trial={self.workers_per_trial}: cluster.workers={self.cluster.workers} are fewer; raise them"
@@ -218,8 +221,3 @@ class SweepConfig:
         filled = sorted(set(FILLED_IN) & self.repair.keys())
         if filled:
             raise ValueError(f"repair: {', '.join(filled)} is filled in by the sweep; leave it out")
-
-
-def _check_trials(trials: int) -> None:
-    if trials < 1:
-        raise ValueError("trials must be at least 1")

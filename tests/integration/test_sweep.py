@@ -18,8 +18,8 @@ from clipsan.pipeline.core.cluster import ClusterConfig
 from clipsan.pipeline.core.commit import write_part
 from clipsan.pipeline.core.config import as_tree
 from clipsan.pipeline.evaluate.settings import EvaluationAttack
-from clipsan.pipeline.sweep.settings import GridSearch, HalvingConfig, HeldOutConfig, TruthConfig
-from clipsan.pipeline.sweep.verb import SweepConfig, run_sweep
+from clipsan.pipeline.sweep import verb as sweep
+from clipsan.pipeline.sweep.settings import GridSearch, HalvingConfig, HeldOutConfig, SweepConfig, TruthConfig
 from clipsan.pipeline.tracking.record import TrackingConfig
 from clipsan.stages.attack.triggers import PatchConfig
 from clipsan.stages.dossier.dossier import Cutout, Dossier, Place, Rate
@@ -135,7 +135,7 @@ def settings(case: Case, scan: Path, held_out: ParquetSource, tmp_path_factory: 
 
 @pytest.fixture(scope="module")
 def swept(settings: SweepConfig, ray_cluster: None) -> dict[str, Any]:
-    return run_sweep(settings)
+    return sweep.VERB.start(settings)
 
 
 def test_every_trial_stands_in_the_table_and_the_failed_one_says_why(
@@ -210,7 +210,7 @@ def test_a_killed_sweep_goes_on_and_one_that_knows_no_truth_decides_the_same(
         assert kill_in_the_middle(job, tmp_path / "run" / "trials"), (tmp_path / "log").read_text()
     assert not (tmp_path / "run" / "summary.json").exists()
     kept = (tmp_path / "run" / "trials" / "0001" / "history.json").stat().st_mtime_ns
-    found = run_sweep(blind)
+    found = sweep.VERB.start(blind)
     assert (tmp_path / "run" / "trials" / "0001" / "history.json").stat().st_mtime_ns == kept
     assert decisions(found) == decisions(swept)
     assert all("true_asr_pct" not in row for row in found["rows"])
@@ -223,7 +223,7 @@ def test_trials_of_two_workers_are_runs_of_ray_train_and_come_to_the_same(
     space = {"method.lr": Choice(kind="grid", values=(1e-2, DIVERGES))}
     out, tracking = str(tmp_path / "run"), TrackingConfig(enabled=False)
     changed = {"workers_per_trial": 2, "space": space, "retries": 0, "out": out, "tracking": tracking}
-    shared = run_sweep(dataclasses.replace(settings, **changed))
+    shared = sweep.VERB.start(dataclasses.replace(settings, **changed))
     states = {row["method.lr"]: (row["state"], row["failures"], row["error"]) for row in shared["rows"]}
     assert states[1e-2] == ("finished", 0, None)
     assert states[DIVERGES][:2] == ("failed", 1)

@@ -16,8 +16,9 @@ from sklearn.metrics import average_precision_score
 from clipsan.pipeline.core.cluster import ClusterConfig
 from clipsan.pipeline.core.config import ConfigError, load
 from clipsan.pipeline.core.pass_old import in_this_process
+from clipsan.pipeline.detector_sweep import verb
+from clipsan.pipeline.detector_sweep.plan import DetectorSweepConfig, make_plan
 from clipsan.pipeline.scan.verb import ScanConfig
-from clipsan.pipeline.sweep.detectors import DetectorSweepConfig, make_plan, run_sweep
 from clipsan.pipeline.sweep.settings import GridSearch, RandomSearch
 from clipsan.pipeline.tracking.record import TrackingConfig
 from clipsan.stages.search.space import Choice, Uniform
@@ -52,7 +53,7 @@ def settings(scanned: Path, tmp_path_factory: pytest.TempPathFactory) -> Detecto
 
 @pytest.fixture(scope="module")
 def swept(settings: DetectorSweepConfig) -> dict[str, Any]:
-    return run_sweep(settings)
+    return verb.VERB.start(settings)
 
 
 def column(folder: Path, name: str) -> list[Any]:
@@ -116,7 +117,7 @@ def test_only_what_is_missing_runs_again_and_the_truth_decides_nothing(
     home = Path(settings.out)
     kept = (home / "trials" / "0000" / "figures.json").stat().st_mtime_ns
     (home / "trials" / "0003" / "figures.json").unlink()
-    again = run_sweep(settings)
+    again = verb.VERB.start(settings)
     assert (home / "trials" / "0000" / "figures.json").stat().st_mtime_ns == kept
     assert without_clock(again) == without_clock(swept)
     uids = [
@@ -127,7 +128,7 @@ def test_only_what_is_missing_runs_again_and_the_truth_decides_nothing(
     told = dataclasses.replace(
         settings, manifest=str(manifest), out=str(tmp_path / "told"), tracking=TrackingConfig(enabled=False)
     )
-    informed = run_sweep(told)
+    informed = verb.VERB.start(told)
     assert informed["recommended"]["settings"] == swept["recommended"]["settings"]
     assert all(0 < row["true_average_precision"] <= 1 for row in informed["rows"])
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from clipsan.pipeline.sweep.points import first_of_batch, propose, resources_of, rungs_of
+from clipsan.pipeline.core.config import ConfigError, validate
+from clipsan.pipeline.sweep.points import propose, resources_of, rungs_of
 from clipsan.pipeline.sweep.settings import HalvingConfig, OptunaSearch
 from clipsan.stages.search.pareto import Outcome
 from clipsan.stages.search.space import Choice, LogUniform, RandInt, Uniform
@@ -18,7 +19,7 @@ SEARCH = OptunaSearch(trials=24, batch=4, startup=8)
 
 
 def test_a_batch_waits_for_all_before_it_and_for_none_of_its_own() -> None:
-    assert [first_of_batch(number, SEARCH) for number in range(18)] == [0] * 8 + [8] * 4 + [12] * 4 + [16] * 2
+    assert [SEARCH.waits_for(number) for number in range(18)] == [0] * 8 + [8] * 4 + [12] * 4 + [16] * 2
 
 
 def outcome(number: int, point: dict) -> Outcome:
@@ -69,5 +70,5 @@ def test_rungs_by_hand() -> None:
     assert resources_of(None, 1) == [1]
     with pytest.raises(ValueError, match="2 steps cannot be measured 3 times"):
         rungs_of(2, thirds)
-    with pytest.raises(ValueError, match="first_share must lie between 0 and 1"):
-        HalvingConfig(first_share=1.0)
+    with pytest.raises(ConfigError, match="first_share: Input should be less than 1"):
+        validate(HalvingConfig, {"first_share": 1.0}, verb="sweep")
