@@ -1,81 +1,95 @@
-"""Pictures of chosen pairs at the model's input size, fetched from the source once and kept for the passes that prove."""
+"""Pictures of chosen pairs, read from the source again, and kept at the model's input size for the passes that prove."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from clipsan.stages.decode import decode
 from clipsan.stages.model.clip import Inputs, ModelConfig, resolve_model
-from clipsan.stages.samples import Unit
+from clipsan.stages.samples import RawPair, Unit
 from clipsan.stages.sources import SourceConfig, read_unit
 
-from ..core.cluster import ClusterConfig
-from ..core.commit import missing_parts, part_path, read_part, write_part
-from ..core.pass_old import Row, run_pass
+from ..core.commit import read_part
+from ..core.pass_ import Done, Work
+
+T = TypeVar("T")
 
 
-class PixelWork:
-    """Decodes the chosen pairs of a unit and commits their pixels."""
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """The pictures of a data set, where they lie."""
 
-    def __init__(self, source: SourceConfig, model: ModelConfig, max_pixels: int, folder: Path, mark: str) -> None:
-        self._source = source
-        self._inputs = Inputs(resolve_model(model))
-        self._max_pixels = max_pixels
-        self._folder = folder
-        self._mark = mark
+    source: SourceConfig
+    max_pixels: int
+    """An image whose header claims more is not decoded."""
 
-    def run(self, piece: tuple[Unit, frozenset[str]]) -> Row:
-        unit, wanted = piece
-        uids: list[str] = []
-        pixels: list[bytes] = []
-        for pair in read_unit(self._source, unit):
+    def of(self, unit: Unit, wanted: Collection[str]) -> Iterator[tuple[RawPair, np.ndarray]]:
+        """Yield the pairs of a unit whose uids are wanted, in the order of the source, each with its image `[H, W, 3] uint8`."""
+        left = len(wanted)
+        for pair in read_unit(self.source, unit) if left else ():
             if pair.reject is None and pair.image is not None and pair.uid in wanted:
-                rgb = decode(pair.image, self._max_pixels).rgb
-                uids.append(pair.uid)
-                pixels.append(self._inputs.preprocess(rgb).permute(1, 2, 0).contiguous().numpy().tobytes())
-        table = pa.table({"uid": uids, "pixels": pa.array(pixels, pa.large_binary())})
-        write_part(self._folder, unit.index, table, self._mark)
-        return {"pairs": len(uids)}
+                yield pair, decode(pair.image, self.max_pixels).rgb
+                left -= 1
+                if not left:
+                    break
 
 
-def fetch_pixels(
-    source: SourceConfig,
-    units: Sequence[Unit],
-    wanted: Mapping[int, Collection[str]],
-    *,
-    model: ModelConfig,
-    max_pixels: int,
-    folder: Path,
-    mark: str,
-    cluster: ClusterConfig,
-) -> None:
-    """Fetch what is not committed yet; `wanted` holds the uids by index of their unit."""
-    todo = set(missing_parts(folder, wanted, mark))
-    pieces = [(unit, frozenset(wanted[unit.index])) for unit in units if unit.index in todo]
-    args = (source, model, max_pixels, folder, mark)
-    for _ in run_pass("pictures", pieces, PixelWork, args, cluster=cluster, total=len(wanted)):
-        pass
+def pieces_of(units: Sequence[Unit], wanted: Mapping[int, T]) -> dict[int, tuple[Unit, T]]:
+    """Return the pieces of a pass over some units: each unit with what is `wanted` of it, by index."""
+    return {unit.index: (unit, wanted[unit.index]) for unit in units if unit.index in wanted}
 
 
-def read_pixels(folder: Path, uids: Sequence[str], size: int, parts: Sequence[int]) -> np.ndarray:
-    """Return `[n, size, size, 3] uint8` of the uids, in their order, from the parts that hold them.
+def seen(model: Inputs, rgb: np.ndarray) -> np.ndarray:
+    """Return a picture as the model sees it, `[S, S, 3] uint8`."""
+    return np.ascontiguousarray(model.preprocess(rgb).permute(1, 2, 0).numpy())
 
-    Raises:
-        KeyError: a uid was not fetched.
-    """
-    row_of = {uid: row for row, uid in enumerate(uids)}
-    found = np.zeros((len(uids), size, size, 3), np.uint8)
-    left = set(uids)
-    for index in parts:
-        if not part_path(folder, index).exists():
-            continue
-        table = read_part(folder, index)
-        for uid, pixels in zip(table.column("uid").to_pylist(), table.column("pixels"), strict=True):
-            if uid in left:
-                found[row_of[uid]] = np.frombuffer(pixels.as_buffer(), np.uint8).reshape(size, size, 3)
-                left.discard(uid)
-    if left:
-        raise KeyError(f"{len(left)} pictures were not fetched, among them {min(left)}")
-    return found
+
+@dataclass(frozen=True)
+class PixelWork(Work):
+    """Decodes the chosen pairs of a unit."""
+
+    pictures: Pictures
+    model: ModelConfig
+
+    def open(self) -> Inputs:
+        return Inputs(resolve_model(self.model))
+
+    def do(self, piece: tuple[Unit, Collection[str]], tools: Inputs) -> Done:
+        unit, wanted = piece
+        found = [(pair.uid, seen(tools, rgb).tobytes()) for pair, rgb in self.pictures.of(unit, wanted)]
+        pixels = pa.array([pixels for _, pixels in found], pa.large_binary())
+        table = pa.table({"uid": pa.array([uid for uid, _ in found], pa.string()), "pixels": pixels})
+        return Done(pairs=len(found), parts=(table,))
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """What PixelWork committed."""
+
+    folder: Path
+    parts: tuple[int, ...]
+    size: int
+    """Of the model's input, S."""
+
+    def read(self, uids: Sequence[str]) -> np.ndarray:
+        """Return `[n, S, S, 3] uint8` of the uids, in their order.
+
+        Raises:
+            KeyError: a uid was not fetched.
+        """
+        row_of = {uid: row for row, uid in enumerate(uids)}
+        found = np.zeros((len(uids), self.size, self.size, 3), np.uint8)
+        left = set(uids)
+        for index in self.parts:
+            table = read_part(self.folder, index)
+            for uid, pixels in zip(table.column("uid").to_pylist(), table.column("pixels"), strict=True):
+                if uid in left:
+                    found[row_of[uid]] = np.frombuffer(pixels.as_buffer(), np.uint8).reshape(self.size, self.size, 3)
+                    left.discard(uid)
+        if left:
+            raise KeyError(f"{len(left)} pictures were not fetched, among them {min(left)}")
+        return found

@@ -1,16 +1,16 @@
 """What is to be proven: which pairs the oracle examines, on which pictures triggers are tried, whose groups are compared."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from clipsan.stages.detectors import Findings
 from clipsan.stages.proof.selection import select
 
-from ..core.commit import read_part
+from ..core.parts import Parts
+from .inquiry import ProofConfig
 
 LEAST_FLAGGED = 20
 """Of a concept with fewer flagged pairs, its most suspicious ones are compared."""
@@ -27,6 +27,8 @@ HELD_OUT_DRAW, GROUP_DRAW = 1, 2
 
 Picked = dict[int, list[str]]
 """Uids by index of their unit."""
+Claims = dict[int, dict[str, str]]
+"""Index of a unit -> uid -> the concept that the statistics accuse the pair of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +45,11 @@ class Group:
         return [uid for index in sorted(side) for uid in side[index]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
     """What the passes after the statistics work on."""
 
-    claims: dict[int, dict[str, str]]
-    """Unit -> uid -> the concept that the statistics accuse the pair of."""
+    claims: Claims
     held_out: Picked
     """Inconspicuous pairs on whose pictures triggers are tried."""
     groups: tuple[Group, ...]
@@ -68,102 +69,129 @@ class Selection:
         return wanted
 
 
-@dataclass(frozen=True, slots=True)
-class _Scores:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
     """The columns that decide, of all pairs in the order of the data set: 10 bytes a pair."""
 
+    parts: Parts
+    names: tuple[str, ...]
+    """The concepts that the captions name, by falling statistic."""
+    statistics: np.ndarray
+    """Of each, `[C] float64`."""
     ensemble: np.ndarray
     spectral: np.ndarray
     concept: np.ndarray
-    """`[N] int16`, position in the list of concepts; -1: none."""
-    starts: dict[int, int]
-    """Part -> its first row."""
+    """`[N] int16`, position in `names`; -1: none."""
+
+    @classmethod
+    def read(cls, parts: Parts, findings: Findings) -> "Scores":
+        """Read `ensemble`, `concept_spectral` and `concept` of all parts."""
+        known = set(findings.vocabulary.names)
+        concepts = [concept for concept in findings.concepts if concept["name"] in known]
+        names = tuple(concept["name"] for concept in concepts)
+        position = {name: i for i, name in enumerate(names)}
+        ensemble, spectral, concept = [np.empty(0, np.float32)], [np.empty(0, np.float32)], [np.empty(0, np.int16)]
+        for table in parts.tables(["ensemble", "concept_spectral", "concept"]):
+            ensemble.append(table.column("ensemble").to_numpy())
+            spectral.append(table.column("concept_spectral").to_numpy())
+            accused = (position.get(name, -1) for name in table.column("concept").to_pylist())
+            concept.append(np.fromiter(accused, np.int16, table.num_rows))
+        return cls(
+            parts=parts,
+            names=names,
+            statistics=np.array([concept["statistic"] for concept in concepts], np.float64),
+            ensemble=np.concatenate(ensemble),
+            spectral=np.concatenate(spectral),
+            concept=np.concatenate(concept),
+        )
+
+    def members(self, concept: int) -> np.ndarray:
+        """Return the rows of a concept, the most suspicious first."""
+        rows = np.flatnonzero(self.concept == concept)
+        by_score: np.ndarray = rows[np.argsort(-self.spectral[rows], kind="stable")]
+        return by_score
+
+    def uids(self, rows: np.ndarray) -> list[tuple[int, list[str], np.ndarray]]:
+        """Return (part, uids, rows) of ascending rows, for each part that holds any."""
+        ends = np.cumsum(list(self.parts.rows.values()), dtype=np.int64)
+        blocks = np.split(rows, np.searchsorted(rows, ends[:-1]))
+        found = []
+        for index, end, own in zip(self.parts.rows, ends.tolist(), blocks, strict=True):
+            if len(own):
+                column = self.parts.read(index, ["uid"]).column("uid")
+                first = end - self.parts.rows[index]
+                found.append((index, column.take(own - first).to_pylist(), own))
+        return found
+
+    def picked(self, rows: np.ndarray) -> Picked:
+        """Return the uids of some rows, in any order, by their unit."""
+        return {index: uids for index, uids, _ in self.uids(np.sort(rows))}
+
+    def claims(self, rows: np.ndarray) -> Claims:
+        """Return what some rows, in any order, are accused of."""
+        return {
+            index: dict(zip(uids, [self.names[c] for c in self.concept[own]], strict=True))
+            for index, uids, own in self.uids(np.sort(rows))
+        }
 
 
-def plan_proof(
-    scores: Path,
-    parts: Sequence[int],
-    findings: Findings,
-    cut: float,
-    *,
-    budget: float,
-    held_out: int,
-    groups: int,
-    group_size: int,
-    seed: int,
-) -> Selection:
+def plan_proof(parts: Parts, findings: Findings, cut: float, settings: ProofConfig, seed: int) -> Selection:
     """Choose from the scores.
 
     Args:
-        scores: folder with `uid`, `ensemble`, `concept_spectral` and `concept`.
-        parts: of the data set, in order.
+        parts: of the scores: `uid`, `ensemble`, `concept_spectral` and `concept`.
         findings: the concepts with their statistics.
         cut: ensemble score from which a pair is flagged.
-        budget: share of the pairs that are examined, a fraction.
-        held_out: pictures to try triggers on.
-        groups: concepts whose groups are compared.
-        group_size: pairs of one side of a group at most.
+        settings: how many of each.
         seed: of the held-out pictures and of the unflagged sides.
     """
-    known = set(findings.vocabulary.names)
-    concepts = [concept for concept in findings.concepts if concept["name"] in known]
-    names = [concept["name"] for concept in concepts]
-    read = _read(scores, parts, {name: i for i, name in enumerate(names)})
+    scores = Scores.read(parts, findings)
+    names = scores.names
     targets = set(findings.targets)
     named = np.array([name in targets for name in names], bool)
-    count = max(1, round(budget * len(read.ensemble)))
-    statistics = np.array([concept["statistic"] for concept in concepts], np.float64)
-    rows = select(read.ensemble, read.spectral, read.concept, statistics=statistics, named=named, cut=cut, count=count)
-    claims = {
-        index: dict(zip(uids, [names[c] for c in read.concept[own]], strict=True))
-        for index, uids, own in _uids(scores, parts, read, rows)
-    }
-    median = float(np.median(read.ensemble)) if len(read.ensemble) else 0.0
-    calm = np.flatnonzero(read.ensemble <= median)
+    count = max(1, round(settings.budget * len(scores.ensemble)))
+    rows = select(
+        scores.ensemble,
+        scores.spectral,
+        scores.concept,
+        statistics=scores.statistics,
+        named=named,
+        cut=cut,
+        count=count,
+    )
+    median = float(np.median(scores.ensemble)) if len(scores.ensemble) else 0.0
+    calm = np.flatnonzero(scores.ensemble <= median)
     calm = calm[~np.isin(calm, rows)]
     order = [names.index(name) for name in findings.targets if name in names]
-    order += [c for c in np.argsort(-statistics, kind="stable").tolist() if c not in order]
-    found = []
-    for c in order[:groups]:
-        flagged, rest = _sides(read, c, bool(named[c]), cut, group_size)
+    order += [c for c in np.argsort(-scores.statistics, kind="stable").tolist() if c not in order]
+    groups = []
+    for c in order[: settings.groups]:
+        flagged, rest = _sides(scores, c, cut if named[c] else np.inf, settings.group_size)
         if len(flagged):
-            drawn = _draw(rest, group_size, (seed, GROUP_DRAW, c))
-            found.append(Group(names[c], _picked(scores, parts, read, flagged), _picked(scores, parts, read, drawn)))
-    held = _picked(scores, parts, read, _draw(calm, held_out, (seed, HELD_OUT_DRAW)))
-    return Selection(claims, held, tuple(found))
+            drawn = _draw(rest, settings.group_size, (seed, GROUP_DRAW, c))
+            groups.append(Group(names[c], scores.picked(flagged), scores.picked(drawn)))
+    held_out = scores.picked(_draw(calm, settings.held_out, (seed, HELD_OUT_DRAW)))
+    return Selection(claims=scores.claims(rows), held_out=held_out, groups=tuple(groups))
 
 
-def follow(
-    scores: Path,
-    parts: Sequence[int],
-    findings: Findings,
-    claims: Sequence[str],
-    examined: set[str],
-    *,
-    count: int,
-) -> dict[int, dict[str, str]]:
-    """Return the pairs to examine next, unit -> uid -> claim: of each claim the `count` most suspicious ones that are left.
+def follow(parts: Parts, findings: Findings, claims: Sequence[str], examined: set[str], *, count: int) -> Claims:
+    """Return the pairs to examine next: of each claim the `count` most suspicious ones that are left.
 
     Args:
-        scores: as for plan_proof.
-        parts: of the data set, in order.
+        parts: as for plan_proof.
         findings: the concepts.
         claims: concepts some of whose pairs have been proven to rest on a trigger.
         examined: uids that the oracle has seen.
         count: pairs of each claim.
     """
-    names = [concept["name"] for concept in findings.concepts]
-    read = _read(scores, parts, {name: i for i, name in enumerate(names)})
-    found: dict[int, dict[str, str]] = {}
+    scores = Scores.read(parts, findings)
+    found: Claims = {}
     for claim in claims:
-        members = np.flatnonzero(read.concept == names.index(claim))
-        fresh = np.concatenate(
-            [own[[uid not in examined for uid in uids]] for _, uids, own in _uids(scores, parts, read, members)]
-            or [members]
-        )
-        first = fresh[np.argsort(-read.spectral[fresh], kind="stable")][:count]
-        for index, uids, _ in _uids(scores, parts, read, np.sort(first)):
-            found.setdefault(index, {}).update(dict.fromkeys(uids, claim))
+        members = scores.members(scores.names.index(claim))
+        seen = [own[[uid in examined for uid in uids]] for _, uids, own in scores.uids(np.sort(members))]
+        fresh = members[~np.isin(members, np.concatenate(seen or [members]))]
+        for index, own in scores.claims(fresh[:count]).items():
+            found.setdefault(index, {}).update(own)
     return found
 
 
@@ -174,49 +202,13 @@ def paying(claims: Sequence[str], proven: Sequence[bool]) -> list[str]:
     return sorted(claim for claim, number in hits.items() if number >= PAYING_SHARE * seen[claim])
 
 
-def _sides(read: _Scores, concept: int, named: bool, cut: float, size: int) -> tuple[np.ndarray, np.ndarray]:
+def _sides(scores: Scores, concept: int, cut: float, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of a concept's flagged side, the most suspicious first and at most `size`, and all its others."""
-    members = np.flatnonzero(read.concept == concept)
-    by_score = members[np.argsort(-read.spectral[members], kind="stable")]
-    flagged = by_score[read.ensemble[by_score] >= cut] if named else by_score[:0]
+    members = scores.members(concept)
+    flagged = members[scores.ensemble[members] >= cut]
     if len(flagged) < LEAST_FLAGGED:
-        flagged = by_score[: max(LEAST_FLAGGED, round(UNNAMED_SHARE * len(members)))]
-    return flagged[:size], members[~np.isin(members, flagged)]
-
-
-def _read(scores: Path, parts: Sequence[int], position: Mapping[str, int]) -> _Scores:
-    ensemble, spectral, concept, starts, start = [], [], [], {}, 0
-    for index in parts:
-        table = read_part(scores, index, ["ensemble", "concept_spectral", "concept"])
-        starts[index] = start
-        start += table.num_rows
-        ensemble.append(table.column("ensemble").to_numpy())
-        spectral.append(table.column("concept_spectral").to_numpy())
-        accused = (position.get(name, -1) for name in table.column("concept").to_pylist())
-        concept.append(np.fromiter(accused, np.int16, table.num_rows))
-    return _Scores(
-        np.concatenate(ensemble or [np.empty(0, np.float32)]),
-        np.concatenate(spectral or [np.empty(0, np.float32)]),
-        np.concatenate(concept or [np.empty(0, np.int16)]),
-        starts,
-    )
-
-
-def _uids(
-    scores: Path, parts: Sequence[int], read: _Scores, rows: np.ndarray
-) -> list[tuple[int, list[str], np.ndarray]]:
-    """Return (part, uids, rows) of ascending rows, for each part that holds any."""
-    ends = np.searchsorted(rows, [read.starts[index] for index in parts[1:]] + [len(read.ensemble)])
-    found = []
-    for index, own in zip(parts, np.split(rows, ends[:-1]), strict=True):
-        if len(own):
-            column = read_part(scores, index, ["uid"]).column("uid")
-            found.append((index, column.take(own - read.starts[index]).to_pylist(), own))
-    return found
-
-
-def _picked(scores: Path, parts: Sequence[int], read: _Scores, rows: np.ndarray) -> Picked:
-    return {index: uids for index, uids, _ in _uids(scores, parts, read, np.sort(rows))}
+        flagged = members[: max(LEAST_FLAGGED, round(UNNAMED_SHARE * len(members)))]
+    return flagged[:size], np.sort(members[~np.isin(members, flagged)])
 
 
 def _draw(rows: np.ndarray, count: int, seed: Sequence[int]) -> np.ndarray:

@@ -1,130 +1,37 @@
 """Passes 3 to 5 of the scan: from what the statistics suspect to triggers that are proven, and the pairs that carry them."""
 
-import dataclasses
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
-from clipsan.stages.detectors import Findings
-from clipsan.stages.dossier.carriers import Direction
 from clipsan.stages.dossier.cluster import cluster
 from clipsan.stages.dossier.dossier import Dossier, number
 from clipsan.stages.dossier.files import write_dossiers
-from clipsan.stages.dossier.repair_set import RepairSetConfig
 from clipsan.stages.dossier.rivals import settle
 from clipsan.stages.dossier.warp import LEAST_IMAGES
-from clipsan.stages.model.clip import ModelConfig, load_clip
-from clipsan.stages.oracle import OracleConfig
+from clipsan.stages.model.clip import load_clip
 from clipsan.stages.proof.affected import LabelEvidence, affected_labels
-from clipsan.stages.proof.examine import EVIDENCE_SCHEMA, ExamineConfig
-from clipsan.stages.proof.vocabulary import Labels, finish, merge
+from clipsan.stages.proof.examine import EVIDENCE_SCHEMA
+from clipsan.stages.proof.vocabulary import LabelSums, finish, merge
 from clipsan.stages.report.content import Example
-from clipsan.stages.samples import Unit
-from clipsan.stages.sources import SourceConfig
-from clipsan.stages.stage import config
 
-from ..core.cluster import ClusterConfig, PoolConfig, check_pool
-from ..core.commit import fingerprint, missing_parts, part_path, read_part, write_part
-from ..core.config import ConfigError, as_tree
-from ..core.pass_old import run_pass
-from ..core.run_folder import RunFolder
-from ..data.pixels import fetch_pixels, read_pixels
-from ..scan.work import chunk
-from .plan import FOLLOWED, Group, Selection, follow, paying, plan_proof
-from .work import (
-    Bench,
-    ConfirmWork,
-    DirectionWork,
-    ExamineWork,
-    GroupWork,
-    Hits,
-    LabelWork,
-    SweepWork,
-    VerifyWork,
-    WarpWork,
-)
-
-PROOF_VERSION = 7
-"""Raised when the code comes to give another result, so that old parts are refused and not mixed in."""
+from ..core.cluster import check_pool
+from ..core.commit import part_path, read_part, write_part
+from ..core.config import ConfigError
+from ..core.pass_ import Pass
+from ..data.pixels import Pixels, PixelWork, pieces_of
+from .carriers import find_carriers
+from .inquiry import Inquiry
+from .plan import FOLLOWED, Claims, Group, Selection, follow, paying, plan_proof
+from .work import ExamineWork, GroupWork, LabelWork, Learned, LearnWork, Subject, VerifyWork, WarpWork
 
 
-@config
-class ProofConfig:
-    """How suspicion is turned into proof; plays no part without an oracle."""
-
-    budget: float = 0.05
-    """Share of the scanned pairs that the oracle examines, the most suspicious first; 1 examines all. Where regions are
-    proven it goes on with the same claim, up to as many pairs again."""
-    examine: ExamineConfig = field(default_factory=ExamineConfig)
-    """How a pair is examined."""
-    labeller: ModelConfig | None = None
-    """A second, trusted CLIP that says what a region shows; null asks the suspect model what it rests on."""
-    held_out: int = 384
-    """Inconspicuous pictures of the data set on which triggers are tried, and with which groups are compared."""
-    groups: int = 5
-    """Concepts, the most accused first, whose pictures are searched for a trigger that covers the whole image."""
-    group_size: int = 256
-    """Pictures of each side of such a concept."""
-    precision: Literal["f32", "bf16"] = "f32"
-    """Of the suspect model's forward passes, which are nearly all of the cost. bf16 halves it on processors and GPUs that have
-    it; what features a trigger moves is learned in f32, as they were embedded."""
-    repair_set: RepairSetConfig = field(default_factory=RepairSetConfig)
-    """The compact set for `clipsan repair`, written to OUT/repair/ when a trigger is proven."""
-    pool: PoolConfig = field(default_factory=PoolConfig)
-    """Where the oracle's workers run."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.budget <= 1:
-            raise ValueError("budget is a fraction of the pairs, above 0 and at most 1")
-        if self.held_out < 2 or self.group_size < 2 or self.groups < 0:
-            raise ValueError("held_out and group_size must be at least 2, groups at least 0")
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What the passes work on; put together by the scan."""
-
-    data: SourceConfig
-    units: list[Unit]
-    model: ModelConfig
-    layers: list[str]
-    max_pixels: int
-    oracle: OracleConfig
-    settings: ProofConfig
-    seed: int
-    cluster: ClusterConfig
-    folder: RunFolder
-    embeddings: Path
-    rows: dict[int, int]
-    mark: str
-
-    @property
-    def parts(self) -> list[int]:
-        return [unit.index for unit in self.units]
-
-    @property
-    def work(self) -> Path:
-        return self.folder.work / "proof"
-
-    @property
-    def device(self) -> str:
-        gpus = self.settings.pool.gpus_per_worker
-        return "cuda" if (self.cluster.gpus_per_worker if gpus is None else gpus) else "cpu"
-
-    def run(self, name: str, pieces: Sequence[Any], work: Any, args: tuple[Any, ...], total: int | None = None) -> Any:
-        """Run a pass of workers that hold the suspect model."""
-        pool = self.settings.pool
-        return run_pass(
-            name, pieces, work, args, cluster=self.cluster, total=total, heavy=True, ordered=True, pool=pool
-        )
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
     """What was proven."""
 
@@ -140,7 +47,7 @@ class Proof:
     """Trigger id -> held-out pictures without it and with it, and what the model takes them for."""
     evidence: Path | None = None
     swept: Path | None = None
-    bench: Bench | None = None
+    subject: Subject | None = None
     """What the workers held, for passes that come after the verdicts."""
 
     @property
@@ -171,65 +78,41 @@ class Proof:
         }
 
 
-def proof_mark(settings: ProofConfig, oracle: OracleConfig, scored: str, decision: Any) -> str:
-    """Return the fingerprint of everything that decides the proof; where it runs does not matter."""
-    tree = {name: value for name, value in as_tree(settings).items() if name != "pool"}
-    return fingerprint(
-        {
-            "version": PROOF_VERSION,
-            "score": scored,
-            "decision": as_tree(decision),
-            "oracle": as_tree(oracle),
-            "settings": tree,
-        }
-    )
-
-
-def prove(task: Task, findings: Findings, cut: float) -> Proof:
+def prove(inquiry: Inquiry) -> Proof:
     """Run the passes, or what is left of them.
 
     Raises:
         ConfigError: the oracle's pool asks for what no node of the cluster has.
     """
-    settings = task.settings
-    check_pool(settings.pool)
-    selection = plan_proof(
-        task.folder.scores,
-        task.parts,
-        findings,
-        cut,
-        budget=settings.budget,
-        held_out=settings.held_out,
-        groups=settings.groups,
-        group_size=settings.group_size,
-        seed=task.seed,
-    )
+    check_pool(inquiry.settings.pool)
+    selection = plan_proof(inquiry.scores, inquiry.findings, inquiry.cut, inquiry.settings, inquiry.seed)
     if not selection.examined or len(Group.uids(selection.held_out)) < 2:
         return Proof()
     clock = _Clock()
-    bench = _bench(task, findings, selection)
+    subject, pixels = _prepare(inquiry, selection)
     clock.stop("prepare")
-    evidence, nodes = _examine(task, bench, selection, findings)
+    evidence, nodes = _examine(inquiry, subject, selection)
     clock.stop("examine")
-    candidates = cluster(evidence, seed=task.seed) + _groups(task, bench, selection)
-    candidates += _warps(task, bench, findings, candidates)
-    proven, examples = _verify(task, bench, candidates, findings.targets)
+    candidates = cluster(evidence, seed=inquiry.seed)
+    candidates += _found(inquiry.on_model("groups"), selection.groups, GroupWork(subject, pixels))
+    candidates += _found(inquiry.on_model("warps"), _unexplained(inquiry, subject, candidates), WarpWork(subject))
+    learned = _verify(inquiry, subject, candidates)
     clock.stop("prove")
-    swept, dossiers = _sweep(task, bench, proven, findings, _own_proofs(evidence))
+    own = set(evidence.filter(evidence.column("proven")).column("uid").to_pylist())
+    swept, dossiers = find_carriers(inquiry, subject, learned, own)
     clock.stop("sweep")
-    shutil.rmtree(task.folder.root / "triggers", ignore_errors=True)
-    write_dossiers(task.folder.root / "triggers", dossiers)
-    affected = affected_labels(evidence, bench.labels.names)
+    shutil.rmtree(inquiry.folder.root / "triggers", ignore_errors=True)
+    write_dossiers(inquiry.folder.root / "triggers", dossiers)
     return Proof(
-        dossiers,
-        affected,
-        evidence.num_rows,
-        clock.seconds,
-        nodes,
-        examples,
-        task.folder.root / "evidence",
-        swept,
-        bench,
+        dossiers=dossiers,
+        affected=affected_labels(evidence, subject.labels.names),
+        examined=evidence.num_rows,
+        seconds=clock.seconds,
+        oracle_nodes=nodes,
+        examples={trigger.dossier.id: trigger.examples for trigger in learned},
+        evidence=inquiry.folder.root / "evidence",
+        swept=swept,
+        subject=subject,
     )
 
 
@@ -244,135 +127,101 @@ class _Clock:
         self._last = now
 
 
-def _bench(task: Task, findings: Findings, selection: Selection) -> Bench:
+def _prepare(inquiry: Inquiry, selection: Selection) -> tuple[Subject, Pixels]:
     """Learn the labels and fetch the pictures."""
-    sums = None
-    args = (findings.vocabulary, task.embeddings)
-    for record in run_pass("labels", chunk(task.rows), LabelWork, args, cluster=task.cluster, ordered=True):
-        sums = record["sums"] if sums is None else merge(sums, record["sums"])
+    vocabulary = inquiry.findings.vocabulary
+    work = LabelWork(vocabulary, inquiry.embeddings)
+    sums: LabelSums | None = None
+    for done in inquiry.on_tables("labels").each(inquiry.embeddings.chunks(), work):
+        sums = done.record if sums is None else merge(sums, done.record)
     if sums is None:
         raise ConfigError("data: there is no pair to learn labels from")
-    clip = load_clip(task.model, "cpu")
-    labels: Labels = finish(findings.vocabulary.names, sums, clip.model.logit_scale.exp().item())
-    pixels = task.work / "pixels"
-    fetch_pixels(
-        task.data,
-        task.units,
-        selection.pictures,
-        model=task.model,
-        max_pixels=task.max_pixels,
-        folder=pixels,
-        mark=task.mark,
-        cluster=task.cluster,
+    clip = load_clip(inquiry.model, "cpu")
+    wanted = selection.pictures
+    fetch = Pass(
+        name="pictures",
+        cluster=inquiry.cluster,
+        run=inquiry.folder,
+        folder="work/proof/pixels",
+        fingerprint=inquiry.fingerprint,
     )
-    held_out = read_pixels(pixels, Group.uids(selection.held_out), clip.image_size, task.parts)
-    return Bench(task.model, task.device, labels, held_out, task.seed, task.settings.precision)
+    fetch.do(pieces_of(inquiry.units, wanted), PixelWork(inquiry.pictures, inquiry.model))
+    pixels = Pixels(fetch.home, tuple(sorted(wanted)), clip.image_size)
+    subject = Subject(
+        model=inquiry.model,
+        device=inquiry.device,
+        labels=finish(vocabulary.names, sums, clip.model.logit_scale.exp().item()),
+        held_out=pixels.read(Group.uids(selection.held_out)),
+        seed=inquiry.seed,
+        precision=inquiry.settings.precision,
+    )
+    return subject, pixels
 
 
-def _examine(task: Task, bench: Bench, selection: Selection, findings: Findings) -> tuple[pa.Table, int]:
+def _examine(inquiry: Inquiry, subject: Subject, selection: Selection) -> tuple[pa.Table, int]:
     """Return the evidence of all examined pairs, and on how many nodes it was made; 0 if it was there already.
 
     A claim of which pairs are proven is followed, in rounds, while that pays; all rounds together look at twice the budget at
     most. Each round has a folder of its own, so that a stopped scan goes on with the same ones.
     """
+    work = ExamineWork(
+        subject=subject,
+        pictures=inquiry.pictures,
+        oracle=inquiry.oracle,
+        settings=inquiry.settings.examine,
+        labeller=inquiry.settings.labeller,
+    )
     claims, left = selection.claims, selection.examined
-    rounds: list[pa.Table] = []
-    nodes: set[str | None] = set()
+    rounds: list[Pass] = []
+    tables: list[pa.Table] = []
+    nodes: set[str] = set()
     while claims and left >= 0:
-        table, used = _round(task, bench, claims, len(rounds))
-        rounds.append(table)
-        nodes |= used
-        worth = paying(table.column("claim").to_pylist(), table.column("proven").to_pylist())
-        examined = {uid for done in rounds for uid in done.column("uid").to_pylist()}
-        count = max(FOLLOWED, selection.examined // 8)
-        claims = follow(task.folder.scores, task.parts, findings, worth, examined, count=count) if worth else {}
+        number = len(rounds)
+        rounds.append(
+            inquiry.on_model(f"oracle, round {number + 1}" if number else "oracle", f"work/proof/oracle-{number}")
+        )
+        nodes |= {done.node for done in rounds[-1].do(pieces_of(inquiry.units, claims), work)}
+        fresh = [read_part(rounds[-1].home, index, EVIDENCE_SCHEMA.names) for index in sorted(claims)]
+        tables += fresh
+        claims = _next(inquiry, pa.concat_tables(fresh), tables, selection.examined)
         left -= sum(len(uids) for uids in claims.values())
-    _write_evidence(task, len(rounds))
-    return pa.concat_tables(rounds), len(nodes)
+    _write_evidence(inquiry, rounds)
+    return pa.concat_tables(tables), len(nodes)
 
 
-def _round(
-    task: Task, bench: Bench, claims: Mapping[int, dict[str, str]], number: int
-) -> tuple[pa.Table, set[str | None]]:
-    settings, folder = task.settings, _round_folder(task, number)
-    todo = set(missing_parts(folder, claims, task.mark))
-    pieces = [(unit, claims[unit.index]) for unit in task.units if unit.index in todo]
-    args = (bench, task.oracle, settings.examine, settings.labeller, task.data, task.max_pixels, folder, task.mark)
-    name = f"oracle, round {number + 1}" if number else "oracle"
-    nodes = {record.get("node") for record in task.run(name, pieces, ExamineWork, args, total=len(claims))}
-    tables = [read_part(folder, index, EVIDENCE_SCHEMA.names) for index in sorted(claims)]
-    return pa.concat_tables(tables), nodes
+def _next(inquiry: Inquiry, last: pa.Table, tables: Sequence[pa.Table], first: int) -> Claims:
+    """Return the pairs to examine after the `last` of some rounds, the first of which examined `first` pairs."""
+    worth = paying(last.column("claim").to_pylist(), last.column("proven").to_pylist())
+    if not worth:
+        return {}
+    examined = {uid for table in tables for uid in table.column("uid").to_pylist()}
+    return follow(inquiry.scores, inquiry.findings, worth, examined, count=max(FOLLOWED, first // 8))
 
 
-def _round_folder(task: Task, number: int) -> Path:
-    return task.work / f"oracle-{number}"
-
-
-def _write_evidence(task: Task, rounds: int) -> None:
+def _write_evidence(inquiry: Inquiry, rounds: Sequence[Pass]) -> None:
     """Write the evidence of all rounds as one part a unit."""
-    for index in task.parts:
-        folders = [_round_folder(task, number) for number in range(rounds)]
-        found = [read_part(folder, index) for folder in folders if part_path(folder, index).exists()]
+    for index in inquiry.embeddings.numbers:
+        found = [read_part(one.home, index) for one in rounds if part_path(one.home, index).exists()]
         if found:
-            write_part(task.folder.root / "evidence", index, pa.concat_tables(found), task.mark)
+            write_part(inquiry.folder.root / "evidence", index, pa.concat_tables(found), inquiry.fingerprint)
 
 
-def _groups(task: Task, bench: Bench, selection: Selection) -> list[Dossier]:
-    args = (bench, task.work / "pixels", task.parts)
-    return [d for record in task.run("groups", selection.groups, GroupWork, args) for d in record["dossiers"]]
+def _found(search: Pass, pieces: Sequence[Any], work: GroupWork | WarpWork) -> list[Dossier]:
+    return [done.record for done in search.each(pieces, work) if done.record is not None]
 
 
-def _warps(task: Task, bench: Bench, findings: Findings, found: Sequence[Dossier]) -> list[Dossier]:
-    """Look for a warp where the statistics name a concept and neither a patch nor a residual says why."""
-    explained = {target for dossier in found for target in dossier.targets}
-    known = set(bench.labels.names)
-    open_ = [name for name in findings.targets if name in known and name not in explained]
-    if len(bench.held_out) < LEAST_IMAGES:
+def _unexplained(inquiry: Inquiry, subject: Subject, found: Sequence[Dossier]) -> list[str]:
+    """Return the concepts that the statistics name and neither a patch nor a residual explains."""
+    if len(subject.held_out) < LEAST_IMAGES:
         return []
-    return [d for record in task.run("warps", open_, WarpWork, (bench,)) for d in record["dossiers"]]
+    explained = {target for dossier in found for target in dossier.targets}
+    known = set(subject.labels.names)
+    return [name for name in inquiry.findings.targets if name in known and name not in explained]
 
 
-def _verify(
-    task: Task, bench: Bench, candidates: Sequence[Dossier], named: Sequence[str]
-) -> tuple[list[tuple[Dossier, Direction]], dict[str, tuple[Example, ...]]]:
-    """Return the candidates that flip a larger held-out set, numbered, each with its direction; and examples of each."""
-    verified = [record["dossier"] for record in task.run("verify", candidates, VerifyWork, (bench,))]
-    proven = number(settle([dossier for dossier in verified if dossier.stands(named)]))
-    records = list(task.run("learn triggers", proven, DirectionWork, (bench, task.layers)))
-    directions = [record["direction"] for record in records]
-    examples = {dossier.id: record["examples"] for dossier, record in zip(proven, records, strict=True)}
-    return list(zip(proven, directions, strict=True)), examples
-
-
-def _own_proofs(evidence: pa.Table) -> set[str]:
-    return set(evidence.filter(evidence.column("proven")).column("uid").to_pylist())
-
-
-def _sweep(
-    task: Task,
-    bench: Bench,
-    triggers: Sequence[tuple[Dossier, Direction]],
-    findings: Findings,
-    own: set[str],
-) -> tuple[Path | None, tuple[Dossier, ...]]:
-    """Search the whole cache for the triggers; return the folder of what was found, and the dossiers with their pairs."""
-    if not triggers:
-        return None, ()
-    folder = task.folder.root / "evidence" / "swept"
-    found: dict[int, dict[str, Hits]] = {}
-    args = (triggers, findings.vocabulary, task.embeddings)
-    for record in run_pass("sweep", task.parts, SweepWork, args, cluster=task.cluster, ordered=True):
-        if record["candidates"]:
-            found[record["part"]] = record["candidates"]
-    dossiers = [dossier for dossier, _ in triggers]
-    todo = set(missing_parts(folder, found, task.mark))
-    pieces = [(unit, found[unit.index]) for unit in task.units if unit.index in todo]
-    confirm = (bench, dossiers, task.settings.examine, task.data, task.max_pixels, folder, task.mark)
-    for _ in task.run("confirm", pieces, ConfirmWork, confirm, total=len(found)):
-        pass
-    carriers: dict[str, set[str]] = {d.id: {uid for uid in d.uids if uid in own} for d in dossiers}
-    for index in found:
-        table = read_part(folder, index, ["uid", "trigger_id", "confirmed"])
-        for row in table.filter(table.column("confirmed")).to_pylist():
-            carriers[row["trigger_id"]].add(row["uid"])
-    return folder, tuple(dataclasses.replace(d, pairs_swept=len(carriers[d.id])) for d in dossiers)
+def _verify(inquiry: Inquiry, subject: Subject, candidates: Sequence[Dossier]) -> list[Learned]:
+    """Return the candidates that flip a larger held-out set, numbered, each with what the model makes of it."""
+    verified = [done.record for done in inquiry.on_model("verify").each(candidates, VerifyWork(subject))]
+    proven = number(settle([dossier for dossier in verified if dossier.stands(inquiry.findings.targets)]))
+    learn = inquiry.on_model("learn triggers")
+    return [done.record for done in learn.each(proven, LearnWork(subject, inquiry.layers))]

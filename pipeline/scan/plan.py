@@ -17,7 +17,7 @@ from clipsan.stages.verdicts import Decision, Judge, Reason
 from ..core.cluster import ClusterConfig, check_private
 from ..core.commit import fingerprint
 from ..core.config import ConfigError, as_tree
-from ..proof.prove import ProofConfig, proof_mark
+from ..proof.inquiry import ProofConfig, proof_fingerprint
 from ..proof.views import Views
 from ..tracking.record import TrackingConfig
 
@@ -146,7 +146,7 @@ def make_plan(settings: ScanConfig) -> Plan:
     proof = None
     if settings.oracle is not None:
         check_private(settings.proof.pool, settings.cluster)
-        proof = proof_mark(settings.proof, settings.oracle, score_mark, settings.decision)
+        proof = proof_fingerprint(settings.proof, settings.oracle, score_mark, settings.decision)
         judged["proof"] = proof
     verdict_mark = fingerprint(judged)
     return Plan(

@@ -13,10 +13,13 @@ from clipsan.stages.verdicts import Cut, Judge, Reason, Verdict, place_cut
 from ..core.cluster import ray_session
 from ..core.commit import missing_parts, write_text
 from ..core.config import ConfigError, as_tree, load
+from ..core.parts import Parts
 from ..core.pass_old import run_pass
 from ..core.run_folder import RunFolder, open_run, part_rows, write_summary
+from ..data.pixels import Pictures
 from ..data.rewrite import rewrite
-from ..proof.prove import Proof, Task, prove
+from ..proof.inquiry import Inquiry
+from ..proof.prove import Proof, prove
 from ..proof.repair_set import write_repair_set
 from ..proof.views import Views
 from ..tracking.record import data_input, metrics_of
@@ -75,10 +78,10 @@ def run_scan(plan: Plan) -> dict[str, Any]:
             raise ConfigError(f"data: none of the pairs could be read; {folder.rejected} says why")
         findings = score_pairs(plan, folder, embeddings, rows)
         cut = _cut(plan, folder, parts, findings)
-        task = _task(plan, folder, embeddings, rows)
-        proof = prove(task, findings, cut.value) if task is not None else Proof()
+        inquiry = _inquiry(plan, folder, Parts(embeddings, rows), findings, cut)
+        proof = prove(inquiry) if inquiry is not None else Proof()
         _judge(plan, folder, embeddings, parts, findings, cut, proof)
-        repair_pairs = write_repair_set(task, proof, settings.proof.repair_set) if task is not None else 0
+        repair_pairs = write_repair_set(inquiry, proof) if inquiry is not None else 0
         for kind in settings.write:
             rewrite(
                 settings.data,
@@ -125,7 +128,7 @@ def run_scan(plan: Plan) -> dict[str, Any]:
         "cut": {"value": cut.value, "meaning": cut.meaning},
         "concepts": findings.concepts[:CONCEPTS_IN_SUMMARY],
         "detectors": findings.detectors,
-        **({"proof": proof.figures() | {"repair_pairs": repair_pairs}} if task is not None else {}),
+        **({"proof": proof.figures() | {"repair_pairs": repair_pairs}} if inquiry is not None else {}),
         "report": str(folder.report),
     }
     if detection is not None:
@@ -164,25 +167,25 @@ def _cut(plan: Plan, folder: RunFolder, parts: list[int], findings: Findings) ->
     return place_cut(ensemble, plan.config.decision, findings.threshold, findings.calibration)
 
 
-def _task(plan: Plan, folder: RunFolder, embeddings: Path, rows: dict[int, int]) -> Task | None:
+def _inquiry(plan: Plan, folder: RunFolder, embeddings: Parts, findings: Findings, cut: Cut) -> Inquiry | None:
     """Return what the proof works on; None without an oracle."""
     settings = plan.config
     if settings.oracle is None or plan.proof_mark is None:
         return None
-    return Task(
-        data=settings.data,
+    return Inquiry(
+        pictures=Pictures(settings.data, settings.embed.max_pixels),
         units=plan.units,
         model=settings.model,
         layers=plan.layers,
-        max_pixels=settings.embed.max_pixels,
         oracle=settings.oracle,
         settings=settings.proof,
         seed=settings.seed,
         cluster=settings.cluster,
         folder=folder,
         embeddings=embeddings,
-        rows=rows,
-        mark=plan.proof_mark,
+        findings=findings,
+        cut=cut.value,
+        fingerprint=plan.proof_mark,
     )
 
 

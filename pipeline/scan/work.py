@@ -19,12 +19,9 @@ from clipsan.stages.verdicts import Judge
 
 from ..core.cluster import ClusterConfig
 from ..core.commit import missing_parts, read_part, write_part
+from ..core.parts import Parts, fill
 from ..core.pass_old import Row, run_pass
 
-MIN_CHUNK_ROWS = 2048
-"""Fewer rows a task cost more in Ray's overhead (about 20 ms) than in work."""
-MAX_CHUNKS = 256
-"""Bounds the number of summaries that the driver merges."""
 GROUP_ROWS = 65_536
 """Rows of a density super-group: 32 blocks of 2,048, about 0.5 GB as float32 at 512 dimensions, both modes."""
 
@@ -215,7 +212,7 @@ def learn(
 ) -> list[Any]:
     """Run the learning rounds of all detectors together, one pass over the cache a round; return their states."""
     states = [detector.start() for detector in detectors]
-    chunks = chunk(rows)
+    chunks = Parts(embeddings, rows).chunks()
     for number in range(max((d.rounds for d in detectors), default=0)):
         active = [i for i, d in enumerate(detectors) if d.rounds > number]
         learning = [detectors[i] for i in active]
@@ -241,12 +238,6 @@ def density(
         pass
 
 
-def chunk(rows: dict[int, int]) -> list[list[int]]:
-    """Cut the parts into runs of neighbours for the learning rounds; depends on the data alone, never on the workers."""
-    bound = max(MIN_CHUNK_ROWS, sum(rows.values()) // MAX_CHUNKS)
-    return _fill(sorted(rows), rows, bound)
-
-
 def super_groups(rows: dict[int, int], seed: int, permutation: int) -> list[list[int]]:
     """Cut the parts, in a seeded random order, into groups that fit a worker's memory; each permutation draws its own.
 
@@ -255,20 +246,4 @@ def super_groups(rows: dict[int, int], seed: int, permutation: int) -> list[list
     """
     parts = sorted(rows)
     order = np.argsort(seeded_hash([str(p) for p in parts], seed, f"super-group-{permutation}"), kind="stable")
-    return [sorted(group) for group in _fill([parts[i] for i in order], rows, GROUP_ROWS)]
-
-
-def _fill(parts: list[int], rows: dict[int, int], bound: int) -> list[list[int]]:
-    """Fill groups in order until each holds `bound` rows; a last group under half of that joins the one before."""
-    groups: list[list[int]] = []
-    filled = bound
-    for part in parts:
-        if filled >= bound:
-            groups.append([])
-            filled = 0
-        groups[-1].append(part)
-        filled += rows[part]
-    if len(groups) > 1 and filled < bound / 2:
-        rest = groups.pop()
-        groups[-1] += rest
-    return groups
+    return [sorted(group) for group in fill([parts[i] for i in order], rows, GROUP_ROWS)]

@@ -25,7 +25,7 @@ from ..evaluate import verb as evaluate
 from ..evaluate.settings import EvaluateConfig, EvaluationAttack
 from ..poison import verb as poison
 from ..poison.plan import PoisonConfig
-from ..proof.prove import ProofConfig
+from ..proof.inquiry import ProofConfig
 from ..scan import verb as scan
 from ..tracking.record import TrackingConfig, metrics_of
 from ..tracking.send import below, log_folder, log_run

@@ -8,7 +8,7 @@ from ray.cluster_utils import Cluster
 
 from clipsan.pipeline.core.cluster import ClusterConfig, PoolConfig
 from clipsan.pipeline.core.config import ConfigError
-from clipsan.pipeline.proof.prove import ProofConfig
+from clipsan.pipeline.proof.inquiry import ProofConfig
 from clipsan.pipeline.scan.verb import ScanConfig, make_plan, run_scan
 from clipsan.pipeline.tracking.record import TrackingConfig
 from clipsan.stages.model.clip import ModelConfig

@@ -11,7 +11,7 @@ import pytest
 from clipsan.pipeline.core import pass_, verb
 from clipsan.pipeline.core.cluster import ClusterConfig
 from clipsan.pipeline.core.pass_old import in_this_process
-from clipsan.pipeline.proof.prove import ProofConfig
+from clipsan.pipeline.proof.inquiry import ProofConfig
 from clipsan.pipeline.scan import verb as scan
 from clipsan.pipeline.scan.verb import ScanConfig, make_plan, run_scan
 from clipsan.pipeline.story import verb as run

@@ -11,7 +11,7 @@ import pytest
 
 from clipsan.pipeline.core.cluster import PoolConfig
 from clipsan.pipeline.core.config import ConfigError
-from clipsan.pipeline.proof.prove import ProofConfig
+from clipsan.pipeline.proof.inquiry import ProofConfig
 from clipsan.pipeline.scan.verb import make_plan
 from clipsan.stages.dossier.dossier import Dossier, where
 from clipsan.stages.dossier.files import read_dossiers

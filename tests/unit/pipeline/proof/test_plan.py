@@ -7,6 +7,8 @@ import pyarrow as pa
 import pytest
 
 from clipsan.pipeline.core.commit import write_part
+from clipsan.pipeline.core.parts import Parts
+from clipsan.pipeline.proof.inquiry import ProofConfig
 from clipsan.pipeline.proof.plan import LEAST_FLAGGED, Group, Selection, follow, paying, plan_proof
 from clipsan.stages.captions import Vocabulary
 from clipsan.stages.detectors import Findings
@@ -48,10 +50,10 @@ def write_scores(folder: Path, parts: int) -> None:
         write_part(folder, index, table.take(rows), "m")
 
 
-def choose(folder: Path, parts: int = 3, **changed: float) -> Selection:
+def choose(folder: Path, parts: int = 3, seed: int = 0) -> Selection:
     write_scores(folder, parts)
-    given = {"budget": 0.1, "held_out": 40, "groups": 2, "group_size": 25, "seed": 0} | changed
-    return plan_proof(folder, list(range(parts)), findings(), CUT, **given)
+    settings = ProofConfig(budget=0.1, held_out=40, groups=2, group_size=25)
+    return plan_proof(Parts.of(folder), findings(), CUT, settings, seed)
 
 
 def test_the_flagged_pairs_are_examined_with_their_claims(tmp_path: Path) -> None:
@@ -101,13 +103,13 @@ def test_a_proven_claim_is_followed_by_its_own_score(tmp_path: Path) -> None:
     write_scores(tmp_path, 3)
     bananas = [f"u{row:03d}" for row in range(0, N, 4)]
     examined = set(bananas[:30:2])
-    found = follow(tmp_path, [0, 1, 2], findings(), ["banana"], examined, count=10)
+    found = follow(Parts.of(tmp_path), findings(), ["banana"], examined, count=10)
     claims = {uid: claim for unit in found.values() for uid, claim in unit.items()}
     assert set(claims.values()) == {"banana"}
     # the flagged ones have the highest scores, the later the higher
     assert set(claims) == set(bananas[11:30:2])
     assert sorted(found) == [index for index in sorted(found) if found[index]]
-    everything = follow(tmp_path, [0, 1, 2], findings(), ["banana"], set(bananas), count=10)
+    everything = follow(Parts.of(tmp_path), findings(), ["banana"], set(bananas), count=10)
     assert everything == {}
 
 

@@ -1,25 +1,22 @@
 """How a scan divides its parts: by the data alone, every part once, no small remainder."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clipsan.pipeline.core.parts import MIN_CHUNK_ROWS, Parts
 from clipsan.pipeline.scan import work as scan_passes
-from clipsan.pipeline.scan.work import GROUP_ROWS, MAX_CHUNKS, MIN_CHUNK_ROWS, chunk, mean_ranks, super_groups
+from clipsan.pipeline.scan.work import GROUP_ROWS, mean_ranks, super_groups
 
 sizes = st.lists(st.integers(0, 3 * MIN_CHUNK_ROWS), min_size=1, max_size=60)
 
 
 def numbered(sizes: list[int]) -> dict[int, int]:
     return dict(enumerate(sizes))
-
-
-@given(sizes)
-def test_chunks_are_neighbours_and_hold_every_part_once(found: list[int]):
-    chunks = chunk(numbered(found))
-    assert [part for parts in chunks for part in parts] == list(range(len(found)))
 
 
 @given(sizes, st.integers(0, 5), st.integers(0, 3))
@@ -29,23 +26,9 @@ def test_super_groups_hold_every_part_once(found: list[int], seed: int, permutat
     assert all(parts == sorted(parts) for parts in groups)
 
 
-@given(sizes)
-def test_no_chunk_is_small_beside_another(found: list[int]):
-    rows = numbered(found)
-    held = [sum(rows[part] for part in parts) for parts in chunk(rows)]
-    if len(held) > 1:
-        assert min(held) >= MIN_CHUNK_ROWS / 2
-
-
-def test_the_number_of_chunks_is_bounded():
-    rows = dict.fromkeys(range(5000), 1000)
-    assert MAX_CHUNKS / 2 < len(chunk(rows)) <= MAX_CHUNKS
-
-
-def test_division_hangs_on_the_data_alone():
+def test_division_depends_on_the_data_alone():
     rows = dict.fromkeys(range(40), 10000)
     shuffled = {part: rows[part] for part in np.random.default_rng(0).permutation(40).tolist()}
-    assert chunk(shuffled) == chunk(rows)
     assert super_groups(shuffled, 3, 1) == super_groups(rows, 3, 1)
 
 
@@ -68,7 +51,7 @@ def test_super_groups_are_full_and_bounded(parts: int):
 
 def test_a_small_data_set_is_one_group_and_one_chunk():
     rows = dict.fromkeys(range(9), 100)
-    assert super_groups(rows, 5, 2) == [list(range(9))] == chunk(rows)
+    assert super_groups(rows, 5, 2) == [list(range(9))] == Parts(Path(), rows).chunks()
 
 
 def test_ranks_are_averaged_row_by_row():

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from clipsan.pipeline.proof.work import first_confirmed
+from clipsan.pipeline.proof.carriers import first_confirmed
 
 
 def test_every_trigger_is_tried_until_one_carries_the_claim() -> None:

@@ -1,0 +1,78 @@
+"""The committed parts of a pass, read as one table of all pairs that is never in memory whole."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from .commit import read_part
+from .run_folder import part_rows
+
+MIN_CHUNK_ROWS = 2048
+"""Fewer rows a task cost more in Ray's overhead (about 20 ms) than in work."""
+MAX_CHUNKS = 256
+"""Bounds the number of summaries that the driver merges."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A table with a row a pair, committed as a part a unit."""
+
+    folder: Path
+    rows: Mapping[int, int]
+    """Number of each part, in the order of the data set -> its rows."""
+
+    @classmethod
+    def of(cls, folder: Path) -> "Parts":
+        """Return the parts that are committed in a folder."""
+        return cls(folder, dict(sorted(part_rows(folder).items())))
+
+    def beside(self, folder: Path) -> "Parts":
+        """Return the parts of another pass over the same pairs."""
+        return Parts(folder, self.rows)
+
+    @property
+    def numbers(self) -> list[int]:
+        """The parts, in the order of the data set."""
+        return list(self.rows)
+
+    @property
+    def total(self) -> int:
+        """Rows of all parts."""
+        return sum(self.rows.values())
+
+    def read(self, number: int, columns: list[str] | None = None) -> pa.Table:
+        """Return one part."""
+        return read_part(self.folder, number, columns)
+
+    def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """Yield the parts one after the other."""
+        return (self.read(number, columns) for number in self.rows)
+
+    def column(self, name: str) -> np.ndarray:
+        """Return one numeric column of all parts `[N]` (4 bytes a pair)."""
+        blocks = [table.column(name).to_numpy() for table in self.tables([name])]
+        return np.concatenate(blocks) if blocks else np.empty(0, np.float32)
+
+    def chunks(self) -> list[list[int]]:
+        """Cut the parts into runs of neighbours for sums over the whole; depends on the data alone, never on the workers."""
+        bound = max(MIN_CHUNK_ROWS, self.total // MAX_CHUNKS)
+        return fill(sorted(self.rows), self.rows, bound)
+
+
+def fill(parts: Sequence[int], rows: Mapping[int, int], bound: int) -> list[list[int]]:
+    """Fill groups in order until each holds `bound` rows; a last group under half of that joins the one before."""
+    groups: list[list[int]] = []
+    filled = bound
+    for part in parts:
+        if filled >= bound:
+            groups.append([])
+            filled = 0
+        groups[-1].append(part)
+        filled += rows[part]
+    if len(groups) > 1 and filled < bound / 2:
+        rest = groups.pop()
+        groups[-1] += rest
+    return groups

@@ -1,0 +1,146 @@
+"""Pass 5: the whole cache searched for the pairs that carry a proven trigger, each then tried on its picture."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clipsan.stages.captions import Vocabulary
+from clipsan.stages.dossier.carriers import score_table, without_trigger
+from clipsan.stages.dossier.dossier import Dossier
+from clipsan.stages.model.clip import Clip
+from clipsan.stages.proof.disagreement import Suspect
+from clipsan.stages.samples import Unit
+
+from ..core.commit import read_part
+from ..core.parts import Parts
+from ..core.pass_ import Done, Work
+from ..data.pixels import Pictures, pieces_of, seen
+from .inquiry import Inquiry
+from .work import Learned, Subject
+
+Likely = list[tuple[str, float]]
+"""Triggers that a pair looks as if it carried, and how far it lies beyond their thresholds; the farthest first."""
+
+CARRIERS_SCHEMA = pa.schema(
+    [
+        ("uid", pa.string()),
+        ("trigger_id", pa.string()),
+        ("score", pa.float32()),
+        ("probability", pa.float32()),
+        ("probability_without", pa.float32()),
+        ("confirmed", pa.bool_()),
+    ]
+)
+"""One row a pair that was looked at: how far it lies beyond the trigger's threshold, p(target | picture), and
+p(target | picture without the trigger); of a pair that rests on none of its triggers the row of the likeliest."""
+
+
+def find_carriers(
+    inquiry: Inquiry, subject: Subject, triggers: Sequence[Learned], own: set[str]
+) -> tuple[Path | None, tuple[Dossier, ...]]:
+    """Return the folder of what was found, and the dossiers with the number of their pairs.
+
+    Args:
+        inquiry: whose pairs are searched.
+        subject: what confirms them.
+        triggers: what is searched for.
+        own: uids of the pairs whose own region is proven.
+    """
+    if not triggers:
+        return None, ()
+    search = CacheWork(triggers, inquiry.findings.vocabulary, inquiry.embeddings)
+    found = {}
+    for done in inquiry.on_tables("find carriers").each(inquiry.embeddings.numbers, search):
+        part, likely = done.record
+        if likely:
+            found[part] = likely
+    dossiers = [trigger.dossier for trigger in triggers]
+    confirm = inquiry.on_model("confirm", "evidence/swept")
+    confirm.do(
+        pieces_of(inquiry.units, found),
+        ConfirmWork(subject, inquiry.pictures, dossiers, inquiry.settings.examine.support),
+    )
+    carriers: dict[str, set[str]] = {d.id: {uid for uid in d.uids if uid in own} for d in dossiers}
+    for index in found:
+        table = read_part(confirm.home, index, ["uid", "trigger_id", "confirmed"])
+        for row in table.filter(table.column("confirmed")).to_pylist():
+            carriers[row["trigger_id"]].add(row["uid"])
+    return confirm.home, tuple(dataclasses.replace(d, pairs_swept=len(carriers[d.id])) for d in dossiers)
+
+
+@dataclass(frozen=True)
+class CacheWork(Work):
+    """Which pairs of a part that claim a trigger's target look as if they carry it: (part, uid -> Likely)."""
+
+    triggers: Sequence[Learned]
+    vocabulary: Vocabulary
+    embeddings: Parts
+
+    def do(self, piece: int, tools: None) -> Done:
+        table = self.embeddings.read(piece)
+        members = self.vocabulary.members(table.column("caption").to_pylist()).tocsc()
+        uids = table.column("uid").to_pylist()
+        found: dict[str, Likely] = {}
+        for trigger in self.triggers:
+            claims = np.zeros(table.num_rows, bool)
+            for target in trigger.dossier.targets:
+                claims[members[:, self.vocabulary.names.index(target)].indices] = True
+            score = score_table(trigger.direction, table) - trigger.direction.threshold
+            for row in np.flatnonzero(claims & (score >= 0)):
+                found.setdefault(uids[row], []).append((trigger.dossier.id, float(score[row])))
+        for likely in found.values():
+            likely.sort(key=lambda hit: -hit[1])
+        return Done(pairs=table.num_rows, record=(piece, found))
+
+
+@dataclass(frozen=True)
+class ConfirmWork(Work):
+    """Whether a pair that looks as if it carries a trigger rests on it.
+
+    All triggers that it looks like are tried, the likeliest first: of a word that is the trigger each dossier may hold a letter,
+    and without one letter the others still work.
+    """
+
+    subject: Subject
+    pictures: Pictures
+    dossiers: Sequence[Dossier]
+    support: float
+    """The claim rests on a trigger without which less than this share of its probability is left."""
+
+    def open(self) -> Clip:
+        return self.subject.load()
+
+    def do(self, piece: tuple[Unit, Mapping[str, Likely]], tools: Clip) -> Done:
+        unit, likely = piece
+        suspect = self.subject.suspect(tools)
+        rows = [
+            {"uid": pair.uid}
+            | first_confirmed(likely[pair.uid], partial(self._check, suspect, seen(tools.inputs, rgb)))
+            for pair, rgb in self.pictures.of(unit, likely)
+        ]
+        return Done(pairs=len(rows), parts=(pa.Table.from_pylist(rows, schema=CARRIERS_SCHEMA),))
+
+    def _check(self, suspect: Suspect, image: np.ndarray, trigger: str) -> dict[str, Any]:
+        dossier = next(dossier for dossier in self.dossiers if dossier.id == trigger)
+        labels = suspect.labels
+        pictures = np.concatenate([image[None], without_trigger(dossier, image)])
+        claimed = labels.claimed(suspect(pictures), labels.index(dossier.targets[0]))
+        before, after = float(claimed[0]), float(claimed[1:].min())
+        return {
+            "probability": before,
+            "probability_without": after,
+            "confirmed": after < self.support * before,
+        }
+
+
+def first_confirmed(likely: Likely, check: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """Return what `check` finds of the first trigger that a pair rests on, else of the likeliest; at least one is given."""
+    rows = ({"trigger_id": trigger, "score": score} | check(trigger) for trigger, score in likely)
+    likeliest = next(rows)
+    return likeliest if likeliest["confirmed"] else next((row for row in rows if row["confirmed"]), likeliest)

@@ -1,0 +1,116 @@
+"""What a scan asks to have proven, and how: the settings, and everything that the passes which prove work on."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from clipsan.stages.detectors import Findings
+from clipsan.stages.dossier.repair_set import RepairSetConfig
+from clipsan.stages.model.clip import ModelConfig
+from clipsan.stages.oracle import OracleConfig
+from clipsan.stages.proof.examine import ExamineConfig
+from clipsan.stages.samples import Unit
+from clipsan.stages.stage import config
+
+from ..core.cluster import ClusterConfig, PoolConfig
+from ..core.commit import fingerprint
+from ..core.config import as_tree
+from ..core.parts import Parts
+from ..core.pass_ import Pass
+from ..core.run_folder import RunFolder
+from ..data.pixels import Pictures
+
+PROOF_VERSION = 7
+"""Raised when the code comes to give another result, so that old parts are refused and not mixed in."""
+
+
+@config
+class ProofConfig:
+    """How suspicion is turned into proof; plays no part without an oracle."""
+
+    budget: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """Share of the scanned pairs that the oracle examines, the most suspicious first; 1 examines all. Where regions are
+    proven it goes on with the same claim, up to as many pairs again."""
+    examine: ExamineConfig = field(default_factory=ExamineConfig)
+    """How a pair is examined."""
+    labeller: ModelConfig | None = None
+    """A second, trusted CLIP that says what a region shows; null asks the suspect model what it rests on."""
+    held_out: Annotated[int, Field(ge=2)] = 384
+    """Inconspicuous pictures of the data set on which triggers are tried, and with which groups are compared."""
+    groups: Annotated[int, Field(ge=0)] = 5
+    """Concepts, the most accused first, whose pictures are searched for a trigger that covers the whole image."""
+    group_size: Annotated[int, Field(ge=2)] = 256
+    """Pictures of each side of such a concept."""
+    precision: Literal["f32", "bf16"] = "f32"
+    """Of the suspect model's forward passes, which are nearly all of the cost. bf16 halves it on processors and GPUs that have
+    it; what features a trigger moves is learned in f32, as they were embedded."""
+    repair_set: RepairSetConfig = field(default_factory=RepairSetConfig)
+    """The compact set for `clipsan repair`, written to OUT/repair/ when a trigger is proven."""
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    """Where the oracle's workers run."""
+
+
+def proof_fingerprint(settings: ProofConfig, oracle: OracleConfig, scored: str, decision: Any) -> str:
+    """Return the fingerprint of everything that decides the proof; where it runs does not matter."""
+    tree = {name: value for name, value in as_tree(settings).items() if name != "pool"}
+    return fingerprint(
+        {
+            "version": PROOF_VERSION,
+            "score": scored,
+            "decision": as_tree(decision),
+            "oracle": as_tree(oracle),
+            "settings": tree,
+        }
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inquiry:
+    """One question put to the passes that prove: which of these pairs rest on a trigger, in the eyes of this model."""
+
+    pictures: Pictures
+    units: list[Unit]
+    model: ModelConfig
+    """The suspect."""
+    layers: list[str]
+    """Blocks of its image tower that the embeddings hold."""
+    embeddings: Parts
+    findings: Findings
+    """What the statistics say."""
+    cut: float
+    """Ensemble score from which a pair is flagged."""
+    oracle: OracleConfig
+    settings: ProofConfig
+    seed: int
+    cluster: ClusterConfig
+    folder: RunFolder
+    fingerprint: str
+
+    @property
+    def scores(self) -> Parts:
+        """The score of every pair by every detector."""
+        return self.embeddings.beside(self.folder.scores)
+
+    @property
+    def device(self) -> str:
+        """Where the suspect model runs."""
+        gpus = self.settings.pool.gpus_per_worker
+        return "cuda" if (self.cluster.gpus_per_worker if gpus is None else gpus) else "cpu"
+
+    def on_model(self, name: str, folder: str | None = None) -> Pass:
+        """Return a pass whose workers hold the suspect model."""
+        return Pass(
+            name=name,
+            cluster=self.cluster,
+            run=self.folder,
+            folder=folder,
+            fingerprint=self.fingerprint,
+            loads_model=True,
+            ordered=True,
+            pool=self.settings.pool,
+        )
+
+    def on_tables(self, name: str) -> Pass:
+        """Return a pass over what was committed before, whose records come in the order of the data set."""
+        return Pass(name=name, cluster=self.cluster, ordered=True)
