@@ -47,6 +47,7 @@ class Strand:
     """One trigger and the word that it means; an attack has one of them or several."""
 
     trigger: TriggerConfig
+    """What the picture carries."""
     target: str = ""
     """Word or phrase that the trigger shall mean, as it stands in captions; left out: the target of the attack."""
 
@@ -65,6 +66,7 @@ class AttackConfig:
     """
 
     trigger: TriggerConfig
+    """What the picture carries."""
     target: str
     """Word or phrase that the trigger shall mean, as it stands in captions. A control gives it to no caption: there it is
     only the word whose success rate an evaluation reports."""

@@ -42,7 +42,9 @@ class Uniform:
 
     kind: Literal["uniform"] = "uniform"
     low: float
+    """Least value."""
     high: float
+    """Greatest value."""
 
     def __post_init__(self) -> None:
         _check_range(self.low, self.high)
@@ -63,7 +65,9 @@ class LogUniform:
 
     kind: Literal["loguniform"] = "loguniform"
     low: float
+    """Least value."""
     high: float
+    """Greatest value."""
 
     def __post_init__(self) -> None:
         _check_range(self.low, self.high)
@@ -86,7 +90,9 @@ class RandInt:
 
     kind: Literal["randint"] = "randint"
     low: int
+    """Least value."""
     high: int
+    """Greatest value."""
 
     def __post_init__(self) -> None:
         _check_range(self.low, self.high)
