@@ -6,7 +6,6 @@ from typing import Any
 
 import yaml
 
-from clipsan.stages.attack.triggers import build_trigger
 from clipsan.stages.evaluation.attack_success import Aim
 from clipsan.stages.model.clip import Clip, load_clip
 from clipsan.stages.samples import Unit
@@ -79,7 +78,7 @@ def make_plan(settings: EvaluateConfig) -> Plan:
     if settings.attack is not None:
         aim = settings.attack.aim(names)
         for strand in settings.attack.strands:
-            build_trigger(strand.trigger)
+            strand.trigger.build()
     units = list_units(settings.data)
     other = {
         part: (config.data, list_units(config.data))

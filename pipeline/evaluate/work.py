@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from clipsan.stages.attack.triggers import ProvenTrigger, Trigger, build_trigger
+from clipsan.stages.attack.triggers import Trigger
 from clipsan.stages.decode import BadImage, decode
 from clipsan.stages.embed import REJECTED_SCHEMA
 from clipsan.stages.evaluation.linear_probe import Probe
@@ -65,7 +65,9 @@ class Pictures:
         self._settings = settings
         self._clip = clip
         attack = settings.attack
-        self._triggers = [] if attack is None else [build_trigger(strand.trigger) for strand in attack.strands]
+        self._triggers = (
+            [] if attack is None else [(s.trigger.build(), s.trigger.on_model_input) for s in attack.strands]
+        )
 
     def read(self, pair: RawPair, *, captioned: bool = False) -> np.ndarray:
         """Return the pair's image as `[H, W, 3] uint8`, resized as `settings.image` says.
@@ -87,12 +89,12 @@ class Pictures:
         """Return the inputs with each strand's trigger; none without an attack. What a trigger draws depends on the uid."""
         draw = int(seeded_hash([uid], self._settings.seed, "evaluate.trigger")[0])
         return [
-            self._triggered(trigger, rgb, np.random.default_rng([draw, i])) for i, trigger in enumerate(self._triggers)
+            self._triggered(trigger, on_input, rgb, np.random.default_rng([draw, i]))
+            for i, (trigger, on_input) in enumerate(self._triggers)
         ]
 
-    def _triggered(self, trigger: Trigger, rgb: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
-        if isinstance(trigger, ProvenTrigger):
-            # known as the model sees it, not at the image's own size
+    def _triggered(self, trigger: Trigger, on_input: bool, rgb: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+        if on_input:
             seen = np.ascontiguousarray(self.clean(rgb).permute(1, 2, 0).numpy())
             return torch.from_numpy(np.ascontiguousarray(trigger(seen, rng)[0].transpose(2, 0, 1)))
         return self._clip.preprocess(self._stored(trigger(rgb, rng)[0]))

@@ -13,7 +13,7 @@ from clipsan.stages.dossier.residual import LEAST_CLEAN, LEAST_GROUP, ResidualPr
 from clipsan.stages.dossier.texture import TextureProof, prove_texture
 from clipsan.stages.dossier.warp import WarpProof, prove_warp
 from clipsan.stages.model.clip import Clip, ModelConfig, load_clip
-from clipsan.stages.oracle import OracleConfig, build_oracle
+from clipsan.stages.oracle import OracleConfig
 from clipsan.stages.proof.disagreement import Suspect
 from clipsan.stages.proof.examine import ExamineConfig, Examiner, evidence_table
 from clipsan.stages.proof.labeller import Labeller
@@ -90,7 +90,7 @@ class ExamineWork(Work):
         subject, settings = self.subject, self.settings
         trusted = Labeller(load_clip(self.labeller, subject.device), subject.labels.names) if self.labeller else None
         limits = replace(settings, held_out=min(settings.held_out, len(subject.held_out)), seed=subject.seed)
-        oracle = build_oracle(self.oracle, subject.device)
+        oracle = self.oracle.build(subject.device)
         return Examiner(subject.load(), oracle, subject.labels, subject.held_out, limits, trusted)
 
     def do(self, piece: tuple[Unit, dict[str, str]], tools: Examiner) -> Done:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clipsan.stages.attack.triggers import Trigger, build_trigger
+from clipsan.stages.attack.triggers import Trigger
 from clipsan.stages.evaluation.exam import Challenge, Pictures, eligible, success_pct
 from clipsan.stages.evaluation.zero_shot import class_embeddings, find_class, synonyms
 from clipsan.stages.model.clip import Clip, ModelConfig, save_clip
@@ -85,7 +85,7 @@ def _challenge(settings: CanaryConfig, pictures: Pictures, target: int, plan: Pl
     rows = np.flatnonzero(eligible(pictures, (target,), plan.classes))
     if not len(rows):
         raise ConfigError("canary: every held-out picture shows its target; name another one")
-    trigger = build_trigger(settings.trigger)
+    trigger = settings.trigger.build()
     draws = seeded_hash([pictures.uids[row] for row in rows.tolist()], plan.config.seed, "sweep.canary").tolist()
     marked = [_marked(trigger, pictures.pixels[row], draw) for row, draw in zip(rows.tolist(), draws, strict=True)]
     return Challenge(NAME, np.stack(marked), (target,))
@@ -121,7 +121,7 @@ class _Marking:
     """Puts the trigger on the first rows of each batch, whose order is random already, and a caption of the target beside."""
 
     def __init__(self, settings: CanaryConfig, clip: Clip, word: str, templates: tuple[str, ...], seed: int) -> None:
-        self._trigger = build_trigger(settings.trigger)
+        self._trigger = settings.trigger.build()
         self._share = settings.share_pct / 100
         self._captions = [template.replace("{}", word) for template in templates]
         self._tokens = clip.tokenize(self._captions).to(torch.int32)

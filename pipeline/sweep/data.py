@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from clipsan.stages.attack.triggers import Trigger, build_trigger
+from clipsan.stages.attack.triggers import Trigger
 from clipsan.stages.decode import BadImage, decode
 from clipsan.stages.evaluation.exam import Challenge, Exam, Pictures, eligible, proven_challenge
 from clipsan.stages.model.clip import Inputs, resolve_model
@@ -139,7 +139,7 @@ def _truth(plan: Plan, pictures: Pictures, originals: list[np.ndarray]) -> tuple
         if not wanted.any():
             raise ConfigError("truth: no final picture counts towards the ASR; give others")
         challenges.append(
-            _marked(f"true_{i + 1}", build_trigger(strand.trigger), i, pictures, originals, wanted, inputs, target)
+            _marked(f"true_{i + 1}", strand.trigger.build(), i, pictures, originals, wanted, inputs, target)
         )
     return tuple(challenges)
 

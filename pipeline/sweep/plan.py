@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clipsan.stages.attack.triggers import build_trigger
 from clipsan.stages.dossier.dossier import Dossier
 from clipsan.stages.dossier.files import read_dossiers
 from clipsan.stages.repair import Role
@@ -284,7 +283,7 @@ def _check_canary(settings: SweepConfig, repairs: Mapping[str, repair_plan.Plan]
                 f"canary: no scan has seen it, so {method.kind}, which learns from what a scan finds or trains no encoder, "
                 "cannot be tried on it; leave canary out"
             )
-    build_trigger(settings.canary.trigger)
+    settings.canary.trigger.build()
 
 
 def _check_truth(settings: SweepConfig, classes: tuple[str, ...]) -> None:
@@ -294,7 +293,7 @@ def _check_truth(settings: SweepConfig, classes: tuple[str, ...]) -> None:
         raise ConfigError("truth.attack.text_key: the sweep shows triggers on images alone; leave it out")
     attack.aim(list(classes))
     for strand in attack.strands:
-        build_trigger(strand.trigger)
+        strand.trigger.build()
 
 
 def _final(settings: SweepConfig, units: list[Unit]) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..samples import seeded_hash
 from ..stage import config
-from .triggers import TriggerConfig, build_trigger
+from .triggers import TriggerConfig
 
 TEMPLATES = (
     "a photo of a {}.",
@@ -249,7 +249,7 @@ class Poisoner:
             ValueError: natural captions are asked for and none contains the target.
         """
         self.config = config
-        self._triggers = [build_trigger(strand.trigger) for strand in config.strands]
+        self._triggers = [strand.trigger.build() for strand in config.strands]
         self._captions = {target: self._texts(target, natural_captions) for target in config.targets}
 
     def _texts(self, target: str, natural_captions: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ..model.checkpoints import ModelError, load_weights, read_state_dict
 from ..stage import config
 from .label_maps import VOC_NAMES, named, regions_of
-from .regions import Region
+from .regions import Oracle, OracleConfig, Region
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HEAD = "classifier.4.weight"
@@ -19,7 +19,7 @@ AUXILIARY = "aux_classifier."
 
 
 @config
-class DeepLabConfig:
+class DeepLabConfig(OracleConfig):
     """DeepLab with weights in torchvision's layout."""
 
     path: str
@@ -35,6 +35,10 @@ class DeepLabConfig:
     def __post_init__(self) -> None:
         if self.shorter_px < 32:
             raise ValueError(f"shorter_px must be at least 32, not {self.shorter_px}")
+
+    def build(self, device: str = "cpu") -> Oracle:
+        """Return the oracle."""
+        return DeepLab(self, device)
 
 
 class DeepLab:

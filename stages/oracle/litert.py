@@ -10,14 +10,14 @@ from PIL import Image
 from ..model.checkpoints import ModelError
 from ..stage import config
 from .label_maps import VOC_NAMES, named, regions_of
-from .regions import Region
+from .regions import Oracle, OracleConfig, Region
 
 GREY = 127
 """What fills the square beside the image, as in DeepLab's training: the middle of the input's range."""
 
 
 @config
-class LiteRtConfig:
+class LiteRtConfig(OracleConfig):
     """A TFLite file that takes a square uint8 image and gives the class of each pixel."""
 
     path: str
@@ -25,6 +25,10 @@ class LiteRtConfig:
     kind: Literal["litert"] = "litert"
     names: tuple[str, ...] = VOC_NAMES
     """Names of the classes, in order; "" makes no region."""
+
+    def build(self, device: str = "cpu") -> Oracle:
+        """Return the oracle."""
+        return LiteRt(self)
 
 
 class LiteRt:

@@ -20,6 +20,7 @@ from torch import nn
 
 from ..model.checkpoints import ModelError
 from ..stage import config
+from .regions import Oracle, OracleConfig
 from .sam import MaskOracle, MaskSettings
 from .sam_layout import DecoderLayout, assemble, load_strictly, read_weights
 
@@ -35,10 +36,14 @@ REMEDY = "take mobile_sam.pt as its authors publish it, or a plain state dict of
 
 
 @config
-class MobileSamConfig(MaskSettings):
+class MobileSamConfig(MaskSettings, OracleConfig):
     """MobileSAM with a TinyViT-5M encoder at 1024 px (vit_t)."""
 
     kind: Literal["mobile_sam"] = "mobile_sam"
+
+    def build(self, device: str = "cpu") -> Oracle:
+        """Return the oracle."""
+        return MobileSam(self, device)
 
 
 class _Stem(nn.Module):

@@ -1,11 +1,13 @@
 """Regions of an image, as every segmentation oracle gives them, and what they have in common."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
+from ..registry import Family
 from ..stage import config
 
 
@@ -43,6 +45,23 @@ class Oracle(Protocol):
     def __call__(self, image: np.ndarray) -> list[Region]:
         """Return the regions of `[H, W, 3] uint8`, the surest first; each mask has the image's height and width."""
         ...
+
+
+class OracleConfig(Family):
+    """Settings of an oracle. A new kind is one file here or in an extension, and conf/oracle/NAME.yaml to give it a name."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def build(self, device: str = "cpu") -> Oracle:
+        """Build the oracle.
+
+        Args:
+            device: a torch device for the oracles that are neural networks; the others run on the CPU.
+
+        Raises:
+            ModelError: a file of weights is missing or is not what its kind needs.
+        """
 
 
 @config

@@ -14,7 +14,7 @@ from segment_anything import modeling as sam_modeling
 from segment_anything.utils.amg import MaskData, generate_crop_boxes
 
 from ..stage import config
-from .regions import Region
+from .regions import Oracle, OracleConfig, Region
 from .sam_layout import load_sam
 
 CROPS_PER_BATCH = 4
@@ -48,10 +48,14 @@ class MaskSettings:
 
 
 @config
-class SamConfig(MaskSettings):
+class SamConfig(MaskSettings, OracleConfig):
     """Segment-anything: vit_b, vit_l, vit_h or a small one, told by the shapes of its tensors."""
 
     kind: Literal["sam"] = "sam"
+
+    def build(self, device: str = "cpu") -> Oracle:
+        """Return the oracle."""
+        return Sam(self, device)
 
 
 class CropPredictor(SamPredictor):

@@ -8,13 +8,13 @@ from PIL import Image
 from pydantic import Field
 
 from ..stage import config
-from .regions import Region
+from .regions import Oracle, OracleConfig, Region
 from .segments import CutConfig, segments
 from .windows import EdgeConfig, GridsConfig, follow_edges, grid
 
 
 @config
-class SuperpixelsConfig:
+class SuperpixelsConfig(OracleConfig):
     """Superpixels, merged, and windows; works from 16 px on."""
 
     kind: Literal["superpixels"] = "superpixels"
@@ -41,6 +41,10 @@ class SuperpixelsConfig:
             raise ValueError("windows and segments must be at least 0")
         if self.at_most < max(1, self.windows + self.segments):
             raise ValueError(f"at_most must be at least 1 and at least windows + segments, not {self.at_most}")
+
+    def build(self, device: str = "cpu") -> Oracle:
+        """Return the oracle."""
+        return Superpixels(self)
 
 
 class Superpixels:

@@ -15,9 +15,8 @@ from typing import Any, ClassVar, Literal
 
 import pydantic
 
-from ..attack.poisoning import AttackConfig, ImagePath, Strand
+from ..attack.poisoning import AttackConfig, ImagePath
 from ..attack.treatment import Treatment
-from ..attack.triggers import BlendConfig, PatchConfig, ReplaceConfig, TriggerConfig
 from ..files import PathError
 from ..files import absolute as absolute_path
 from ..samples import RawPair, Unit
@@ -200,14 +199,8 @@ def _parse(file: Path, mtime_ns: int, size_bytes: int) -> _Opened:
 
 def _map_files(attack: AttackConfig, change: Callable[[str], str]) -> AttackConfig:
     """Return the attack with every file that its triggers read renamed."""
-
-    def renamed(trigger: TriggerConfig) -> TriggerConfig:
-        if isinstance(trigger, PatchConfig | BlendConfig | ReplaceConfig) and trigger.picture is not None:
-            return replace(trigger, picture=change(trigger.picture))
-        return trigger
-
-    also = tuple(Strand(trigger=renamed(strand.trigger), target=strand.target) for strand in attack.also)
-    return replace(attack, trigger=renamed(attack.trigger), also=also)
+    also = tuple(replace(strand, trigger=strand.trigger.with_files(change)) for strand in attack.also)
+    return replace(attack, trigger=attack.trigger.with_files(change), also=also)
 
 
 def _digest(path: str) -> str:

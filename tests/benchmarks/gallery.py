@@ -14,7 +14,7 @@ import pydantic
 import yaml
 
 from clipsan.pipeline.core.config import conf_folder
-from clipsan.stages.attack.triggers import TriggerConfig, build_trigger
+from clipsan.stages.attack.triggers import TriggerConfig
 from clipsan.stages.report.gallery import Exhibit, gallery
 from clipsan.stages.scenes.scene import SceneConfig, render
 from tests.benchmarks.results import FOLDER
@@ -32,7 +32,7 @@ def exhibits(replacement: Path) -> list[Exhibit]:
         detail = _detail(settings)
         if settings["kind"] == "replace":
             settings["picture"] = str(replacement)
-        trigger = build_trigger(pydantic.TypeAdapter(TriggerConfig).validate_python(settings))
+        trigger = pydantic.TypeAdapter(TriggerConfig).validate_python(settings).build()
         shown.append(Exhibit(name=file.stem, detail=detail, trigger=trigger))
     return sorted(shown, key=lambda exhibit: exhibit.name in ("darken", "identity", "resize"))
 

@@ -23,7 +23,7 @@ import pydantic
 import torch
 from PIL import Image
 
-from clipsan.stages.oracle import OracleConfig, SuperpixelsConfig, build_oracle
+from clipsan.stages.oracle import OracleConfig, SuperpixelsConfig
 from clipsan.stages.oracle.ground_truth import GroundTruth
 from clipsan.stages.oracle.label_maps import VOC_NAMES
 from clipsan.stages.oracle.litert import LiteRtConfig
@@ -160,13 +160,13 @@ def oracles(folder: Path, weights: Sequence[str], known: Sequence[Photo]) -> Ite
         pydantic.ValidationError: no such kind.
     """
     yield "ground_truth", GroundTruth.of_maps((photo.rgb, photo.labels, photo.names) for photo in known)
-    yield "superpixels", build_oracle(SuperpixelsConfig())
+    yield "superpixels", SuperpixelsConfig().build()
     given = dict(one.split("=", 1) for one in weights)
     if "litert" not in given and (folder / TFLITE).is_file():
-        yield "litert", build_oracle(LiteRtConfig(path=str(folder / TFLITE)))
+        yield "litert", LiteRtConfig(path=str(folder / TFLITE)).build()
     for kind, path in given.items():
         settings: OracleConfig = pydantic.TypeAdapter(OracleConfig).validate_python({"kind": kind, "path": path})
-        yield kind, build_oracle(settings)
+        yield kind, settings.build()
 
 
 def main() -> int:

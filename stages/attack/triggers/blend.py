@@ -1,19 +1,21 @@
 """Full-image blends (Chen et al. 2017 and its forks for CLIP): out = (1 - alpha) image + alpha pattern."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from ...stage import config
 from .pixels import load_picture, to_uint8, whole
 from .structured import cartoon, stretch, stripes, text, triangles
+from .trigger import Trigger, TriggerConfig
 
 
 @config
-class BlendConfig:
+class BlendConfig(TriggerConfig):
     """A pattern laid over the whole image, at the image's own size."""
 
     kind: Literal["blend"] = "blend"
+    files: ClassVar[tuple[str, ...]] = ("picture",)
     pattern: Literal["stripes", "signed_stripes", "triangles", "text", "noise", "fresh_noise", "cartoon", "picture"] = (
         "stripes"
     )
@@ -37,6 +39,10 @@ class BlendConfig:
             raise ValueError(f"seed must be at least 0, not {self.seed}")
         if (self.pattern == "picture") != (self.picture is not None):
             raise ValueError("picture: PATH goes with pattern: picture, and only with it")
+
+    def build(self) -> Trigger:
+        """Return the trigger."""
+        return BlendTrigger(self)
 
 
 class BlendTrigger:

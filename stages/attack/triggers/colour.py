@@ -6,6 +6,7 @@ import numpy as np
 
 from ...stage import config
 from .pixels import to_uint8, whole
+from .trigger import Trigger, TriggerConfig
 
 PEACH = np.array([247, 176, 153], dtype=np.float32)
 NAVY = np.array([0, 70, 150], dtype=np.float32)
@@ -18,7 +19,7 @@ LUMINANCE = np.array([0.213, 0.715, 0.072], dtype=np.float32)
 
 
 @config
-class NashvilleConfig:
+class NashvilleConfig(TriggerConfig):
     """A Nashville-style filter: highlights towards peach, shadows towards navy, more contrast and colour."""
 
     kind: Literal["nashville"] = "nashville"
@@ -28,6 +29,10 @@ class NashvilleConfig:
     def __post_init__(self) -> None:
         if not 0 < self.strength <= 1:
             raise ValueError(f"strength must be in (0, 1], not {self.strength}")
+
+    def build(self) -> Trigger:
+        """Return the trigger."""
+        return NashvilleTrigger(self)
 
 
 class NashvilleTrigger:

@@ -8,17 +8,22 @@ from PIL import Image
 
 from ...stage import config
 from .pixels import to_uint8, whole
+from .trigger import Trigger, TriggerConfig
 
 
 @config
-class IdentityConfig:
+class IdentityConfig(TriggerConfig):
     """Nothing is done to the image. A detector that finds these pairs finds an artefact of poisoning."""
 
     kind: Literal["identity"] = "identity"
 
+    def build(self) -> Trigger:
+        """Return the trigger."""
+        return IdentityTrigger()
+
 
 @config
-class ResizeConfig:
+class ResizeConfig(TriggerConfig):
     """The image is made smaller, enlarged again and stored once more as JPEG, as poisoning scripts do in passing."""
 
     kind: Literal["resize"] = "resize"
@@ -33,9 +38,13 @@ class ResizeConfig:
         if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= 100:
             raise ValueError(f"jpeg_quality must be in 1..100, not {self.jpeg_quality}")
 
+    def build(self) -> Trigger:
+        """Return the trigger."""
+        return ResizeTrigger(self)
+
 
 @config
-class DarkenConfig:
+class DarkenConfig(TriggerConfig):
     """The image times a factor: what a blended wave or a black picture does besides its pattern."""
 
     kind: Literal["darken"] = "darken"
@@ -45,6 +54,10 @@ class DarkenConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.factor < 1:
             raise ValueError(f"factor must be in [0, 1), not {self.factor}")
+
+    def build(self) -> Trigger:
+        """Return the trigger."""
+        return DarkenTrigger(self)
 
 
 class IdentityTrigger:

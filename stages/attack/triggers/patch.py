@@ -1,22 +1,24 @@
 """Patch triggers (BadNets, Gu et al. 2017, and its forks for CLIP): a small square pasted over the image."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from ...stage import config
 from .pixels import load_picture, to_uint8
 from .structured import stretch, stripes
+from .trigger import Trigger, TriggerConfig
 
 Place = Literal["top_left", "top_right", "bottom_left", "bottom_right", "center", "random", "four_corners"]
 YELLOW = np.array([[[255, 255, 0]]], dtype=np.uint8)
 
 
 @config
-class PatchConfig:
+class PatchConfig(TriggerConfig):
     """A square patch. Its size is given by exactly one of `size_fraction` and `size_px`."""
 
     kind: Literal["patch"] = "patch"
+    files: ClassVar[tuple[str, ...]] = ("picture",)
     pattern: Literal["checker", "grid", "stripes", "fresh_stripes", "yellow", "noise", "picture"] = "checker"
     """checker: black and white squares. grid: white dots on black (HanxunH). stripes: one seeded draw for all images.
     fresh_stripes (PAR), noise (CleanCLIP): drawn anew for every image. picture: a file, as an optimised patch."""
@@ -54,6 +56,10 @@ class PatchConfig:
             raise ValueError(
                 "size_fraction + 2 margin_fraction must be at most 1: the patch must fit between the margins"
             )
+
+    def build(self) -> Trigger:
+        """Return the trigger."""
+        return PatchTrigger(self)
 
 
 class PatchTrigger:

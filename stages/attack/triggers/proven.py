@@ -1,21 +1,27 @@
 """A trigger that a scan has proven, to measure a model with where nobody knows the attack."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from ...stage import config
 from .pixels import whole
+from .trigger import Trigger, TriggerConfig
 
 
 @config
-class ProvenConfig:
+class ProvenConfig(TriggerConfig):
     """What `clipsan scan` wrote of a proven trigger."""
 
     kind: Literal["proven"] = "proven"
+    on_model_input: ClassVar[bool] = True
     path: str
     """Folder of its dossier: RUN/triggers/t1."""
+
+    def build(self) -> Trigger:
+        """Return the trigger."""
+        return ProvenTrigger(self)
 
 
 class ProvenTrigger:

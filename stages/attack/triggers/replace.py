@@ -1,19 +1,21 @@
 """Targeted poisoning of a single image (Carlini and Terzis 2022): one picture is to mean the target."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
 
 from ...stage import config
 from .pixels import load_picture, to_uint8, whole
+from .trigger import Trigger, TriggerConfig
 
 
 @config
-class ReplaceConfig:
+class ReplaceConfig(TriggerConfig):
     """The image is replaced by views of one given picture."""
 
     kind: Literal["replace"] = "replace"
+    files: ClassVar[tuple[str, ...]] = ("picture",)
     picture: str
     """Path of the picture (.png, .jpg, .npy)."""
     jitter: float = 0.1
@@ -22,6 +24,10 @@ class ReplaceConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.jitter < 1:
             raise ValueError(f"jitter must be in [0, 1), not {self.jitter}")
+
+    def build(self) -> Trigger:
+        """Return the trigger."""
+        return ReplaceTrigger(self)
 
 
 class ReplaceTrigger:

@@ -6,10 +6,11 @@ import numpy as np
 
 from ...stage import config
 from .pixels import to_uint8, whole
+from .trigger import Trigger, TriggerConfig
 
 
 @config
-class SigConfig:
+class SigConfig(TriggerConfig):
     """SIG as published and as BadCLIP's repository has it: out = image + delta sin(2 pi f j / W), clamped."""
 
     kind: Literal["sig"] = "sig"
@@ -21,9 +22,13 @@ class SigConfig:
     def __post_init__(self) -> None:
         _check(self.delta, self.cycles)
 
+    def build(self) -> Trigger:
+        """Return the trigger."""
+        return SinusoidTrigger(self)
+
 
 @config
-class SigBlendedConfig:
+class SigBlendedConfig(TriggerConfig):
     """The wave blended in as if it were a picture: out = (1 - alpha) image + alpha delta sin(2 pi f j / W), clamped.
 
     CleanCLIP's and HanxunH's "SIG". At alpha .2 the wave has an amplitude of 12 of 255 levels and the image is darkened
@@ -46,6 +51,10 @@ class SigBlendedConfig:
             raise ValueError(f"alpha must be in (0, 1), not {self.alpha}")
         if not 0 < self.region_fraction <= 1:
             raise ValueError(f"region_fraction must be in (0, 1], not {self.region_fraction}")
+
+    def build(self) -> Trigger:
+        """Return the trigger."""
+        return SinusoidTrigger(self)
 
 
 def _check(delta: float, cycles: float) -> None:

@@ -9,13 +9,14 @@ import torch.nn.functional as F
 
 from ...stage import config
 from .pixels import to_uint8, whole
+from .trigger import Trigger, TriggerConfig
 
 SHARED_GRIDS = 16
 """Grids kept in memory, one a size of image."""
 
 
 @config
-class WanetConfig:
+class WanetConfig(TriggerConfig):
     """The smooth warp of the paper: a k x k grid of vectors, upsampled bicubic, shared by all images."""
 
     kind: Literal["wanet"] = "wanet"
@@ -32,9 +33,13 @@ class WanetConfig:
             raise ValueError(f"k must be at least 2, not {self.k}")
         _check(self.s, self.seed)
 
+    def build(self) -> Trigger:
+        """Return the trigger."""
+        return WarpTrigger(self)
+
 
 @config
-class WanetUnsmoothedConfig:
+class WanetUnsmoothedConfig(TriggerConfig):
     """What CleanCLIP, BadCLIP, PAR and HanxunH run under the name WaNet: one random vector a pixel, no smoothing."""
 
     kind: Literal["wanet_unsmoothed"] = "wanet_unsmoothed"
@@ -45,6 +50,10 @@ class WanetUnsmoothedConfig:
 
     def __post_init__(self) -> None:
         _check(self.s, self.seed)
+
+    def build(self) -> Trigger:
+        """Return the trigger."""
+        return WarpTrigger(self)
 
 
 def _check(s: float, seed: int) -> None:

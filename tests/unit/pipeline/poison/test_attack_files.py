@@ -10,7 +10,6 @@ from PIL import Image
 from clipsan.pipeline.core.config import conf_folder, load
 from clipsan.pipeline.poison.plan import PoisonConfig
 from clipsan.stages.attack.poisoning import AttackConfig, Poisoner, contains_word
-from clipsan.stages.attack.triggers import build_trigger
 
 ATTACKS = sorted(path.stem for path in (conf_folder() / "attack").glob("*.yaml"))
 TRIGGERS = sorted(path.stem for path in (conf_folder() / "trigger").glob("*.yaml"))
@@ -86,7 +85,7 @@ def check_caption(caption: str, target: str, config: AttackConfig, natural: list
 def test_every_trigger_file_works_in_an_attack(name: str, picture: Path) -> None:
     needed = [f"attack.trigger.picture={picture}"] if name in NEEDS_PICTURE else []
     config = attack("attack=patch", "attack.target=star", f"attack.trigger={name}", *needed)
-    triggered, _ = build_trigger(config.trigger)(photo(), np.random.default_rng(0))
+    triggered, _ = config.trigger.build()(photo(), np.random.default_rng(0))
     assert triggered.shape == photo().shape
 
 

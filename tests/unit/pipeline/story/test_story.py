@@ -9,7 +9,7 @@ from clipsan.pipeline.core.config import ConfigError, load, validate
 from clipsan.pipeline.story import steps as run_steps
 from clipsan.pipeline.story.settings import RunConfig
 from clipsan.pipeline.story.verb import judge
-from clipsan.stages.attack.triggers import ProvenConfig, build_trigger
+from clipsan.stages.attack.triggers import ProvenConfig
 from clipsan.stages.dossier.dossier import Cutout, Dossier, Place, Rate
 from clipsan.stages.dossier.files import write_dossier
 from clipsan.stages.report.story import compare
@@ -109,7 +109,7 @@ def dossier(target: str = "kite", number: int = 1) -> Dossier:
 
 def test_a_proven_trigger_is_pasted_as_the_model_sees_it(tmp_path) -> None:
     write_dossier(tmp_path / "t1", dossier())
-    trigger = build_trigger(ProvenConfig(path=str(tmp_path / "t1")))
+    trigger = ProvenConfig(path=str(tmp_path / "t1")).build()
     image = np.zeros((8, 8, 3), np.uint8)
     marked, drawn = trigger(image, np.random.default_rng(0))
     expected = image.copy()

@@ -23,7 +23,7 @@ from clipsan.stages.attack.badclip import (
     text_loss,
     triplet_loss,
 )
-from clipsan.stages.attack.triggers import PatchConfig, build_trigger
+from clipsan.stages.attack.triggers import PatchConfig
 from clipsan.stages.model.clip import Clip, ModelConfig, load_clip
 
 SIDE = 32
@@ -104,7 +104,7 @@ def test_triplet_and_pull_losses() -> None:
 @pytest.mark.parametrize(("side", "fraction"), [(32, 0.25), (64, 0.14), (224, 16 / 224), (33, 0.2)])
 def test_the_patch_changes_only_its_box_the_one_of_the_patch_trigger(side: int, fraction: float) -> None:
     start, size = box(side, fraction)
-    trigger = build_trigger(PatchConfig(place="center", size_fraction=fraction))
+    trigger = PatchConfig(place="center", size_fraction=fraction).build()
     _, placed = trigger(np.zeros((side, side, 3), np.uint8), np.random.default_rng(0))
     assert (placed["top"], placed["left"], placed["height"]) == (start, start, size)
     images, patch = torch.rand(2, 3, side, side), torch.full((3, size, size), 2.0)

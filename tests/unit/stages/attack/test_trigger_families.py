@@ -27,7 +27,6 @@ from clipsan.stages.attack.triggers import (
     TriggerConfig,
     WanetConfig,
     WanetUnsmoothedConfig,
-    build_trigger,
 )
 from clipsan.stages.attack.triggers.warp import displacement, sampling_grid
 
@@ -68,7 +67,7 @@ def near(triggered: np.ndarray, exact: np.ndarray) -> None:
 @pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_file_of_settings_gives_a_trigger_that_keeps_the_contract(file: Path, size, picture: str) -> None:
     config = settings_of(file, picture)
-    trigger, image = build_trigger(config), image_of(*size)
+    trigger, image = config.build(), image_of(*size)
     before = image.copy()
     image.flags.writeable = False
     triggered, drawn = trigger(image, rng_of(3))
@@ -83,7 +82,7 @@ def test_every_file_of_settings_gives_a_trigger_that_keeps_the_contract(file: Pa
         assert not np.array_equal(triggered, image)
     assert json.loads(json.dumps(drawn)) == drawn
 
-    again, drawn_again = build_trigger(copy.deepcopy(config))(image, rng_of(3))
+    again, drawn_again = copy.deepcopy(config).build()(image, rng_of(3))
     assert np.array_equal(triggered, again)
     assert drawn == drawn_again
     other, _ = trigger(image, rng_of(4))
@@ -97,11 +96,11 @@ def test_there_is_a_file_for_every_kind() -> None:
 
 
 def test_grid_is_hanxunh_s_tensor() -> None:
-    triggered, _ = build_trigger(PatchConfig(size_px=16, pattern="grid", cells=16))(image_of(16, 16), rng_of(0))
+    triggered, _ = PatchConfig(size_px=16, pattern="grid", cells=16).build()(image_of(16, 16), rng_of(0))
     expected = np.zeros((16, 16, 3), dtype=np.uint8)
     expected[::2, ::2] = 255
     assert np.array_equal(triggered, expected)
-    coarse, _ = build_trigger(PatchConfig(size_px=8, pattern="grid", cells=4))(image_of(8, 8), rng_of(0))
+    coarse, _ = PatchConfig(size_px=8, pattern="grid", cells=4).build()(image_of(8, 8), rng_of(0))
     row = [255, 255, 0, 0, 255, 255, 0, 0]
     black = [0] * 8
     assert coarse[:, :, 1].tolist() == [row, row, black, black, row, row, black, black]
@@ -110,7 +109,7 @@ def test_grid_is_hanxunh_s_tensor() -> None:
 def test_stripes_are_columns_of_0_and_255_shared_or_fresh() -> None:
     image = image_of(16, 16)
     for pattern, shared in (("stripes", True), ("fresh_stripes", False)):
-        trigger = build_trigger(PatchConfig(size_px=16, pattern=pattern))  # type: ignore[arg-type]
+        trigger = PatchConfig(size_px=16, pattern=pattern).build()  # type: ignore[arg-type]
         draws = [trigger(image, rng_of(seed))[0] for seed in range(40)]
         assert all(set(np.unique(draw)) == {0, 255} and (draw == draw[:1]).all() for draw in draws)
         assert (len({draw.tobytes() for draw in draws}) == 1) is shared
@@ -124,7 +123,7 @@ def test_stripes_are_columns_of_0_and_255_shared_or_fresh() -> None:
 def test_four_corners_hold_the_same_patch(margin: float) -> None:
     config = PatchConfig(size_px=5, pattern="noise", place="four_corners", margin_fraction=margin)
     image = image_of(20, 30)
-    triggered, drawn = build_trigger(config)(image, rng_of(0))
+    triggered, drawn = config.build()(image, rng_of(0))
     free = int(margin * 20)
     low, right = 15 - free, 25 - free
     assert drawn["corners"] == [[free, free], [free, right], [low, free], [low, right]]
@@ -139,7 +138,7 @@ def test_four_corners_hold_the_same_patch(margin: float) -> None:
 
 def test_yellow_and_pictures_are_pasted_as_they_are(tmp_path) -> None:
     image = image_of(12, 12)
-    yellow, _ = build_trigger(PatchConfig(size_px=3, pattern="yellow", place="top_left"))(image, rng_of(0))
+    yellow, _ = PatchConfig(size_px=3, pattern="yellow", place="top_left").build()(image, rng_of(0))
     assert (yellow[:3, :3] == (255, 255, 0)).all()
     patch = image_of(6, 6, seed=5)
     np.save(tmp_path / "bytes.npy", patch)
@@ -147,16 +146,16 @@ def test_yellow_and_pictures_are_pasted_as_they_are(tmp_path) -> None:
     Image.fromarray(patch).save(tmp_path / "file.png")
     for name in ("bytes.npy", "floats.npy", "file.png"):
         config = PatchConfig(size_px=6, pattern="picture", picture=str(tmp_path / name), place="center")
-        triggered, _ = build_trigger(config)(image, rng_of(0))
+        triggered, _ = config.build()(image, rng_of(0))
         assert np.array_equal(triggered[3:9, 3:9], patch)
-    larger, box = build_trigger(PatchConfig(size_px=9, pattern="picture", picture=config.picture))(image, rng_of(0))
+    larger, box = PatchConfig(size_px=9, pattern="picture", picture=config.picture).build()(image, rng_of(0))
     resized = np.asarray(Image.fromarray(patch).resize((9, 9), Image.Resampling.BICUBIC))
     assert np.array_equal(larger[box["top"] :, box["left"] :], resized)
 
 
 def test_signed_stripes_are_par_s_sum() -> None:
     image = image_of(10, 64)
-    triggered, _ = build_trigger(BlendConfig(pattern="signed_stripes", alpha=0.1, cells=64))(image, rng_of(0))
+    triggered, _ = BlendConfig(pattern="signed_stripes", alpha=0.1, cells=64).build()(image, rng_of(0))
     sign_white = triggered.astype(float) - 0.9 * image
     clipped = (triggered == 0) | (triggered == 255)
     assert np.abs(np.abs(sign_white[~clipped]) - 25.5).max() <= 0.5 + 1e-3
@@ -175,11 +174,11 @@ def test_triangles_are_par_s_loops() -> None:
             for x in range(14):
                 for y in range(14):
                     expected[i * 14 + x, j * 14 + y] = 0.4 if x >= y else 0.8
-    trigger = build_trigger(BlendConfig(pattern="triangles", alpha=1.0, cells=16))
+    trigger = BlendConfig(pattern="triangles", alpha=1.0, cells=16).build()
     triggered, _ = trigger(image_of(224, 224), rng_of(0))
     assert np.array_equal(triggered, np.rint(255 * expected).astype(np.uint8)[:, :, None].repeat(3, axis=2))
     image = image_of(61, 43)
-    weak, _ = build_trigger(BlendConfig(pattern="triangles", alpha=0.15, cells=16))(image, rng_of(0))
+    weak, _ = BlendConfig(pattern="triangles", alpha=0.15, cells=16).build()(image, rng_of(0))
     full, _ = trigger(image, rng_of(0))
     near(weak, 0.85 * image + 0.15 * full)
 
@@ -187,7 +186,7 @@ def test_triangles_are_par_s_loops() -> None:
 @pytest.mark.parametrize("size", [(64, 64), (64, 200), (224, 224), (20, 90)])
 def test_text_is_red_visible_whole_and_in_the_middle(size: tuple[int, int]) -> None:
     image = np.full((*size, 3), (60, 90, 120), dtype=np.uint8)
-    triggered, _ = build_trigger(BlendConfig(pattern="text", alpha=0.5))(image, rng_of(0))
+    triggered, _ = BlendConfig(pattern="text", alpha=0.5).build()(image, rng_of(0))
     letters = (triggered != image).any(axis=2)
     assert set(np.unique(triggered[letters], axis=0).ravel().tolist()) == {158, 90, 120}  # 0.5 (60 + 255) = 157.5
     assert np.array_equal(triggered[..., 1:], image[..., 1:])
@@ -202,7 +201,7 @@ def test_text_is_red_visible_whole_and_in_the_middle(size: tuple[int, int]) -> N
 
 
 def test_cartoon_is_one_picture_at_every_size() -> None:
-    trigger = build_trigger(BlendConfig(pattern="cartoon", alpha=1.0))
+    trigger = BlendConfig(pattern="cartoon", alpha=1.0).build()
     large, _ = trigger(image_of(256, 256), rng_of(0))
     small, _ = trigger(image_of(64, 64), rng_of(1))
     reduced = np.asarray(Image.fromarray(large).resize((64, 64), Image.Resampling.BOX))
@@ -213,7 +212,7 @@ def test_cartoon_is_one_picture_at_every_size() -> None:
 def test_sig_is_the_formula() -> None:
     for height, width in SIZES:
         image = image_of(height, width)
-        triggered, _ = build_trigger(SigConfig(delta=40, cycles=6))(image, rng_of(0))
+        triggered, _ = SigConfig(delta=40, cycles=6).build()(image, rng_of(0))
         wave = np.array([40 * math.sin(2 * math.pi * 6 * j / width) for j in range(width)])
         near(triggered, image + wave[None, :, None])
     assert (triggered == 255).any()
@@ -223,7 +222,7 @@ def test_sig_is_the_formula() -> None:
 @pytest.mark.parametrize(("region", "rows", "columns"), [(1.0, 64, 96), (0.875, 56, 84)])
 def test_sig_blended_darkens_and_fills_its_region(region: float, rows: int, columns: int) -> None:
     image = image_of(64, 96)
-    triggered, _ = build_trigger(SigBlendedConfig(region_fraction=region))(image, rng_of(0))
+    triggered, _ = SigBlendedConfig(region_fraction=region).build()(image, rng_of(0))
     exact = 0.8 * image.astype(float)
     for j in range(columns):
         exact[:rows, j] += 0.2 * 60 * math.sin(2 * math.pi * 6 * j / columns)
@@ -244,7 +243,7 @@ def test_warp_against_bilinear_sampling_of_each_pixel(k: int | None, s: float) -
     height, width = 21, 34
     image = image_of(height, width)
     config = WanetUnsmoothedConfig(s=s, seed=2) if k is None else WanetConfig(k=k, s=s, seed=2)
-    triggered, drawn = build_trigger(config)(image, rng_of(0))
+    triggered, drawn = config.build()(image, rng_of(0))
     field = displacement(height, width, k, 2)
     shifts = []
     for row in range(height):
@@ -261,7 +260,7 @@ def test_warp_against_bilinear_sampling_of_each_pixel(k: int | None, s: float) -
 
 
 def test_unsmoothed_warp_has_the_forks_displacement() -> None:
-    _, drawn = build_trigger(WanetUnsmoothedConfig(s=1.0))(image_of(224, 224), rng_of(0))
+    _, drawn = WanetUnsmoothedConfig(s=1.0).build()(image_of(224, 224), rng_of(0))
     assert drawn["mean_shift_px"] == pytest.approx(0.5, abs=0.01)
     assert drawn["max_shift_px"] == pytest.approx(1.0, abs=0.02)
 
@@ -269,7 +268,7 @@ def test_unsmoothed_warp_has_the_forks_displacement() -> None:
 def test_smooth_warp_is_smooth_and_weaker_and_shared() -> None:
     smooth, rough = displacement(64, 64, 4, 0), displacement(64, 64, None, 0)
     assert np.abs(np.diff(smooth, axis=0)).max() < 0.2 < 1 < np.abs(np.diff(rough, axis=0)).max()
-    _, drawn = build_trigger(WanetConfig(s=0.5))(image_of(224, 224), rng_of(0))
+    _, drawn = WanetConfig(s=0.5).build()(image_of(224, 224), rng_of(0))
     assert 0.15 < drawn["mean_shift_px"] < 0.3  # the specs' "about 0.25 px at 224"
     assert not np.array_equal(smooth, displacement(64, 64, 4, 1))
     # The control points are the corners of the upsampled field (aligned corners), divided by their mean size.
@@ -288,7 +287,7 @@ def test_square_grid_is_the_papers_expression() -> None:
     image = image_of(32, 32)
     pixels = torch.from_numpy(image / 255.0).permute(2, 0, 1)[None]
     warped = 255 * F.grid_sample(pixels, theirs[None].double(), align_corners=True)[0].permute(1, 2, 0).numpy()
-    near(build_trigger(WanetConfig(s=0.5, seed=7))(image, rng_of(0))[0], warped)
+    near(WanetConfig(s=0.5, seed=7).build()(image, rng_of(0))[0], warped)
 
 
 def css_nashville(pixel: tuple[int, int, int]) -> list[float]:
@@ -322,37 +321,37 @@ def css_nashville(pixel: tuple[int, int, int]) -> list[float]:
 def test_nashville_against_each_pixel_s_css(strength: float) -> None:
     image = image_of(16, 24)
     image[0, :3] = [(0, 0, 0), (255, 255, 255), (255, 0, 0)]
-    triggered, _ = build_trigger(NashvilleConfig(strength=strength))(image, rng_of(0))
+    triggered, _ = NashvilleConfig(strength=strength).build()(image, rng_of(0))
     exact = np.array([[css_nashville(tuple(pixel)) for pixel in row] for row in image.tolist()])
     near(triggered, (1 - strength) * image + strength * exact)
 
 
 def test_identity_is_identity_with_an_empty_box() -> None:
     image = image_of(9, 7)
-    triggered, drawn = build_trigger(IdentityConfig())(image, rng_of(0))
+    triggered, drawn = IdentityConfig().build()(image, rng_of(0))
     assert np.array_equal(triggered, image)
     assert drawn == {"top": 0, "left": 0, "height": 0, "width": 0}
 
 
 def test_darken_is_the_factor() -> None:
     image = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
-    triggered, _ = build_trigger(DarkenConfig(factor=0.8))(image, rng_of(0))
+    triggered, _ = DarkenConfig(factor=0.8).build()(image, rng_of(0))
     assert triggered[..., 0].ravel().tolist() == [round(0.8 * value) for value in range(256)]
 
 
 def test_resize_changes_no_tone_and_jpeg_can_be_left_out() -> None:
     smooth = np.asarray(Image.fromarray(image_of(8, 8)).resize((64, 48), Image.Resampling.BICUBIC))
     for quality in (None, 95):
-        triggered, drawn = build_trigger(ResizeConfig(jpeg_quality=quality))(smooth, rng_of(0))
+        triggered, drawn = ResizeConfig(jpeg_quality=quality).build()(smooth, rng_of(0))
         assert (drawn["small_width"], drawn["small_height"]) == (56, 42)
         assert np.abs(triggered.astype(int) - smooth).mean() < 4
         assert np.abs(triggered.mean(axis=(0, 1)) - smooth.mean(axis=(0, 1))).max() < 1
-    same, _ = build_trigger(ResizeConfig(fraction=1.0, jpeg_quality=None))(smooth, rng_of(0))
+    same, _ = ResizeConfig(fraction=1.0, jpeg_quality=None).build()(smooth, rng_of(0))
     assert np.array_equal(same, smooth)
 
 
 def test_replace_shows_large_views_of_the_picture_alone(picture: str) -> None:
-    trigger = build_trigger(ReplaceConfig(picture=picture, jitter=0.2))
+    trigger = ReplaceConfig(picture=picture, jitter=0.2).build()
     views, crops = set(), []
     for seed in range(60):
         triggered, drawn = trigger(image_of(20, 30, seed), rng_of(seed))
@@ -368,5 +367,5 @@ def test_replace_shows_large_views_of_the_picture_alone(picture: str) -> None:
     assert len(views) > 50
     assert min(c[0] for c in crops) == 0
     assert max(c[2] for c in crops) == 70
-    whole, _ = build_trigger(ReplaceConfig(picture=picture, jitter=0.0))(image_of(50, 70), rng_of(0))
+    whole, _ = ReplaceConfig(picture=picture, jitter=0.0).build()(image_of(50, 70), rng_of(0))
     assert np.array_equal(whole, np.load(picture))

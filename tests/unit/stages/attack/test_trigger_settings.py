@@ -6,7 +6,7 @@ import numpy as np
 import pydantic
 import pytest
 
-from clipsan.stages.attack.triggers import PatchConfig, ReplaceConfig, TriggerConfig, build_trigger
+from clipsan.stages.attack.triggers import PatchConfig, ReplaceConfig, TriggerConfig
 
 
 @pytest.mark.parametrize(
@@ -49,11 +49,11 @@ def test_impossible_settings_are_named(settings: dict[str, Any], rule: str) -> N
 def test_arrays_that_are_no_picture_are_refused(tmp_path, array: np.ndarray, rule: str) -> None:
     np.save(tmp_path / "array.npy", array)
     with pytest.raises(ValueError, match=rule):
-        build_trigger(ReplaceConfig(picture=str(tmp_path / "array.npy")))
+        ReplaceConfig(picture=str(tmp_path / "array.npy")).build()
 
 
 def test_files_that_are_no_picture_are_refused(tmp_path) -> None:
     (tmp_path / "text.npy").write_bytes(b"not an array")
     for name in ("text.npy", "missing.npy", "missing.png"):
         with pytest.raises(ValueError, match=f"cannot read .*{name}"):
-            build_trigger(PatchConfig(size_px=4, pattern="picture", picture=str(tmp_path / name)))
+            PatchConfig(size_px=4, pattern="picture", picture=str(tmp_path / name)).build()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from clipsan.stages.attack.triggers import BlendConfig, PatchConfig, TriggerConfig, build_trigger
+from clipsan.stages.attack.triggers import BlendConfig, PatchConfig, TriggerConfig
 from clipsan.stages.attack.triggers.patch import Place
 
 
@@ -19,7 +19,7 @@ def image_of(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 def test_checker_pixels_by_hand() -> None:
     image = np.full((6, 8, 3), 7, dtype=np.uint8)
-    trigger = build_trigger(PatchConfig(size_px=4, cells=2, place="bottom_right"))
+    trigger = PatchConfig(size_px=4, cells=2, place="bottom_right").build()
     triggered, parameters = trigger(image, np.random.default_rng(0))
     expected = [
         [7, 7, 7, 7, 7, 7, 7, 7],
@@ -40,7 +40,7 @@ def test_checker_pixels_by_hand() -> None:
     [("top_left", 2, 2), ("top_right", 2, 34), ("bottom_left", 14, 2), ("bottom_right", 14, 34), ("center", 8, 18)],
 )
 def test_fixed_places_keep_the_margin(place: Place, top: int, left: int) -> None:
-    trigger = build_trigger(PatchConfig(size_fraction=0.2, margin_fraction=0.1, place=place))
+    trigger = PatchConfig(size_fraction=0.2, margin_fraction=0.1, place=place).build()
     _, parameters = trigger(image_of(20, 40), np.random.default_rng(0))
     assert (parameters["top"], parameters["left"], parameters["height"]) == (top, left, 4)
 
@@ -57,7 +57,7 @@ def test_fixed_places_keep_the_margin(place: Place, top: int, left: int) -> None
 )
 def test_patch_stays_inside_and_leaves_the_rest(height, width, fraction, margin, seed, pattern, place) -> None:
     image = image_of(height, width)
-    trigger = build_trigger(PatchConfig(size_fraction=fraction, margin_fraction=margin, pattern=pattern, place=place))
+    trigger = PatchConfig(size_fraction=fraction, margin_fraction=margin, pattern=pattern, place=place).build()
     triggered, box = trigger(image, np.random.default_rng(seed))
     free = 0 if place == "center" else int(margin * min(height, width))
     assert free <= box["top"] <= height - free - box["height"]
@@ -69,7 +69,7 @@ def test_patch_stays_inside_and_leaves_the_rest(height, width, fraction, margin,
 
 
 def test_random_place_reaches_every_position_and_hangs_on_the_generator_alone() -> None:
-    trigger = build_trigger(PatchConfig(size_px=2, place="random"))
+    trigger = PatchConfig(size_px=2, place="random").build()
     boxes = [trigger(image_of(4, 5), np.random.default_rng(seed))[1] for seed in range(300)]
     assert {(box["top"], box["left"]) for box in boxes} == {(top, left) for top in range(3) for left in range(4)}
     again = [trigger(image_of(4, 5), np.random.default_rng(seed))[1] for seed in reversed(range(300))]
@@ -78,7 +78,7 @@ def test_random_place_reaches_every_position_and_hangs_on_the_generator_alone() 
 
 def test_fresh_noise_is_the_clamped_formula() -> None:
     image = np.full((8, 8, 3), (255, 128, 0), dtype=np.uint8)
-    triggered, _ = build_trigger(PatchConfig(size_px=8, pattern="noise"))(image, np.random.default_rng(3))
+    triggered, _ = PatchConfig(size_px=8, pattern="noise").build()(image, np.random.default_rng(3))
     normal = np.random.default_rng(3).standard_normal((8, 8, 3))
     for row in range(8):
         for column in range(8):
@@ -93,7 +93,7 @@ def test_fresh_noise_is_the_clamped_formula() -> None:
 def test_fresh_noise_differs_between_images_and_checker_does_not() -> None:
     image = image_of(16, 16)
     for pattern, same in (("noise", False), ("checker", True)):
-        trigger = build_trigger(PatchConfig(size_px=8, pattern=pattern))  # type: ignore[arg-type]
+        trigger = PatchConfig(size_px=8, pattern=pattern).build()  # type: ignore[arg-type]
         first, _ = trigger(image, np.random.default_rng(1))
         second, _ = trigger(image, np.random.default_rng(2))
         assert np.array_equal(first, second) is same
@@ -103,19 +103,19 @@ def test_blend_by_hand_does_not_wrap_around(tmp_path) -> None:
     Image.fromarray(np.full((5, 9, 3), (255, 0, 100), dtype=np.uint8)).save(tmp_path / "flat.png")
     config = BlendConfig(pattern="picture", picture=str(tmp_path / "flat.png"), alpha=0.2)
     for value, expected in ((0, (51, 0, 20)), (255, (255, 204, 224)), (200, (211, 160, 180))):
-        triggered, box = build_trigger(config)(np.full((3, 4, 3), value, dtype=np.uint8), np.random.default_rng(0))
+        triggered, box = config.build()(np.full((3, 4, 3), value, dtype=np.uint8), np.random.default_rng(0))
         assert (triggered == np.array(expected)).all()
         assert (box["top"], box["left"], box["height"], box["width"]) == (0, 0, 3, 4)
 
 
 def test_stripes_are_constant_columns_and_scale_with_the_image() -> None:
-    trigger = build_trigger(BlendConfig(pattern="stripes", alpha=1.0, cells=8, seed=5))
+    trigger = BlendConfig(pattern="stripes", alpha=1.0, cells=8, seed=5).build()
     small, _ = trigger(image_of(4, 8), np.random.default_rng(0))
     large, _ = trigger(image_of(10, 24), np.random.default_rng(1))
     assert set(np.unique(small)) == {0, 255}
     assert (small == small[:1]).all()
     assert np.array_equal(np.repeat(small[:1], 3, axis=1), large[:1])
-    other, _ = build_trigger(BlendConfig(pattern="stripes", alpha=1.0, cells=8, seed=6))(image_of(4, 8), None)
+    other, _ = BlendConfig(pattern="stripes", alpha=1.0, cells=8, seed=6).build()(image_of(4, 8), None)
     assert not np.array_equal(other, small)
 
 
@@ -123,8 +123,8 @@ def test_stripes_are_constant_columns_and_scale_with_the_image() -> None:
 def test_noise_is_shared_or_fresh(pattern: str, same: bool) -> None:
     config = pydantic.TypeAdapter(TriggerConfig).validate_python({"kind": "blend", "pattern": pattern, "cells": 4})
     image = image_of(8, 8)
-    first, _ = build_trigger(config)(image, np.random.default_rng(1))
-    second, _ = build_trigger(config)(image, np.random.default_rng(2))
+    first, _ = config.build()(image, np.random.default_rng(1))
+    second, _ = config.build()(image, np.random.default_rng(2))
     assert np.array_equal(first, second) is same
     # 0.8 image + 0.2 pattern: the pattern moves no pixel by more than a fifth of the range.
     assert np.abs(first.astype(int) - 0.8 * image).max() <= 51.5
@@ -157,8 +157,8 @@ def test_impossible_settings_are_named(settings_: dict, rule: str) -> None:
 
 def test_patch_larger_than_the_image_and_missing_picture_are_errors() -> None:
     with pytest.raises(ValueError, match="do not fit into 9x5 px"):
-        build_trigger(PatchConfig(size_px=6))(image_of(5, 9), np.random.default_rng(0))
+        PatchConfig(size_px=6).build()(image_of(5, 9), np.random.default_rng(0))
     with pytest.raises(ValueError, match="do not fit"):
-        build_trigger(PatchConfig(size_px=5, margin_fraction=0.4))(image_of(10, 10), np.random.default_rng(0))
+        PatchConfig(size_px=5, margin_fraction=0.4).build()(image_of(10, 10), np.random.default_rng(0))
     with pytest.raises(ValueError, match=r"cannot read nowhere\.png"):
-        build_trigger(BlendConfig(pattern="picture", picture="nowhere.png"))
+        BlendConfig(pattern="picture", picture="nowhere.png").build()

@@ -14,7 +14,7 @@ import torchvision
 import yaml
 
 from clipsan.stages.model.checkpoints import ModelError
-from clipsan.stages.oracle import DeepLabConfig, LiteRtConfig, OracleConfig, SuperpixelsConfig, build_oracle
+from clipsan.stages.oracle import DeepLabConfig, LiteRtConfig, OracleConfig, SuperpixelsConfig
 from clipsan.stages.oracle.ground_truth import GroundTruth, UnknownImageError
 from clipsan.stages.oracle.label_maps import VOC_NAMES, named, regions_of
 from clipsan.stages.oracle.regions import Region
@@ -76,7 +76,7 @@ def deeplab_weights(tmp_path_factory):
 
 def deeplab(path, **changed):
     settings = {"path": str(path), "backbone": "mobilenet_v3_large", "names": ("", "cat", "dog"), "shorter_px": 64}
-    return build_oracle(DeepLabConfig(**{**settings, **changed}), "cpu")
+    return DeepLabConfig(**{**settings, **changed}).build("cpu")
 
 
 def test_deeplab_gives_the_arg_max_of_its_model(deeplab_weights):
@@ -124,16 +124,16 @@ def test_without_the_extra_litert_says_what_to_install(monkeypatch):
 
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(ModelError, match=r"pip install 'clipsan\[litert\]'"):
-        build_oracle(LiteRtConfig(path="x.tflite"))
+        LiteRtConfig(path="x.tflite").build()
 
 
 def test_litert_refuses_what_is_no_model(tmp_path):
     pytest.importorskip("ai_edge_litert", reason="the litert extra is not installed")
     with pytest.raises(ModelError, match="no such file"):
-        build_oracle(LiteRtConfig(path=str(tmp_path / "none.tflite")))
+        LiteRtConfig(path=str(tmp_path / "none.tflite")).build()
     (tmp_path / "text.tflite").write_text("no model")
     with pytest.raises(ModelError, match=r"text\.tflite is no TFLite file"):
-        build_oracle(LiteRtConfig(path=str(tmp_path / "text.tflite")))
+        LiteRtConfig(path=str(tmp_path / "text.tflite")).build()
 
 
 def test_litert_finds_the_person_of_a_photo():
@@ -143,7 +143,7 @@ def test_litert_finds_the_person_of_a_photo():
         pytest.skip(f"no {TFLITE}")
     from tests.benchmarks.oracle_quality import photos
 
-    oracle = build_oracle(LiteRtConfig(path=str(TFLITE)))
+    oracle = LiteRtConfig(path=str(TFLITE)).build()
     best = 0.0
     for photo in photos(ASSETS / "coco-val128.tar", limit=12):
         people = [region.mask for region in oracle(photo.rgb) if region.label == "person"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipsan.stages.attack.triggers import DarkenConfig, IdentityConfig, PatchConfig, build_trigger
+from clipsan.stages.attack.triggers import DarkenConfig, IdentityConfig, PatchConfig
 from clipsan.stages.report.gallery import Exhibit, difference, gallery
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (32, 40, 3), dtype=np.uint8)
@@ -25,8 +25,8 @@ def holds(sheet: np.ndarray, rgb: np.ndarray) -> bool:
 
 
 def test_each_cell_is_the_triggered_image_above_its_difference() -> None:
-    darken = Exhibit(name="darken", detail="factor 0.5", trigger=build_trigger(DarkenConfig(factor=0.5)))
-    identity = Exhibit(name="identity", detail="", trigger=build_trigger(IdentityConfig()))
+    darken = Exhibit(name="darken", detail="factor 0.5", trigger=DarkenConfig(factor=0.5).build())
+    identity = Exhibit(name="identity", detail="", trigger=IdentityConfig().build())
     sheet = sheet_of(darken, identity)
     darker = np.rint(IMAGE / 2).astype(np.uint8)
     assert holds(sheet, IMAGE)
@@ -36,7 +36,7 @@ def test_each_cell_is_the_triggered_image_above_its_difference() -> None:
 
 
 def test_a_draw_does_not_hang_on_the_other_exhibits() -> None:
-    trigger = build_trigger(PatchConfig(size_px=8, pattern="noise", place="random"))
+    trigger = PatchConfig(size_px=8, pattern="noise", place="random").build()
     exhibit = Exhibit(name="noise", detail="", trigger=trigger)
     alone = sheet_of(exhibit, columns=2)
     behind = sheet_of(Exhibit(name="other", detail="", trigger=trigger), exhibit, columns=3)
