@@ -64,13 +64,13 @@ def links(text: str) -> list[str]:
 def make_world(home: Path, checkpoint: Path) -> Path:
     """Lay out a folder in which the paths that the documents name lead to tiny data, models and finished runs."""
     data = home / "data"
-    for folder in (data, data / "cc3m"):
+    for folder in (data, data / "cc3m", data / "clean", data / "flickr30k"):
         write_shards(folder, shards=SHARDS, pairs=PAIRS)
     rows = [
         {"image": picture(i), "caption": caption(i), "label": i % len(CLASSES), "names": CLASSES[i % len(CLASSES)]}
         for i in range(4 * len(CLASSES))
     ]
-    for name in ("pairs/00000", "clean/00000", "train-0", "val"):
+    for name in ("pairs/00000", "clean/00000", "train-0", "train", "val", "dev", "photos-0"):
         (data / name).parent.mkdir(exist_ok=True)
         pq.write_table(pa.Table.from_pylist(rows), data / f"{name}.parquet")
     (data / "photos").mkdir()
@@ -78,12 +78,15 @@ def make_world(home: Path, checkpoint: Path) -> Path:
     (data / "photos" / "metadata.csv").write_text("file_name,caption\na.png,a kite\n")
     (data / "pairs.csv").write_text("image,caption\nphotos/a.png,a kite\n")
     (home / "classes.yaml").write_text(yaml.safe_dump(list(CLASSES)))
-    for place in ("checkpoints/suspect", "checkpoints/clip", "suspect", "runs/model/checkpoint"):
+    (home / "synonyms.txt").write_text("photo: picture\n")
+    models = ("runs/model/checkpoint", "runs/train/checkpoint", "runs/clean/checkpoint")
+    for place in ("checkpoints/suspect", "checkpoints/clip", "suspect", *models):
         (home / place).parent.mkdir(parents=True, exist_ok=True)
         (home / place).symlink_to(checkpoint)
     pairs = WebDataset(path=f"{data / 'cc3m'}/*.tar")
     _scan(home / "runs" / "scan", pairs, checkpoint)
-    _plan(home / "runs" / "sig" / "plan.json", pairs)
+    for name in ("sig", "poisoned"):
+        _plan(home / "runs" / name / "plan.json", pairs)
     for name in ("story", "demo"):
         (home / "runs" / name).symlink_to(home / "runs" / "scan")
     (home / "runs" / "detectors").mkdir()
@@ -119,6 +122,30 @@ def _plan(path: Path, data: WebDataset) -> None:
 
 def at_home(word: str, home: Path) -> str:
     """Return a word with the places of a document turned into those of the world, and its shards into two."""
-    word = re.sub(r"s3://bucket/", f"{home}/data/", word)
+    word = word.replace("s3://bucket/", f"{home}/data/").replace("/usr/share/wordnet", f"{home}/synonyms.txt")
     word = re.sub(r"(?<![\w.}])/(data|shared)/", lambda m: f"{home}/" + ("data/" if m[1] == "data" else ""), word)
     return re.sub(r"\{(\d{5})\.\.\d{5}\}", rf"{{\1..{SHARDS - 1:05d}}}", word)
+
+
+VERB_OF = {
+    "data": "scan",
+    "cluster": "scan",
+    "detectors": "scan",
+    "decision": "scan",
+    "oracle": "scan",
+    "repair": "repair",
+}
+"""Folder of conf/ -> the verb whose settings its files name alone, as `key=value`."""
+
+
+def headed(path: Path) -> Iterator[list[str]]:
+    """Words of every command in the comments of a YAML file, and of every `key=value` that stands there alone."""
+    comments = "\n".join(re.findall(r"^# ?(.*)$", path.read_text(encoding="utf-8"), re.M))
+    joined = re.sub(r"\\?\n {4,}(?=[\w.]+=)", " ", comments)
+    for line in joined.splitlines():
+        shown = re.split(r" {3,}", line.strip())[0]
+        if command := re.search(r"(?:^|: +)clipsan (?=[a-z-]+( |$))(.*)", shown):
+            yield ["clipsan", *shlex.split(command[2])]
+        elif re.match(r" {2,}'?[\w.]+=", line):
+            verb = path.stem if path.parent.name == "conf" else VERB_OF[path.parent.name]
+            yield ["clipsan", verb, *shlex.split(shown)]

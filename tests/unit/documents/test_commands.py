@@ -12,19 +12,25 @@ import pytest
 import ray
 
 from clipsan.pipeline.cli import FOLDER_VERBS, VERBS, main
+from clipsan.pipeline.core.config import conf_folder
 from tests.unit.deploy.helpers import FILES, SETTINGS, lines, settings_of
-from tests.unit.documents.helpers import DOCUMENTS, ROOT, at_home, make_world, shell
+from tests.unit.documents.helpers import DOCUMENTS, ROOT, at_home, headed, make_world, shell
 
 SHOWN = [(path, *found) for path in DOCUMENTS for found in shell(path.read_text(encoding="utf-8"))]
 PAIRS = ["data=webdataset", "data.path=data/cc3m/*.tar"]
 MODEL = ["model.path=checkpoints/suspect"]
 LABELLED = ["data=labelled-parquet", "data.path=data/val.parquet"]
+EVALUATE = ["evaluate.data=labelled-parquet", "evaluate.data.path=data/val.parquet", "evaluate.classes=classes.yaml"]
+HELD_OUT = ["held_out.data=labelled-parquet", "held_out.data.path=data/val.parquet"]
 BEFORE = {
-    "scan": [*PAIRS, *MODEL, "out=runs/other"],
+    "scan": [*PAIRS, *MODEL, "out=runs/other", "cluster=join", "cluster.workers=4"],
     "poison": [*PAIRS, "attack=sig", "attack.target=kite"],
     "train": PAIRS,
-    "repair": [*PAIRS, *MODEL],
+    "repair": [*PAIRS, *MODEL, "classes=classes.yaml", *EVALUATE],
     "evaluate": [*LABELLED, *MODEL],
+    "run": [*PAIRS, *MODEL, *EVALUATE],
+    "bench": [*LABELLED, "target=banana", *EVALUATE],
+    "sweep": ["repair.model.path=checkpoints/suspect", "repair.scan=runs/scan", *HELD_OUT],
     "sweep-detectors": ["scan=runs/scan"],
 }
 """What a part of a command, in running text, is preceded by; `...` stands for it too."""
@@ -65,6 +71,29 @@ def test_a_command_works(
     monkeypatch.chdir(world)
     monkeypatch.setattr("sys.argv", words)
     TRY[words[0]](words[1:], world, monkeypatch)
+    capsys.readouterr()
+
+
+HEADED = [
+    (path, words)
+    for path in sorted(conf_folder().rglob("*.yaml"))
+    if path.parent.name not in ("attack", "trigger")
+    for words in headed(path)
+]
+"""Those of conf/attack and conf/trigger have tests of their own."""
+
+
+@pytest.mark.parametrize(
+    ("path", "words"), HEADED, ids=[f"{path.parent.name}/{path.stem}-{' '.join(words)[:60]}" for path, words in HEADED]
+)
+def test_a_command_in_a_file_of_conf_works(
+    path: Path, words: list[str], world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb, *rest = words[1:]
+    whole = verb == path.stem and "..." not in rest and any(word.startswith("out=") for word in rest)
+    before = [] if whole else BEFORE.get(verb, [])
+    monkeypatch.chdir(world)
+    try_clipsan([verb, *before, *(word for word in rest if word != "...")], world, monkeypatch)
     capsys.readouterr()
 
 
