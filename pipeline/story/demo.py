@@ -4,34 +4,25 @@ Render -> poison -> train a suspect model and its clean twin -> measure the atta
 `clipsan run` on the suspect: scan, clean copy, repair, figures before and after, report.
 """
 
-import sys
-import time
-from dataclasses import field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clipsan.stages.attack.poisoning import AttackConfig
 from clipsan.stages.model.checkpoints import ModelConfig
-from clipsan.stages.oracle import OracleConfig
 from clipsan.stages.sources import ParquetSource
-from clipsan.stages.stage import config
-from clipsan.stages.verdicts import Decision
 
-from ..core.cluster import ClusterConfig, ray_session
-from ..core.commit import fingerprint
-from ..core.config import as_tree, load
-from ..core.run_folder import RunFolder, open_run, read_summary, write_summary
+from ..core.config import as_tree
+from ..core.run_folder import read_summary
+from ..core.verb import Job, Result, Summary, Verb
 from ..evaluate import verb as evaluate
 from ..evaluate.settings import EvaluateConfig, EvaluationAttack
 from ..poison import verb as poison
 from ..poison.plan import PoisonConfig
-from ..proof.inquiry import ProofConfig
 from ..scan import verb as scan
-from ..tracking.record import TrackingConfig, metrics_of
-from ..tracking.send import below, log_folder, log_run
 from ..train import verb as train
-from . import verb as run
-from .demo_data import DemoData, DemoSet, make_data
+from . import verb as story
+from .demo_data import DemoSet
+from .demo_plan import DemoConfig, Plan, make_plan
 from .settings import RunConfig
 from .steps import ScanStep
 
@@ -39,99 +30,19 @@ STORY = "story"
 """Folder of what `clipsan run` does, below the demo's."""
 
 
-@config
-class DemoTraining:
-    """How the demo's two models are trained."""
-
-    model: ModelConfig
-    """Architecture."""
-    epochs: int
-    """Passes over the pairs."""
-    batch_size: int
-    """Pairs of a global batch."""
-    lr: float
-    """Peak learning rate."""
-    seed: int = 0
-    """Of weights and order."""
-
-
-@config
-class DemoConfig:
-    """Everything that decides the demo."""
-
-    data: DemoData
-    """Rendered scenes, or CIFAR-10."""
-    attack: AttackConfig
-    """The attack that the scan shall find."""
-    training: DemoTraining
-    """The suspect model and its clean twin."""
-    templates: list[str]
-    """Sentences for zero-shot classification."""
-    decision: Decision
-    """Where the scan cuts."""
-    oracle: OracleConfig
-    """What segments the pictures of suspicious pairs, to prove the trigger."""
-    proof: ProofConfig
-    """How far the proof goes."""
-    repair: dict[str, Any]
-    """How the suspect model is repaired: settings of `clipsan repair`."""
-    out: str
-    """Run folder; each verb has its own folder in it."""
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    """Workers, threads, GPUs."""
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """MLflow."""
-
-
-def command(file: str | None, overrides: list[str], dry_run: bool) -> int:
-    """Run the verb from the command line."""
-    settings = load(DemoConfig, file, overrides, verb="demo")
-    if dry_run:
-        sys.stdout.write(describe(settings))
-        return 0
-    sys.stdout.write(story(run_demo(settings)))
-    return 0
-
-
-def describe(settings: DemoConfig) -> str:
-    """Return the plan as text."""
-    rate = settings.attack.count_of(settings.data.pairs)
-    return (
-        f"data       {settings.data.kind}: {settings.data.pairs:,} pairs, {settings.data.test_pairs:,} held out\n"
-        f"attack     {settings.attack.trigger.kind} on {rate} pairs towards {settings.attack.target!r}\n"
-        f"training   twice {settings.training.epochs} epochs, batch {settings.training.batch_size}\n"
-        f"steps      data, poison, train suspect, train twin, evaluate both, scan twin; then the story: scan suspect, repair, "
-        f"evaluate\n"
-        f"out        {settings.out}\n"
-    )
-
-
-def run_demo(settings: DemoConfig) -> dict[str, Any]:
+def run(plan: Plan, job: Job) -> Result:
     """Tell the story, or the rest of it; every step that an earlier run finished is skipped."""
-    started = time.monotonic()
-    tree = as_tree(settings)
-    decides = ("data", "attack", "training", "templates", "decision", "oracle", "proof", "repair")
-    mark = fingerprint({name: tree[name] for name in decides})
-    folder = open_run(settings.out, verb="demo", tree=tree, fingerprint=mark)
-    root = folder.root
-    with (
-        below(settings.tracking, verb="demo", root=root, tree=tree) as tracking,
-        ray_session(settings.cluster),
-    ):
-        steps = replace(settings, tracking=tracking)
-        pairs = make_data(settings.data, root / "data", settings.cluster)
-        poisoned = _poison(steps, pairs, root)
-        suspect = _train(steps, poisoned, root / "suspect")
-        twin = _train(steps, pairs.train, root / "twin")
-        evaluation = _evaluate(steps, pairs, suspect, root / "evaluate")
-        twin_evaluation = _evaluate(steps, pairs, twin, root / "evaluate-twin")
-        clean = _scan(steps, pairs.train, twin, root / "scan-twin")
-        told = run.run_story(_story(steps, pairs, poisoned, suspect, root))
+    settings, root = replace(plan.config, tracking=job.tracking), job.folder.root
+    pairs = settings.data.make(job.folder, settings.cluster)
+    poisoned = _poison(settings, pairs, root)
+    suspect = _train(settings, poisoned, root / "suspect")
+    twin = _train(settings, pairs.train, root / "twin")
+    evaluation = _evaluate(settings, pairs, suspect, root / "evaluate")
+    twin_evaluation = _evaluate(settings, pairs, twin, root / "evaluate-twin")
+    clean = _scan(settings, pairs.train, twin, root / "scan-twin")
+    told = story.VERB.start(_story(settings, pairs, poisoned, suspect, root))
     found = read_summary(root / STORY / ScanStep.name)
-    summary = {
-        "verb": "demo",
-        "fingerprint": mark,
-        "seconds": round(time.monotonic() - started, 1),
+    summary: Summary = {
         "counts": found["counts"],
         "poisoned": found["poisoned"],
         "poisoned_flagged": found["poisoned_flagged"],
@@ -154,19 +65,10 @@ def run_demo(settings: DemoConfig) -> dict[str, Any]:
         "scan_report": found["report"],
         "report": told["report"],
     }
-    write_summary(folder, summary)
-    _log(settings, folder, tree, summary)
-    return summary
+    return Result(summary=summary, files=[Path(told["report"])])
 
 
-def _log(settings: DemoConfig, folder: RunFolder, tree: Any, summary: dict[str, Any]) -> None:
-    files = [Path(summary["report"]), folder.run_yaml, folder.summary]
-    metrics = metrics_of(summary)
-    if log_run(settings.tracking, verb="demo", root=folder.root, tree=tree, metrics=metrics, files=files) is not None:
-        log_folder(settings.tracking, folder.root)
-
-
-def story(summary: dict[str, Any]) -> str:
+def closing(summary: Summary) -> str:
     """Return the closing screen."""
     evaluation, twin = summary["evaluation"], summary["twin"]
     counts = summary["counts"]
@@ -212,12 +114,12 @@ def story(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def repair_lines(summary: dict[str, Any]) -> list[str]:
+def repair_lines(summary: Summary) -> list[str]:
     """Return what became of the suspect model."""
     if not summary["after"]:
         return ["", f"repair       none: {summary['why']}"]
     heading = f"{'repair by ' + summary['method']:<32}{'before':>10}{'after':>10}"
-    return ["", heading, *run.table(summary), f"{summary['outcome']:<12} {summary['why']}"]
+    return ["", heading, *story.table(summary), f"{summary['outcome']:<12} {summary['why']}"]
 
 
 def _story(
@@ -303,3 +205,6 @@ def _scan(settings: DemoConfig, data: ParquetSource, model: ModelConfig, out: Pa
         tracking=settings.tracking,
     )
     return scan.run_scan(scan.make_plan(step))
+
+
+VERB = Verb(name="demo", config=DemoConfig, plan=make_plan, run=run, closing=closing, has_steps=True)

@@ -1,9 +1,10 @@
 """The pairs of the demo: rendered scenes that need nothing, or CIFAR-10 for whoever has a network."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -16,49 +17,15 @@ from clipsan.stages.sources import LabelCaptions, ParquetSource
 from clipsan.stages.stage import config
 
 from ..core.cluster import ClusterConfig
-from ..core.commit import fingerprint, missing_parts, write_part
+from ..core.commit import fingerprint
 from ..core.config import ConfigError, as_tree
-from ..core.pass_old import Row, run_pass
+from ..core.pass_ import Done, Pass, Work, in_this_process
+from ..core.run_folder import RunFolder
 
 RENDER_VERSION = 1
 PART_ROWS = 1000
 TEST_SEED = 1_000_003
 """Added to the seed of the held-out scenes: no scene of one set is in the other."""
-
-
-@config
-class SceneData:
-    """Rendered scenes."""
-
-    kind: Literal["scenes"] = "scenes"
-    pairs: int
-    """Scenes to train on and to scan."""
-    test_pairs: int
-    """Held-out scenes for accuracy and ASR."""
-    side_px: int = 64
-    """Height and width."""
-    seed: int = 0
-    """Seed of all scenes."""
-
-
-@config
-class CifarData:
-    """CIFAR-10, downloaded by torchvision."""
-
-    kind: Literal["cifar10"] = "cifar10"
-    root: str
-    """Folder of the download; an archive that is there already is used."""
-    pairs: int
-    """Training photos taken."""
-    test_pairs: int
-    """Test photos taken."""
-    templates: list[str]
-    """Captions, with {} where the class name goes."""
-    seed: int = 0
-    """Seed of the captions."""
-
-
-DemoData = Annotated[SceneData | CifarData, pydantic.Discriminator("kind")]
 
 SCENE_SCHEMA = pa.schema(
     [
@@ -81,18 +48,101 @@ class DemoSet:
     classes: list[str]
 
 
-class RenderWork:
+@config
+class SceneData:
+    """Rendered scenes."""
+
+    kind: Literal["scenes"] = "scenes"
+    pairs: int
+    """Scenes to train on and to scan."""
+    test_pairs: int
+    """Held-out scenes for accuracy and ASR."""
+    side_px: int = 64
+    """Height and width."""
+    seed: int = 0
+    """Seed of all scenes."""
+
+    def make(self, run: RunFolder, cluster: ClusterConfig) -> DemoSet:
+        """Render the pairs, or what is missing of them, into the run's data/."""
+        train = SceneConfig(count=self.pairs, side_px=self.side_px, seed=self.seed)
+        test = SceneConfig(count=self.test_pairs, side_px=self.side_px, seed=self.seed + TEST_SEED)
+        for name, scenes in (("train", train), ("test", test)):
+            rendering = Pass(
+                name=f"render {name}",
+                cluster=cluster,
+                run=run,
+                folder=f"data/{name}",
+                fingerprint=fingerprint({"version": RENDER_VERSION, **as_tree(scenes)}),
+            )
+            rendering.do(_parts(scenes.count), RenderWork(scenes))
+        return _sets(run, list(CONCEPTS))
+
+
+@config
+class CifarData:
+    """CIFAR-10, downloaded by torchvision."""
+
+    kind: Literal["cifar10"] = "cifar10"
+    root: str
+    """Folder of the download; an archive that is there already is used."""
+    pairs: int
+    """Training photos taken."""
+    test_pairs: int
+    """Test photos taken."""
+    templates: list[str]
+    """Captions, with {} where the class name goes."""
+    seed: int = 0
+    """Seed of the captions."""
+
+    def make(self, run: RunFolder, cluster: ClusterConfig) -> DemoSet:
+        """Write the pairs, or what is missing of them, into the run's data/.
+
+        Raises:
+            ConfigError: the download failed, with the remedy.
+        """
+        photos = self._downloaded()
+        classes = [str(name) for name in photos["train"].classes]
+        captions = LabelCaptions(templates=self.templates, seed=self.seed, names=classes)
+        for name, count in (("train", self.pairs), ("test", self.test_pairs)):
+            whole = photos[name]
+            writing = Pass(
+                name=f"write {name}",
+                cluster=cluster,
+                run=run,
+                folder=f"data/{name}",
+                fingerprint=fingerprint({"version": RENDER_VERSION, "set": name, **as_tree(self), "root": ""}),
+            )
+            taken = min(count, len(whole.data))
+            with in_this_process():  # the photos are in its memory
+                writing.do(_parts(taken), PhotoWork(whole.data[:taken], whole.targets, captions, name))
+        return _sets(run, classes)
+
+    def _downloaded(self) -> dict[str, Any]:
+        from torchvision.datasets import CIFAR10
+
+        root = Path(self.root).expanduser()
+        try:
+            return {name: CIFAR10(str(root), train=name == "train", download=True) for name in ("train", "test")}
+        except (OSError, RuntimeError) as error:
+            raise ConfigError(
+                f"data=cifar10: CIFAR-10 could not be had ({' '.join(str(error).split())}); put cifar-10-python.tar.gz into "
+                f"{root}, or run the demo without a network: clipsan demo"
+            ) from None
+
+
+DemoData = Annotated[SceneData | CifarData, pydantic.Discriminator("kind")]
+
+
+@dataclass(frozen=True)
+class RenderWork(Work):
     """Renders the scenes of one part; the mask's value k is the pixel of `things[k - 1]`."""
 
-    def __init__(self, settings: SceneConfig, folder: Path, mark: str) -> None:
-        self._settings = settings
-        self._folder = folder
-        self._mark = mark
+    scenes: SceneConfig
 
-    def run(self, piece: int) -> Row:
+    def do(self, piece: int, tools: None) -> Done:
         rows = []
-        for index in range(piece * PART_ROWS, min((piece + 1) * PART_ROWS, self._settings.count)):
-            scene = render(index, self._settings)
+        for index in _rows_of(piece, self.scenes.count):
+            scene = render(index, self.scenes)
             rows.append(
                 {
                     "key": f"{index:06d}",
@@ -103,34 +153,46 @@ class RenderWork:
                     "things": [thing.concept for thing in scene.things],
                 }
             )
-        write_part(self._folder, piece, pa.Table.from_pylist(rows, schema=SCENE_SCHEMA), self._mark)
-        return {"pairs": len(rows)}
+        return Done(pairs=len(rows), parts=(pa.Table.from_pylist(rows, schema=SCENE_SCHEMA),))
 
 
-def make_data(settings: SceneData | CifarData, folder: Path, cluster: ClusterConfig) -> DemoSet:
-    """Render or download the pairs, or what is missing of them, into `folder`.
+@dataclass(frozen=True)
+class PhotoWork(Work):
+    """Writes the photos of one part, with captions drawn by their names."""
 
-    Raises:
-        ConfigError: the download failed, with the remedy.
-    """
-    if isinstance(settings, CifarData):
-        return _cifar(settings, folder)
-    train = SceneConfig(count=settings.pairs, side_px=settings.side_px, seed=settings.seed)
-    test = SceneConfig(count=settings.test_pairs, side_px=settings.side_px, seed=settings.seed + TEST_SEED)
-    for name, scenes in (("train", train), ("test", test)):
-        mark = fingerprint({"version": RENDER_VERSION, **as_tree(scenes)})
-        parts = range(-(-scenes.count // PART_ROWS))
-        todo = missing_parts(folder / name, parts, mark)
-        for _ in run_pass(
-            f"render {name}", todo, RenderWork, (scenes, folder / name, mark), cluster=cluster, total=len(parts)
-        ):
-            pass
-    return _sets(folder, list(CONCEPTS))
+    photos: np.ndarray
+    """`[N, H, W, 3] uint8`."""
+    labels: Sequence[int]
+    captions: LabelCaptions
+    set: str
+    """Name of the set, in the photos' names."""
+
+    def do(self, piece: int, tools: None) -> Done:
+        rows = [
+            {
+                "key": f"{i:06d}",
+                "image": png(self.photos[i]),
+                "caption": self.captions.caption(f"{self.set}/{i}", None, self.labels[i]),
+                "label": self.labels[i],
+            }
+            for i in _rows_of(piece, len(self.photos))
+        ]
+        return Done(pairs=len(rows), parts=(pa.Table.from_pylist(rows, schema=SCENE_SCHEMA),))
 
 
-def _sets(folder: Path, classes: list[str]) -> DemoSet:
+def _parts(count: int) -> dict[int, int]:
+    """Return the numbers of the parts of so many rows, by themselves."""
+    return {part: part for part in range(-(-count // PART_ROWS))}
+
+
+def _rows_of(part: int, count: int) -> range:
+    return range(part * PART_ROWS, min((part + 1) * PART_ROWS, count))
+
+
+def _sets(run: RunFolder, classes: list[str]) -> DemoSet:
     train, test = (
-        ParquetSource(path=str(folder / name / "*.parquet"), label="label", key="key") for name in ("train", "test")
+        ParquetSource(path=str(run.root / "data" / name / "*.parquet"), label="label", key="key")
+        for name in ("train", "test")
     )
     return DemoSet(train, test, classes)
 
@@ -140,34 +202,3 @@ def png(pixels: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", compress_level=1)
     return file.getvalue()
-
-
-def _cifar(settings: CifarData, folder: Path) -> DemoSet:
-    from torchvision.datasets import CIFAR10
-
-    root = Path(settings.root).expanduser()
-    try:
-        photos = {name: CIFAR10(str(root), train=name == "train", download=True) for name in ("train", "test")}
-    except (OSError, RuntimeError) as error:
-        raise ConfigError(
-            f"data=cifar10: CIFAR-10 could not be had ({' '.join(str(error).split())}); put cifar-10-python.tar.gz into "
-            f"{root}, or run the demo without a network: clipsan demo"
-        ) from None
-    classes = [str(name) for name in photos["train"].classes]
-    captions = LabelCaptions(templates=settings.templates, seed=settings.seed, names=classes)
-    for name, count in (("train", settings.pairs), ("test", settings.test_pairs)):
-        mark = fingerprint({"version": RENDER_VERSION, "set": name, **as_tree(settings), "root": ""})
-        whole = photos[name]
-        count = min(count, len(whole.data))
-        for part in missing_parts(folder / name, range(-(-count // PART_ROWS)), mark):
-            rows = [
-                {
-                    "key": f"{i:06d}",
-                    "image": png(whole.data[i]),
-                    "caption": captions.caption(f"{name}/{i}", None, whole.targets[i]),
-                    "label": whole.targets[i],
-                }
-                for i in range(part * PART_ROWS, min((part + 1) * PART_ROWS, count))
-            ]
-            write_part(folder / name, part, pa.Table.from_pylist(rows, schema=SCENE_SCHEMA), mark)
-    return _sets(folder, classes)

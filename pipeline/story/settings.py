@@ -1,7 +1,9 @@
 """Settings of `clipsan run`."""
 
 from dataclasses import field
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from clipsan.stages.model.clip import ModelConfig
 from clipsan.stages.sources import SourceConfig
@@ -34,10 +36,10 @@ class RunConfig:
     evaluate: dict[str, Any] | None = None
     """Settings of `clipsan evaluate`: labelled images, classes, templates, ...; measured of the suspect and of the repaired
     model. Without an `attack` the ASR is that of the triggers that the scan has proven. Null: nothing is measured."""
-    max_asr_pct: float | None = 10.0
+    max_asr_pct: Annotated[float, Field(ge=0, le=100)] | None = 10.0
     """The ASR that a repaired model may have at most; above it, or not measured, the run ends with status 3. Null: no such
     demand."""
-    max_loss_points: float | None = MAX_LOSS_POINTS
+    max_loss_points: Annotated[float, Field(ge=0, le=100)] | None = MAX_LOSS_POINTS
     """Percentage points of clean accuracy that the repair may cost at most, else status 3. Null: no such demand."""
     force: bool = False
     """True repairs even where the scan names and proves nothing."""
@@ -61,7 +63,3 @@ class RunConfig:
             raise ValueError("evaluate: needs data, labelled images, and classes, the names of the labels")
         if self.evaluate is None and self.max_asr_pct is not None:
             raise ValueError("max_asr_pct: nothing is measured without evaluate; give evaluate, or max_asr_pct: null")
-        if self.max_asr_pct is not None and not 0 <= self.max_asr_pct <= 100:
-            raise ValueError(f"max_asr_pct is a percentage, 0 to 100, not {self.max_asr_pct}")
-        if self.max_loss_points is not None and not 0 <= self.max_loss_points <= 100:
-            raise ValueError(f"max_loss_points must lie between 0 and 100, not {self.max_loss_points}")

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
+from clipsan.pipeline.core import pass_, pass_old
 from clipsan.pipeline.core.cluster import ClusterConfig
 from clipsan.pipeline.core.config import as_tree
-from clipsan.pipeline.core.pass_old import in_this_process
 from clipsan.pipeline.story.settings import RunConfig
-from clipsan.pipeline.story.verb import run_story
+from clipsan.pipeline.story.verb import VERB
 from clipsan.stages.model.clip import ModelConfig, load_clip
 from tests.closed_form import TARGET, Case, make_case
 from tests.integration.test_run import story
@@ -67,8 +67,8 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     scanned = (out / "scan" / "summary.json").stat().st_mtime_ns
 
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=WAIT_S, check=False)
-    with in_this_process():
-        undisturbed = run_story(settings(case, tmp_path / "undisturbed"))
+    with pass_.in_this_process(), pass_old.in_this_process():
+        undisturbed = VERB.start(settings(case, tmp_path / "undisturbed"))
     assert done.returncode == undisturbed["exit_status"], done.stderr
     assert (out / "scan" / "summary.json").stat().st_mtime_ns == scanned
     assert result(out) == result(tmp_path / "undisturbed")

@@ -14,8 +14,10 @@ from torchvision.datasets import CIFAR10
 
 from clipsan.pipeline.core.cluster import ClusterConfig
 from clipsan.pipeline.core.config import ConfigError, load
-from clipsan.pipeline.story.demo import DemoConfig, run_demo, story
-from clipsan.pipeline.story.demo_data import CifarData, SceneData, make_data
+from clipsan.pipeline.core.run_folder import RunFolder
+from clipsan.pipeline.story.demo import VERB, closing
+from clipsan.pipeline.story.demo_data import CifarData, SceneData
+from clipsan.pipeline.story.demo_plan import DemoConfig
 from clipsan.stages.decode import decode
 from clipsan.stages.scenes.scene import SceneConfig, render
 from clipsan.stages.sources import list_units, read_unit
@@ -26,17 +28,17 @@ pytestmark = pytest.mark.ray
 
 def test_scenes_are_written_once_with_exact_masks(ray_cluster, tmp_path):
     settings = SceneData(pairs=30, test_pairs=10, side_px=32)
-    made = make_data(settings, tmp_path, ClusterConfig(workers=1))
+    made = settings.make(RunFolder(tmp_path), ClusterConfig(workers=1))
     pairs = [pair for unit in list_units(made.train) for pair in read_unit(made.train, unit)]
-    table = pq.read_table(tmp_path / "train" / "part-00000.parquet")
+    table = pq.read_table(tmp_path / "data" / "train" / "part-00000.parquet")
     scene = render(7, SceneConfig(count=30, side_px=32))
     assert len(pairs) == 30
     assert (pairs[7].caption, pairs[7].label) == (scene.caption, scene.label)
     np.testing.assert_array_equal(decode(pairs[7].image, 10**6).rgb, scene.rgb)
     np.testing.assert_array_equal(decode(table.column("mask")[7].as_py(), 10**6).rgb[..., 0], scene.masks)
-    written = (tmp_path / "train" / "part-00000.parquet").stat().st_mtime_ns
-    make_data(settings, tmp_path, ClusterConfig(workers=1))
-    assert (tmp_path / "train" / "part-00000.parquet").stat().st_mtime_ns == written
+    written = (tmp_path / "data" / "train" / "part-00000.parquet").stat().st_mtime_ns
+    settings.make(RunFolder(tmp_path), ClusterConfig(workers=1))
+    assert (tmp_path / "data" / "train" / "part-00000.parquet").stat().st_mtime_ns == written
 
 
 def test_the_whole_story_runs_and_a_rerun_repeats_it(ray_cluster, tmp_path):
@@ -55,22 +57,22 @@ def test_the_whole_story_runs_and_a_rerun_repeats_it(ray_cluster, tmp_path):
         f"out={tmp_path / 'demo'}",
     ]
     settings = load(DemoConfig, None, changes, verb="demo")
-    first = run_demo(settings)
+    first = VERB.start(settings)
     assert first["poisoned"] == 10
     assert first["counts"]["pairs_in"] == 192
     assert set(first["detection"]) >= {"ensemble", "concept_spectral", "dao", "slof", "clip_score"}
     assert Path(first["report"]).is_file()
-    assert "poisoned towards 'star'" in story(first)
+    assert "poisoned towards 'star'" in closing(first)
     # one epoch on a handful of pairs plants nothing: the story ends with the scan, and says so
     assert first["outcome"] == "clean"
-    assert "repair       none: the scan names no concept" in story(first)
+    assert "repair       none: the scan names no concept" in closing(first)
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("clipsan").experiment_id])
     names = {run.info.run_id: run.info.run_name for run in runs}
     above = {run.info.run_name: names.get(run.data.tags.get("mlflow.parentRunId", "")) for run in runs}
     steps = ("poison", "train-suspect", "train-twin", "evaluate", "evaluate-twin", "scan-twin", "run-story")
     assert above == {"demo": None, **dict.fromkeys(steps, "demo"), "scan": "run-story"}
-    again = run_demo(settings)
+    again = VERB.start(settings)
     assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in first.items() if k != "seconds"}
 
 
@@ -104,7 +106,7 @@ def test_cifar_is_read_from_its_archive(tmp_path, monkeypatch):
     root = tmp_path / "download"
     root.mkdir()
     photos = cifar_archive(root, monkeypatch)
-    made = make_data(cifar(root), tmp_path / "data", ClusterConfig(workers=1))
+    made = cifar(root).make(RunFolder(tmp_path), ClusterConfig(workers=1))
     pairs = [pair for unit in list_units(made.train) for pair in read_unit(made.train, unit)]
     assert len(pairs) == 50
     assert [pair.label for pair in pairs] == [i % 10 for i in range(50)]
@@ -115,4 +117,4 @@ def test_cifar_is_read_from_its_archive(tmp_path, monkeypatch):
 def test_no_network_is_said_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
     with pytest.raises(ConfigError, match=r"put cifar-10-python\.tar\.gz into"):
-        make_data(cifar(tmp_path), tmp_path / "data", ClusterConfig(workers=1))
+        cifar(tmp_path).make(RunFolder(tmp_path), ClusterConfig(workers=1))

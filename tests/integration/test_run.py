@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 
 from clipsan.pipeline.core.cluster import ClusterConfig
 from clipsan.pipeline.story.settings import RunConfig
-from clipsan.pipeline.story.verb import describe, run_story
+from clipsan.pipeline.story.verb import VERB
 from clipsan.pipeline.tracking.record import TrackingConfig
 from clipsan.stages.model.clip import ModelConfig
 from clipsan.stages.scenes.scene import CONCEPTS
@@ -43,8 +43,8 @@ def story(case: Case, out: Path, **changes: Any) -> RunConfig:
 def test_a_backdoor_is_found_repaired_and_told(backdoored: Case, tmp_path: Path, in_process: None) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     settings = story(backdoored, tmp_path / "run", tracking=TrackingConfig(uri=uri))
-    assert "which is still to do" in describe(settings)
-    summary = run_story(settings)
+    assert "which is still to do" in VERB.plan(settings).describe()
+    summary = VERB.start(settings)
     assert (summary["outcome"], summary["exit_status"], summary["targets"]) == ("repaired", 0, [TARGET])
     # measured with the trigger that the scan cut out, as the truth is not known to it
     assert summary["after"]["asr_pct"] <= 10 < 50 <= summary["before"]["asr_pct"]
@@ -55,12 +55,12 @@ def test_a_backdoor_is_found_repaired_and_told(backdoored: Case, tmp_path: Path,
     assert "t1: a patch" in page
 
     made = (tmp_path / "run" / "scan" / "report.html").stat().st_mtime_ns
-    again = run_story(settings)
+    again = VERB.start(settings)
     assert (tmp_path / "run" / "scan" / "report.html").stat().st_mtime_ns == made
     assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in summary.items() if k != "seconds"}
-    assert "suspect" in describe(settings)
+    assert "suspect" in VERB.plan(settings).describe()
     # the same run judged by another demand
-    stricter = run_story(dataclasses.replace(settings, max_loss_points=0.0))
+    stricter = VERB.start(dataclasses.replace(settings, max_loss_points=0.0))
     assert (stricter["outcome"], stricter["exit_status"]) == ("not repaired", 3)
 
     client = MlflowClient(uri, uri)
@@ -82,7 +82,7 @@ def test_a_backdoor_is_found_repaired_and_told(backdoored: Case, tmp_path: Path,
 def test_where_nothing_is_found_nothing_is_repaired(tmp_path: Path, in_process: None) -> None:
     clean = make_case(tmp_path / "clean", scenes=400, poisoned=0)
     settings = story(clean, tmp_path / "run")
-    summary = run_story(dataclasses.replace(settings, scan={"decision": {"kind": "threshold"}}))
+    summary = VERB.start(dataclasses.replace(settings, scan={"decision": {"kind": "threshold"}}))
     assert (summary["outcome"], summary["exit_status"]) == ("clean", 0)
     assert summary["skipped"] == {"repair": "the scan names no concept and proves no trigger"}
     assert not (tmp_path / "run" / "repair").exists()

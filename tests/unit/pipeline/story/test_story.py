@@ -7,8 +7,8 @@ import pytest
 
 from clipsan.pipeline.core.config import ConfigError, load, validate
 from clipsan.pipeline.story import steps as run_steps
+from clipsan.pipeline.story.ending import judge
 from clipsan.pipeline.story.settings import RunConfig
-from clipsan.pipeline.story.verb import judge
 from clipsan.stages.attack.triggers import ProvenConfig
 from clipsan.stages.dossier.dossier import Cutout, Dossier, Place, Rate
 from clipsan.stages.dossier.files import write_dossier
@@ -37,8 +37,8 @@ def config(**changes: Any) -> RunConfig:
         ({"repair": {}}, "repair: needs a method"),
         ({"evaluate": {"data": {}}}, "evaluate: needs data"),
         ({"evaluate": None}, "max_asr_pct: nothing is measured"),
-        ({"max_asr_pct": 101}, "max_asr_pct is a percentage"),
-        ({"max_loss_points": -1}, "max_loss_points must lie"),
+        ({"max_asr_pct": 101}, "max_asr_pct: .* less than or equal to 100"),
+        ({"max_loss_points": -1}, "max_loss_points: .* greater than or equal to 0"),
     ],
 )
 def test_what_the_story_fills_in_or_cannot_do_is_refused(changes: dict[str, Any], rule: str) -> None:

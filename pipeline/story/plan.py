@@ -1,0 +1,65 @@
+"""A run, every step of it checked before anything starts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipsan.stages.model.clip import load_clip
+from clipsan.stages.samples import Unit
+from clipsan.stages.sources import identity, list_units
+
+from ..core.commit import fingerprint
+from ..tracking.record import TrackingConfig
+from .settings import RunConfig
+from .steps import STEPS, Step
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A checked run."""
+
+    config: RunConfig
+    units: list[Unit]
+    """Of the suspect pairs."""
+    fingerprint: str
+    """Of the input: each step has a fingerprint of its own, and other demands judge the same run anew."""
+
+    def describe(self) -> str:
+        """Return the plan of every step as text for --dry-run."""
+        settings = self.config
+        lines = []
+        for step in steps_of(settings, _root(settings), settings.tracking):
+            lines += [f"{step.name}", *(f"  {line}" for line in step.describe().splitlines())]
+        limits = [
+            f"{name} at most {value:g} {unit}"
+            for name, value, unit in (
+                ("ASR", settings.max_asr_pct, "%"),
+                ("loss of accuracy", settings.max_loss_points, "points"),
+            )
+            if value is not None
+        ]
+        demand = " and ".join(limits) or "nothing"
+        when = "always" if settings.force else "where the scan names a concept or proves a trigger"
+        lines += ["story", f"  repair     {when}", f"  asked for  {demand}", f"  out        {settings.out}"]
+        return "\n".join(lines) + "\n"
+
+
+def make_plan(settings: RunConfig) -> Plan:
+    """Check every step as far as it can be known now.
+
+    Raises:
+        ConfigError, ValueError, OSError: with the section and the setting.
+    """
+    for step in steps_of(settings, _root(settings), settings.tracking):
+        step.check()
+    units = list_units(settings.data)
+    tree = {**identity(settings.data, units), "model": load_clip(settings.model).fingerprint}
+    return Plan(settings, units, fingerprint(tree))
+
+
+def steps_of(settings: RunConfig, root: Path, tracking: TrackingConfig) -> list[Step]:
+    """Return the steps in their order."""
+    return [step(settings, root, tracking) for step in STEPS]
+
+
+def _root(settings: RunConfig) -> Path:
+    return Path(settings.out).expanduser().resolve()
