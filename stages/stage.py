@@ -1,8 +1,13 @@
 """What every stage shares: how it is configured, and how a chain of stages is checked before any worker starts."""
 
-from collections.abc import Iterable
+import operator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, dataclass_transform
+from functools import cache
+from typing import Any, Protocol, TypeVar, dataclass_transform, get_args, get_type_hints
+
+import annotated_types
+from pydantic.fields import FieldInfo
 
 from .registry import Family, register
 
@@ -13,14 +18,60 @@ T = TypeVar("T")
 def config(cls: type[T]) -> type[T]:
     """Make a class a configuration object: a frozen, keyword-only, slotted dataclass that forbids unknown keys.
 
-    A rule about a value belongs in `__post_init__` as a ValueError that states the rule; the command line turns it
-    into one line with the path of the field. A class that derives from the base of a family joins it (see registry.py).
+    The limit of one value stands in its type, `Annotated[int, Field(ge=1)]`; it holds for objects that are made in Python, too.
+    A rule between values belongs in `__post_init__` as a ValueError that states the rule; the command line turns it into one
+    line with the path of the field. A class that derives from the base of a family joins it (see registry.py).
     """
     cls.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
+    between: Callable[[Any], None] = cls.__dict__.get("__post_init__", lambda _: None)
+
+    def check(self: Any) -> None:
+        check_limits(self)
+        between(self)
+
+    cls.__post_init__ = check  # type: ignore[attr-defined]
     made = dataclass(frozen=True, kw_only=True, slots=True)(cls)
     if issubclass(made, Family):
         register(made)
     return made
+
+
+LIMITS: dict[type, tuple[str, Callable[[Any, Any], bool], str]] = {
+    annotated_types.Ge: ("ge", operator.ge, "at least"),
+    annotated_types.Gt: ("gt", operator.gt, "above"),
+    annotated_types.Le: ("le", operator.le, "at most"),
+    annotated_types.Lt: ("lt", operator.lt, "below"),
+}
+"""Kind of limit -> its attribute, what must hold between a value and it, and that in words."""
+
+
+def check_limits(made: Any) -> None:
+    """Raise ValueError where a number of a configuration object lies outside the limits of its type."""
+    cls: Any = type(made)
+    for name, limits in _limits(cls):
+        value = getattr(made, name)
+        for limit in limits if isinstance(value, (int, float)) else ():
+            attribute, holds, words = LIMITS[type(limit)]
+            bound = getattr(limit, attribute)
+            if not holds(value, bound):
+                raise ValueError(f"{name} must be {words} {bound}, not {value}")
+
+
+@cache
+def _limits(cls: type) -> list[tuple[str, list[Any]]]:
+    """Return the fields of a configuration class that have limits, with these."""
+    hints = get_type_hints(cls, include_extras=True)
+    found = ((name, [limit for limit in _metadata(hint) if type(limit) in LIMITS]) for name, hint in hints.items())
+    return [(name, limits) for name, limits in found if limits]
+
+
+def _metadata(hint: Any) -> Iterator[Any]:
+    """Yield what an annotation says of a number beside its type, whether or not it may be None."""
+    for found in getattr(hint, "__metadata__", ()):
+        yield from found.metadata if isinstance(found, FieldInfo) else (found,)
+    for member in get_args(hint):
+        if hasattr(member, "__metadata__"):
+            yield from _metadata(member)
 
 
 class Columns(Protocol):

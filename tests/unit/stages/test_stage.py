@@ -1,6 +1,10 @@
 """Stages: what a chain lacks is said before any worker starts."""
 
+import dataclasses
+from typing import Annotated, Any
+
 import pytest
+from pydantic import Field
 
 from clipsan.stages.stage import ChainError, check_chain, config
 
@@ -38,3 +42,32 @@ def test_a_configuration_is_frozen_and_keyword_only():
         Side().px = 4
     with pytest.raises(TypeError):
         Side(4)
+
+
+@config
+class Limited:
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    count: Annotated[int, Field(ge=1, le=9)] | None = None
+    pair: tuple[int, int] = (1, 2)
+
+    def __post_init__(self) -> None:
+        if self.pair[0] >= self.pair[1]:
+            raise ValueError("pair must rise")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"share": 0.0}, "share must be above 0, not 0.0"),
+        ({"share": 1.0}, "share must be below 1, not 1.0"),
+        ({"count": 0}, "count must be at least 1, not 0"),
+        ({"count": 10}, "count must be at most 9, not 10"),
+        ({"pair": (2, 2)}, "pair must rise"),
+    ],
+)
+def test_limits_hold_for_what_is_made_in_python(given: dict[str, Any], message: str) -> None:
+    assert Limited(count=9).count == 9
+    with pytest.raises(ValueError, match=message):
+        Limited(**given)
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(Limited(), **given)
