@@ -120,9 +120,9 @@ class Embedder:
 
     def _prepare(self, pair: RawPair) -> _Ready | dict[str, str]:
         if pair.reject is not None:
-            return _rejection(pair, pair.reject, "")
+            return _rejection(pair, pair.reject, pair.detail)
         if pair.image is None or pair.caption is None:
-            return _rejection(pair, Reject.IMAGE_MISSING if pair.image is None else Reject.CAPTION_MISSING, "")
+            return _rejection(pair, Reject.IMAGE_MISSING if pair.image is None else Reject.CAPTION_MISSING, pair.detail)
         try:
             decoded = decode(pair.image, self._settings.max_pixels)
         except BadImage as error:

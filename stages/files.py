@@ -1,10 +1,12 @@
 """Local paths and s3:// or gs:// addresses: opening, listing, globs, brace ranges, and errors that say what to do."""
 
 import io
+import os
 import posixpath
 import re
 import stat
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pyarrow as pa
 from pyarrow import fs
 
 ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+)://")
@@ -29,6 +32,20 @@ class PathError(ValueError):
 
 class FileTooLarge(PathError):
     """The file has more than MAX_FILE_BYTES."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file or folder of a listing."""
+
+    path: str
+    """Relative to the folder that was listed, with '/' between parts."""
+    type: fs.FileType
+    size: int | None
+
+    @property
+    def is_file(self) -> bool:
+        return bool(self.type == fs.FileType.File)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +92,73 @@ def parent(path: str) -> str:
     return base.rstrip("/").rpartition("/")[0] + query
 
 
-def resolve(table: str, image: str) -> str | None:
+def resolve(table: str, image: str, roots: Sequence[str] = ()) -> str | None:
     """Return where an image named in a table lies: as written when absolute, else relative to the table's folder.
 
-    None when a relative path climbs out of that folder.
+    None when it lies neither below that folder nor below one of `roots`, or brings a query of its own: a row comes from
+    a stranger, and with a query it could send a signed request to any host. Symbolic links are not looked at here (`is_contained`).
     """
-    if is_address(image) or image.startswith("/"):
-        return absolute(image)
-    inside = posixpath.normpath(image)
-    return None if inside == ".." or inside.startswith("../") else join(parent(table), inside)
+    bases = [parent(table), *roots]
+    if image.startswith("file://"):
+        image = image.removeprefix("file://").removeprefix("localhost")
+        if not image.startswith("/"):
+            return None
+    if is_address(image):
+        place = _normal(image)
+    elif image.startswith("/"):
+        place = posixpath.normpath(image)
+    else:
+        place = _normal(split_query(bases[0])[0].rstrip("/") + "/" + image)
+    if "?" in image and is_address(place):
+        return None
+    for base in bases:
+        folder, query = split_query(base)
+        folder = folder.rstrip("/")
+        if place.startswith(folder + "/"):
+            return place + query
+    return None
+
+
+def _normal(path: str) -> str:
+    """Return a path or address without '.' and '..'; in an address they never leave the bucket."""
+    match = re.match(r"([a-z][a-z0-9+.-]+://[^/]*)(/.*)?$", path, re.DOTALL)
+    if match is None:
+        return posixpath.normpath(path)
+    return match[1] + posixpath.normpath(match[2] or "/")
+
+
+def roots_of(patterns: str | Sequence[str]) -> list[str]:
+    """Return the folders in which the files of a data set lie, by its patterns alone: rows may name images below them."""
+    roots = []
+    for pattern in (
+        absolute(one) for many in ([patterns] if isinstance(patterns, str) else patterns) for one in expand_braces(many)
+    ):
+        wildcard = ADDRESS_WILDCARD if is_address(pattern) else WILDCARD
+        base, query = split_query(pattern)
+        fixed = _fixed(base, wildcard)
+        is_file = fixed == base and "." in base.rpartition("/")[2]
+        roots.append((fixed.rpartition("/")[0] if is_file else fixed) + query)
+    return list(dict.fromkeys(roots))
+
+
+def is_contained(place: str, table: str, roots: Sequence[str] = ()) -> bool:
+    """Whether a local file still lies below the table's folder or one of `roots` when symbolic links are followed."""
+    if is_address(place):
+        return True
+    real = os.path.realpath(place)
+    return any(real.startswith(_real(base)) for base in (parent(table), *roots) if not is_address(base))
+
+
+@lru_cache(maxsize=256)
+def _real(folder: str) -> str:
+    return os.path.realpath(folder).rstrip("/") + "/"
+
+
+def spellings(path: str) -> list[str]:
+    """Return a path as written and, where they differ, composed and decomposed: macOS writes é as two characters."""
+    if path.isascii():
+        return [path]
+    return list(dict.fromkeys([path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD"))]))
 
 
 @lru_cache(maxsize=64)
@@ -104,7 +179,10 @@ def locate(path: str) -> tuple[fs.FileSystem, str]:
     if not is_address(path):
         return fs.LocalFileSystem(), path
     base, query = split_query(path)
-    parts = urlsplit(base)
+    try:
+        parts = urlsplit(base)
+    except ValueError as error:
+        raise PathError(f"{path!r}: {error}; correct the address") from error
     if parts.scheme not in ("s3", "gs", "gcs"):
         raise PathError(f"{path}: no support for {parts.scheme}://; use a local path, s3:// or gs:// (download first)")
     try:
@@ -131,12 +209,27 @@ def open_input(path: str) -> Any:
 
 
 def open_text(path: str) -> io.TextIOWrapper:
-    """Open a UTF-8 text file with line ends untouched; bytes that are not UTF-8 become lone surrogates.
+    """Open a text file with line ends untouched; bytes that are not UTF-8 become lone surrogates.
+
+    A byte order mark chooses UTF-16, and is left out; a gzipped file is unpacked, whatever its name says.
 
     Raises:
         PathError: as `open_input`.
     """
-    return io.TextIOWrapper(open_input(path), encoding="utf-8", errors="surrogateescape", newline="")
+    file = open_input(path)
+    start = file.read(2)
+    file.seek(0)
+    if start == b"\x1f\x8b":
+        file = pa.CompressedInputStream(file, "gzip")
+        peeked = open_input(path)
+        with peeked, pa.CompressedInputStream(peeked, "gzip") as unpacked:
+            try:
+                start = unpacked.read(2)
+            except OSError:
+                start = b""
+    encoding = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb": "utf-8-sig"}.get(start, "utf-8")
+    errors = "replace" if encoding == "utf-16" else "surrogateescape"
+    return io.TextIOWrapper(file, encoding=encoding, errors=errors, newline="")
 
 
 def read_file(path: str) -> bytes:
@@ -213,7 +306,7 @@ def find(patterns: str | Sequence[str], suffixes: tuple[str, ...]) -> list[Found
         roots.append(root)
         found.update(files)
     if not any(size is not None for size in found.values()):
-        kinds = " or ".join(suffixes)
+        kinds = " or ".join(suffix for suffix in suffixes if not suffix.endswith(("gz", ".bz2")))
         raise PathError(f"{', '.join(wanted)}: no {kinds} file matches; check the path and the pattern")
     root = _common_folder(roots)
     listing = [Found(path, _relative(path, root), size) for path, size in found.items()]
@@ -251,20 +344,45 @@ def find_folders(patterns: str | Sequence[str]) -> list[Found]:
     return sorted(found.values(), key=lambda folder: folder.relative)
 
 
-def list_folder(folder: str, recursive: bool) -> list[fs.FileInfo]:
-    """Return files and folders below a folder, hidden names skipped, sorted; `.path` is relative to the folder.
+def list_folder(folder: str, recursive: bool, *, hidden: bool = False) -> list[Entry]:
+    """Return files and folders below a folder, sorted; names that start with '.' or '_' only where `hidden` asks for them.
+
+    A symbolic link to a folder above itself is not followed.
 
     Raises:
         PathError: the folder cannot be listed.
     """
     filesystem, inner = locate(folder)
     try:
-        infos = filesystem.get_file_info(fs.FileSelector(inner, recursive=recursive))
+        if isinstance(filesystem, fs.LocalFileSystem):
+            inside = list(_walk(inner, "", recursive, frozenset()))
+        else:
+            infos = filesystem.get_file_info(fs.FileSelector(inner, recursive=recursive))
+            prefix = inner.rstrip("/") + "/"
+            inside = [Entry(i.path.removeprefix(prefix), i.type, i.size) for i in infos]
     except OSError as error:
         raise PathError(f"{folder}: {_one_line(error)}; check the path and your permissions") from error
-    prefix = inner.rstrip("/") + "/"
-    inside = [fs.FileInfo(i.path.removeprefix(prefix), type=i.type, size=i.size) for i in infos]
-    return sorted((i for i in inside if not _hidden(i.path)), key=lambda info: info.path)
+    return sorted((i for i in inside if hidden or not is_hidden(i.path)), key=lambda info: info.path)
+
+
+def _walk(folder: str, prefix: str, recursive: bool, above: frozenset[tuple[int, int]]) -> Iterator[Entry]:
+    facts = Path(folder).stat()
+    above = above | {(facts.st_dev, facts.st_ino)}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = prefix + entry.name
+            try:
+                facts = entry.stat()
+            except OSError:  # a broken link
+                yield Entry(path, fs.FileType.NotFound, None)
+                continue
+            if stat.S_ISDIR(facts.st_mode):
+                yield Entry(path, fs.FileType.Directory, None)
+                if recursive and (facts.st_dev, facts.st_ino) not in above:
+                    yield from _walk(entry.path, f"{path}/", recursive, above)
+            else:
+                regular = stat.S_ISREG(facts.st_mode)
+                yield Entry(path, fs.FileType.File if regular else fs.FileType.Unknown, facts.st_size)
 
 
 def kind(path: str) -> fs.FileType:
@@ -296,11 +414,11 @@ def _match(pattern: str, suffixes: tuple[str, ...]) -> tuple[str, dict[str, int 
     return root, {path: i.size for path, i in matches if i.is_file}
 
 
-def _glob(pattern: str) -> tuple[str, list[tuple[str, fs.FileInfo]]]:
+def _glob(pattern: str) -> tuple[str, list[tuple[str, Entry]]]:
     """Return the folder above the first wildcard, and what lies below it and matches."""
     wildcard = ADDRESS_WILDCARD if is_address(pattern) else WILDCARD
     base, query = split_query(pattern)
-    fixed = "/".join(takewhile(lambda part: not wildcard.search(part), base.split("/")))
+    fixed = _fixed(base, wildcard)
     rest = base[len(fixed) + 1 :]
     folder = (fixed or "/") + query
     if not rest or kind(folder) != fs.FileType.Directory:
@@ -308,6 +426,11 @@ def _glob(pattern: str) -> tuple[str, list[tuple[str, fs.FileInfo]]]:
     infos = list_folder(folder, recursive="/" in rest or "**" in rest)
     expression = re.compile(_glob_expression(rest))
     return fixed, [(join(folder, info.path), info) for info in infos if expression.fullmatch(info.path)]
+
+
+def _fixed(base: str, wildcard: re.Pattern[str]) -> str:
+    """Return the folder above the first wildcard."""
+    return "/".join(takewhile(lambda part: not wildcard.search(part), base.split("/")))
 
 
 def _glob_expression(glob: str) -> str:
@@ -338,7 +461,8 @@ def _relative(path: str, root: str) -> str:
     return ADDRESS.sub("", base).lstrip("/")
 
 
-def _hidden(relative: str) -> bool:
+def is_hidden(relative: str) -> bool:
+    """Whether a part of a path starts with '.' or '_', as what Spark and macOS leave beside data."""
     return any(part.startswith((".", "_")) for part in relative.split("/"))
 
 

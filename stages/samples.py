@@ -23,6 +23,14 @@ class Reject(StrEnum):
     CAPTION_NOT_UTF8 = "caption_not_utf8"
     DUPLICATE_KEY = "duplicate_key"
     """A later pair of the same shard with a key that was already taken; the first one stays."""
+    AMBIGUOUS = "ambiguous"
+    """Readers would take different files for this pair: a key with two pictures, or headers that contradict each other."""
+    HIDDEN_NAME = "hidden_name"
+    """An image below a name that starts with a dot, such as the ._ files of macOS."""
+    BYTES_CHANGED = "bytes_changed"
+    """The image is not the one whose hash the data set publishes."""
+    BLOCKED = "blocked"
+    """The image's hash stands in the user's block list."""
     SHARD_DAMAGED = "shard_damaged"
     """The shard ends or breaks here; what follows in it cannot be read. One record for each break."""
 
@@ -59,6 +67,8 @@ class RawPair:
     caption: str | None
     reject: Reject | None = None
     """Set by the reader when the pair is already known to be unusable."""
+    detail: str = ""
+    """What is wrong with a rejected pair; after the last semicolon what the user can do, the same words for the same cause."""
     label: int | None = None
     """Class index, where the data set has one."""
     captions: tuple[str, ...] = ()

@@ -1,19 +1,34 @@
 """What a format is, and what the readers and writers of all formats share: checks of a pair, slices, atomic files."""
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
-from ..files import Found, absolute
+from ..files import Found, PathError, absolute, read_file
 from ..registry import Family
 from ..samples import HEX_UID, RawPair, Reject, Unit, seeded_hash
 from ..stage import config
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+TRAINED_SUFFIXES = (".jpg", ".png", ".jpeg", ".webp")
+"""Suffixes that open_clip trains on, in the order in which it takes them."""
+OTHER_SUFFIXES = (".jpe", ".jfif", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".j2k", ".jpx", ".image", ".img")
+"""Suffixes of images that are read where a pair has none of TRAINED_SUFFIXES."""
+IMAGE_SUFFIXES = (*TRAINED_SUFFIXES, *OTHER_SUFFIXES)
+CAPTION_SUFFIXES = (".txt", ".caption", ".text", ".cap", ".caption.txt")
+"""Suffixes of files that hold nothing but a caption, the one that open_clip reads first."""
+JSON_SUFFIXES = (".json", ".captions.json", ".caption.json")
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+LFS = "this is a git-lfs pointer and not the file; run `git lfs pull`"
+MAX_LABEL = 2**31 - 1
+MAX_DETAIL = 300
+"""Characters of a detail: what a stranger's file makes of it stays readable."""
 
 
 class SourceError(ValueError):
@@ -99,35 +114,48 @@ class LabelCaptions:
         return template.replace("{}", synonyms[(draw & 0xFFFFFFFF) % len(synonyms)])
 
 
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """Why there is no usable image, caption or pair."""
+
+    reject: Reject
+    detail: str
+
+
 def make_pair(
     unit: Unit,
     key: str,
     *,
-    image: bytes | Reject,
-    caption: bytes | str | None,
+    image: bytes | Bad,
+    caption: object,
     duplicate: bool,
     label: int | None,
     native_uid: str | None,
     image_suffix: str,
     native: object,
     captions: Iterable[object] = (),
+    no_caption: str = "",
+    again: str = "",
+    bad: Bad | None = None,
 ) -> RawPair:
-    """Build a pair and set its reject reason: a duplicate key first, then the image, then the caption.
+    """Build a pair and set its reject reason: a duplicate key first, then `bad`, then the image, then the caption.
 
     `image` is the bytes or why there are none. What is there is passed on even when the pair is rejected. Of
-    `captions`, the whole list where the source has one, those that cannot be used are left out.
+    `captions`, the whole list where the source has one, those that cannot be used are left out. `no_caption` says what
+    stands where a caption was looked for, `again` what to do about a key that stood before.
     """
-    text, caption_reject = check_caption(caption)
-    if isinstance(image, Reject):
-        image_reject: Reject | None = image
-    else:
-        image_reject = None if image else Reject.IMAGE_EMPTY
+    text, bad_caption = check_caption(caption, no_caption)
+    bad_image = image if isinstance(image, Bad) else check_image(image)
+    if duplicate:
+        bad = Bad(Reject.DUPLICATE_KEY, f"{unit.shard} has the key {key} before{again and '; '}{again}")
+    bad = bad or bad_image or bad_caption
     return RawPair(
         shard=unit.shard,
         key=key,
         image=image if isinstance(image, bytes) else None,
         caption=text,
-        reject=Reject.DUPLICATE_KEY if duplicate else image_reject or caption_reject,
+        reject=None if bad is None else bad.reject,
+        detail="" if bad is None else shortened(bad.detail),
         label=label,
         native_uid=native_uid,
         image_suffix=image_suffix,
@@ -136,26 +164,97 @@ def make_pair(
     )
 
 
+@lru_cache(maxsize=4)
+def blocked_hashes(path: str) -> frozenset[str]:
+    """Return the SHA-256 hashes of a block list: one a line in hexadecimal, what follows it and lines with # left out.
+
+    Raises:
+        SourceError: the file cannot be read, or a line holds no hash.
+    """
+    try:
+        lines = read_file(absolute(path)).decode("utf-8").splitlines()
+    except (PathError, UnicodeDecodeError) as error:
+        raise SourceError(f"block={path}: {error}") from error
+    words = [line.split()[0].lower() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    wrong = next((word for word in words if not re.fullmatch(r"[0-9a-f]{64}", word)), None)
+    if wrong is not None:
+        raise SourceError(f"block={path}: {wrong[:80]!r} is no SHA-256; write one hash of 64 hexadecimal digits a line")
+    return frozenset(words)
+
+
+def check_hash(image: bytes | Bad, source: "Provenance", published: object) -> Bad | None:
+    """Return what the image's hash says against it: another one is published for it, or the user blocks it."""
+    if isinstance(image, Bad) or (source.sha256 is None and source.block is None):
+        return None
+    found = sha256(image).hexdigest()
+    if source.block is not None and found in blocked_hashes(source.block):
+        return Bad(Reject.BLOCKED, f"SHA-256 {found} stands in {source.block}")
+    published = published.decode("ascii", "replace") if isinstance(published, bytes) else published
+    if source.sha256 is None or not isinstance(published, str) or not published:
+        return None
+    if found != published.lower():
+        told = f"the data set publishes SHA-256 {published[:64]}, the image has {found}"
+        return Bad(Reject.BYTES_CHANGED, f"{told}; leave data.sha256 out where images were encoded again")
+    return None
+
+
+class Provenance(Protocol):
+    """What a source says of the origin of its images."""
+
+    @property
+    def sha256(self) -> str | None: ...
+    @property
+    def block(self) -> str | None: ...
+
+
+def shortened(detail: str) -> str:
+    """Return a detail in one line; where it is long its middle goes, because the remedy stands at its end."""
+    line = " ".join(detail.split())
+    if len(line) <= MAX_DETAIL:
+        return line
+    half = (MAX_DETAIL - 5) // 2
+    return f"{line[:half]} ... {line[-half:]}"
+
+
 def _usable(captions: Iterable[object]) -> Iterator[str]:
     for caption in captions:
-        text, reject = check_caption(caption if isinstance(caption, str | bytes) else None)
-        if text is not None and reject is None:
+        text, bad = check_caption(caption)
+        if text is not None and bad is None:
             yield text
 
 
-def check_caption(caption: bytes | str | None) -> tuple[str | None, Reject | None]:
+def check_image(data: bytes) -> Bad | None:
+    """Return what is wrong with the bytes of an image, as far as that shows without decoding."""
+    if not data:
+        return Bad(Reject.IMAGE_EMPTY, "0 bytes")
+    return Bad(Reject.IMAGE_UNREADABLE, LFS) if data.startswith(LFS_POINTER) else None
+
+
+def check_caption(caption: object, missing: str = "") -> tuple[str | None, Bad | None]:
     """Return a caption that can be stored as UTF-8, and what is wrong with it.
 
-    Lone surrogates (from JSON escapes, or where a text file was not UTF-8) count as not UTF-8.
+    Lone surrogates (from JSON escapes, or where a text file was not UTF-8) count as not UTF-8. `missing` is the detail
+    where there is none.
     """
     if caption is None:
-        return None, Reject.CAPTION_MISSING
+        return None, Bad(Reject.CAPTION_MISSING, missing or "no caption")
+    if not isinstance(caption, str | bytes):
+        kind = type(caption).__name__
+        return None, Bad(Reject.CAPTION_MISSING, f"the caption is no text but {kind}; give a text or a list of texts")
     data = text_bytes(caption) if isinstance(caption, str) else caption
+    if data.startswith(LFS_POINTER):
+        return None, Bad(Reject.CAPTION_MISSING, LFS)
     try:
         text = data.decode("utf-8")
-    except UnicodeDecodeError:
-        return data.decode("utf-8", "replace"), Reject.CAPTION_NOT_UTF8
-    return text, None if text.strip() else Reject.CAPTION_EMPTY
+    except UnicodeDecodeError as error:
+        place = f"byte {error.start} of the caption is not UTF-8; convert the text to UTF-8"
+        return data.decode("utf-8", "replace"), Bad(Reject.CAPTION_NOT_UTF8, place)
+    return text, None if text.strip() else Bad(Reject.CAPTION_EMPTY, "the caption holds no word")
+
+
+def first(value: Any) -> Any:
+    """Return a value, or the first of a list of values."""
+    return (value[0] if value else None) if isinstance(value, list) else value
 
 
 def text_bytes(text: str) -> bytes:
@@ -178,16 +277,48 @@ def hex_uid(value: object) -> str | None:
 
 
 def class_index(value: object) -> int | None:
-    """Return a class index from a number or its text; None when it is neither."""
+    """Return a class index from a number or its text; None when it is neither, or more than 31 bits hold."""
     if isinstance(value, int):
-        return int(value)
-    text = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
-    return int(text) if text.strip().lstrip("-").isdecimal() and text.isascii() else None
+        number = int(value)
+    else:
+        text = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
+        if not re.fullmatch(r"\s*-?[0-9]{1,10}\s*", text):
+            return None
+        number = int(text)
+    return number if -MAX_LABEL <= number <= MAX_LABEL else None
 
 
-def damaged(unit: Unit, place: str) -> RawPair:
+def damaged(unit: Unit, place: str, detail: str) -> RawPair:
     """Return the record of a break in a shard; `place` names where."""
-    return RawPair(shard=unit.shard, key=f"@{place}", image=None, caption=None, reject=Reject.SHARD_DAMAGED)
+    return RawPair(
+        shard=unit.shard,
+        key=f"@{place}",
+        image=None,
+        caption=None,
+        reject=Reject.SHARD_DAMAGED,
+        detail=shortened(detail),
+    )
+
+
+def explain(data: bytes, expected: str) -> str:
+    """Return what a file is that is not what was expected, by its first bytes."""
+    if not data:
+        return f"an empty file and no {expected}; fetch it again"
+    if data.startswith(LFS_POINTER):
+        return LFS
+    known = {
+        b"BZh": "bzip2-compressed; unpack it",
+        b"\xfd7zXZ\0": "xz-compressed; unpack it",
+        b"\x28\xb5\x2f\xfd": "zstd-compressed; unpack it",
+        b"PK\x03\x04": "a zip archive; repack it",
+        b"\x1f\x8b": "gzip-compressed; unpack it",
+        b"PAR1": "Parquet; use data=parquet",
+        b"<": "a web page or XML (a failed download?); fetch it again",
+    }
+    for magic, words in known.items():
+        if data.startswith(magic):
+            return f"no {expected} but {words}"
+    return f"no {expected}"
 
 
 def slices(total: int, limit: int) -> list[tuple[int, int]]:
@@ -213,9 +344,10 @@ def inside(unit: Unit, position: int) -> bool:
 
 def output_shard(unit: Unit) -> str:
     """Return the shard name of a unit in a written data set: its own, or one with the start for a slice."""
+    shard = re.sub(r"\.tgz$", ".tar", unit.shard.removesuffix(".gz"))  # what is written is not compressed
     if unit.start == 0 and unit.stop < 0:
-        return unit.shard
-    path = PurePosixPath(unit.shard)
+        return shard
+    path = PurePosixPath(shard)
     return str(path.with_name(f"{path.stem}-{unit.start:012d}{path.suffix}"))
 
 
@@ -223,7 +355,8 @@ class UnitWriter(ABC):
     """Writes the pairs of one unit, in the order in which they were read, to `folder/shard`.
 
     A context manager: the file has a temporary name until a clean exit, and is removed (with the images that were
-    written beside it) when the block raises. A unit without pairs still gives a valid file, the mark of its commit.
+    written beside it) when the block raises. A unit without pairs still gives a valid
+    file, unless its shard cannot be opened: then there is none.
     """
 
     def __init__(self, folder: Path, shard: str) -> None:
@@ -266,7 +399,7 @@ class UnitWriter(ABC):
     ) -> None:
         try:
             self._close()
-            if kind is None:
+            if kind is None and self._temporary.exists():
                 self._temporary.replace(self.path)
         finally:
             if kind is not None:

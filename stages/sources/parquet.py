@@ -2,21 +2,26 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..files import Found, PathError, find, open_input
+from ..files import MAX_FILE_BYTES, Found, PathError, find, open_input, roots_of
 from ..samples import RawPair, Reject, Unit, hash_uid
 from ..stage import config
 from .common import (
+    Bad,
     LabelCaptions,
     SourceConfig,
     SourceError,
     UnitWriter,
+    check_hash,
+    class_index,
     damaged,
+    explain,
     hex_uid,
     make_pair,
     native_of,
@@ -26,11 +31,13 @@ from .common import (
     row_key,
     slices,
 )
-from .rows import absolute_image, image_place, image_suffix, load_image
+from .rows import absolute_roots, image_suffix, load_image
 from .table import check_columns, check_rows_source
 
 BATCH_ROWS = 256
-"""Rows in memory at a time when reading."""
+"""Rows in memory at a time when reading, at most."""
+BATCH_BYTES = 512 * 2**20
+"""A value that stands once in a file's dictionary may unfold in every row: so many bytes a batch come of it at most."""
 STREAM_BYTES = 8 * 2**20
 """Read-ahead of one column: a whole column of images may be larger than memory."""
 GROUP_ROWS = 1024
@@ -55,17 +62,24 @@ class ParquetSource(SourceConfig):
     """Column that names a row within its file; null: the row number."""
     captions_from_labels: LabelCaptions | None = None
     """Makes captions for files that have no caption column."""
+    roots: list[str] = field(default_factory=list)
+    """Folders beside the file's own that rows may name images in, and below which relative names are looked for."""
+    sha256: str | None = None
+    """Column with the SHA-256 of the image as it stands in the file; another image is rejected."""
+    block: str | None = None
+    """File with the SHA-256 of images to reject, one a line."""
     unit_rows: int = 4096
     """Rows of one unit of work, at most."""
 
     def __post_init__(self) -> None:
         check_rows_source(self.unit_rows, self.caption, self.captions_from_labels)
+        object.__setattr__(self, "roots", absolute_roots(self.roots))
 
     def list_units(self) -> list[Unit]:
         """Return whole files, or slices of at most `unit_rows` rows that keep to row groups where these are small enough.
 
         Raises:
-            SourceError: a file lacks a column that the source names, or its type does not fit.
+            SourceError: a file lacks a column that the self names, or its type does not fit.
         """
         files = find(self.path, (".parquet",))
         with ThreadPoolExecutor(max_workers=16) as pool:  # reading footers waits for the store, not for the processor
@@ -81,20 +95,27 @@ class ParquetSource(SourceConfig):
                 present = parquet.schema_arrow.names
                 labels = self.captions_from_labels
                 names = labels.names if labels is not None and isinstance(labels.names, str) else None
-                wanted = [self.image, self.caption, self.label, self.key, names]
+                wanted = [self.image, self.caption, self.label, self.key, self.sha256, names]
+                missing = [name for name in (self.image, self.key) if name is not None and name not in present]
+                if missing:
+                    raise PathError(f"no column {missing[0]!r}")
                 columns = sorted({name for name in wanted if name is not None and name in present})
                 seen = _earlier_keys(self, parquet, unit)
                 for first_row, batch in _batches(parquet, unit.start, unit.stop, columns):
                     for pair in _pairs(self, unit, first_row, batch, seen):
                         yield pair
                         row += 1
-        except (PathError, pa.ArrowException, OSError):
+        except (PathError, pa.ArrowException, OSError) as error:
             # A damaged page comes as ArrowInvalid or as OSError; the rows of the batch that it is in cannot be read.
-            yield damaged(unit, f"row-{row}")
+            yield damaged(unit, f"row-{row}", str(error))
 
     def open_writer(self, unit: Unit, folder: Path) -> UnitWriter:
         """Return the writer of a unit."""
         return ParquetWriter(self, unit, folder)
+
+    def rewritten(self, folder: Path) -> SourceConfig:
+        """Return the source that reads a copy, whose rows name images where they lay."""
+        return replace(self, path=str(folder), roots=[*self.roots, *roots_of(self.path)])
 
 
 def _cut(source: ParquetSource, file: Found) -> list[tuple[int, int]]:
@@ -133,18 +154,21 @@ def _check_schema(source: ParquetSource, path: str, schema: pa.Schema) -> None:
     check_columns(
         path,
         schema.names,
-        required=[source.image, source.label, source.key],
+        required=[source.image, source.label, source.key, source.sha256],
         caption=source.caption,
         labels=source.captions_from_labels,
     )
     image = schema.field(source.image).type
-    fits = _is_binary(image) or _is_text(image) or (pa.types.is_struct(image) and image.get_field_index("bytes") >= 0)
+    if pa.types.is_dictionary(image):
+        image = image.value_type
+    is_struct = pa.types.is_struct(image) and image.get_field_index("bytes") >= 0
+    fits = _is_binary(image) or _is_text(image) or is_struct or pa.types.is_null(image)
     if not fits:
         raise SourceError(
             f"{path}: column {source.image!r} is {image}; an image is binary, struct<bytes, path> or a path"
         )
-    if source.label is not None and not pa.types.is_integer(schema.field(source.label).type):
-        kind = schema.field(source.label).type
+    kind = schema.field(source.label).type if source.label is not None else pa.int64()
+    if not (pa.types.is_integer(kind) or pa.types.is_null(kind)):
         raise SourceError(f"{path}: column {source.label!r} is {kind}; a label is a class index (an integer)")
 
 
@@ -173,7 +197,7 @@ def _batches(
     if not chosen:
         return
     row = first_row
-    for batch in parquet.iter_batches(BATCH_ROWS, row_groups=chosen, columns=columns):
+    for batch in parquet.iter_batches(_batch_rows(metadata, chosen, columns), row_groups=chosen, columns=columns):
         begin, end = max(start - row, 0), min(stop - row, batch.num_rows)
         if begin < end:
             yield row + begin, batch.slice(begin, end - begin)
@@ -182,9 +206,28 @@ def _batches(
             return
 
 
+def _batch_rows(metadata: Any, groups: list[int], columns: list[str] | None) -> int:
+    """Return how many rows fit into memory even if each holds the largest value that a column chunk can hold."""
+    largest = 1
+    for index in groups:
+        group = metadata.row_group(index)
+        for i in range(group.num_columns):
+            chunk = group.column(i)
+            wanted = columns is None or chunk.path_in_schema.partition(".")[0] in columns
+            if wanted and chunk.has_dictionary_page:
+                largest = max(largest, chunk.total_uncompressed_size)
+    return max(1, min(BATCH_ROWS, BATCH_BYTES // largest))
+
+
 def _open(path: str) -> tuple[Any, pq.ParquetFile]:
     file = open_input(path)
-    return file, pq.ParquetFile(file, buffer_size=STREAM_BYTES, pre_buffer=False)
+    try:
+        return file, pq.ParquetFile(file, buffer_size=STREAM_BYTES, pre_buffer=False)
+    except (pa.ArrowException, OSError) as error:
+        file.seek(0)
+        start = file.read(512)
+        file.close()
+        raise PathError(f"no Parquet ({error})" if start.startswith(b"PAR1") else explain(start, "Parquet")) from error
 
 
 def _earlier_keys(source: ParquetSource, parquet: pq.ParquetFile, unit: Unit) -> set[object]:
@@ -195,15 +238,9 @@ def _earlier_keys(source: ParquetSource, parquet: pq.ParquetFile, unit: Unit) ->
 
 
 def _values(batch: pa.RecordBatch, name: str) -> list[Any]:
-    """Return a column as Python values; text as bytes, because a column of strings may hold what is not UTF-8."""
-    column = batch.column(name)
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if _is_text(column.type):
-        column = column.cast(pa.large_binary())
-    elif pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        if _is_text(column.type.value_type):
-            column = column.cast(pa.large_list(pa.large_binary()))
+    """Return a column as Python values, of lists the first; text as bytes, because strings may hold what is not UTF-8."""
+    column = as_bytes(batch.column(name))
+    if _is_list(column.type):
         return [next(iter(values or ()), None) for values in column.to_pylist()]
     return list(column.to_pylist())
 
@@ -211,8 +248,39 @@ def _values(batch: pa.RecordBatch, name: str) -> list[Any]:
 def _lists(batch: pa.RecordBatch, name: str) -> list[list[Any]]:
     """Return the whole lists of a column; empty ones where it holds no lists."""
     column = batch.column(name)
-    listed = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
-    return [values or [] for values in column.to_pylist()] if listed else [[]] * len(column)
+    return [values or [] for values in as_bytes(column).to_pylist()] if _is_list(column.type) else [[]] * len(column)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def as_bytes(column: pa.Array) -> pa.Array:
+    """Return a column with every text in it, also in lists and structs, as bytes, and without dictionaries and views."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    kind = _bytes_type(column.type)
+    return column if kind == column.type else column.cast(kind)
+
+
+def _bytes_type(kind: pa.DataType) -> pa.DataType:
+    if _is_text(kind) or pa.types.is_binary_view(kind):
+        return pa.large_binary()
+    if _is_list(kind):
+        inner = kind.value_field.with_type(_bytes_type(kind.value_type))
+        if pa.types.is_fixed_size_list(kind):
+            return pa.list_(inner, kind.list_size)
+        return pa.large_list(inner) if pa.types.is_large_list(kind) else pa.list_(inner)
+    if pa.types.is_struct(kind):
+        return pa.struct([child.with_type(_bytes_type(child.type)) for child in kind])
+    return kind
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type without views, which have no `take`; it holds the same values."""
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    return pa.binary() if pa.types.is_binary_view(kind) else kind
 
 
 def _text(value: object) -> str | None:
@@ -230,7 +298,6 @@ def _pairs(
 
     labels = source.captions_from_labels if source.caption not in present else None
     names = column(labels.names) if labels is not None and isinstance(labels.names, str) else nothing
-    is_bytes = _is_binary(batch.schema.field(source.image).type)
     listed = (
         _lists(batch, source.caption)
         if source.caption is not None and source.caption in present
@@ -242,10 +309,12 @@ def _pairs(
         listed,
         column(source.label),
         column(source.key),
+        column(source.sha256),
         names,
         strict=True,
     )
-    for row, (value, caption, captions, label, own_key, name) in enumerate(every, first_row):
+    is_bytes = _holds_bytes(batch.schema.field(source.image).type)
+    for row, (value, caption, captions, label, own_key, published, name) in enumerate(every, first_row):
         key = (
             row_key(row)
             if own_key in (None, b"")
@@ -253,37 +322,48 @@ def _pairs(
         )
         if labels is not None:
             caption = labels.caption(f"{unit.shard}/{key}", _text(name), label)
-        image, suffix = _image(value if is_bytes else _place(value), unit)
+        image, suffix, place = _image(value if is_bytes else _place(value), unit, source)
         yield make_pair(
             unit,
             key,
             image=image,
-            caption=caption if isinstance(caption, str | bytes) else None,
+            caption=caption,
             duplicate=own_key not in (None, b"") and own_key in seen,
-            label=label,
+            label=class_index(label) if label is not None else None,
             native_uid=hex_uid(key),
             image_suffix=suffix,
-            native=(row, caption if labels is not None else None, own_key not in (None, b"")),
+            native=(row, caption if labels is not None else None, own_key not in (None, b""), place),
             captions=captions,
+            no_caption="the caption is null" if source.caption else "data.caption is null",
+            bad=check_hash(image, source, published),
         )
         seen.add(own_key)
 
 
 def _place(value: Any) -> Any:
     """Turn a path column's value into the struct that Hugging Face writes; that struct stays as it is."""
+    if isinstance(value, dict):
+        path = value.get("path")
+        return value | {"path": _text(path) if isinstance(path, bytes) else path}
     return {"bytes": None, "path": _text(value)} if isinstance(value, bytes) else value
 
 
-def _image(value: Any, unit: Unit) -> tuple[bytes | Reject, str]:
-    """Return the image's bytes, or why there are none, and its suffix."""
-    if isinstance(value, bytes):
-        return value, ""
-    if value is None:
-        return Reject.IMAGE_MISSING, ""
+def _holds_bytes(kind: pa.DataType) -> bool:
+    return _is_binary(kind.value_type if pa.types.is_dictionary(kind) else kind)
+
+
+def _image(value: Any, unit: Unit, source: ParquetSource) -> tuple[bytes | Bad, str, str | None]:
+    """Return the image's bytes, or why there are none, its suffix, and where it lies outside of the file."""
+    if isinstance(value, bytes) or value is None:
+        image = value if value is not None else Bad(Reject.IMAGE_MISSING, "the image is null")
+        if isinstance(image, bytes) and len(image) > MAX_FILE_BYTES:
+            image = Bad(Reject.IMAGE_TOO_LARGE, f"{len(image)} bytes, more than {MAX_FILE_BYTES}")
+        return image, "", None
     suffix = image_suffix(value.get("path"))
-    if value["bytes"] is not None:
-        return value["bytes"], suffix
-    return load_image(image_place(unit.path, value.get("path"))), suffix
+    if isinstance(value["bytes"], bytes):
+        return value["bytes"], suffix, None
+    image, place = load_image(unit.path, value.get("path"), source.roots)
+    return image, suffix, place
 
 
 class ParquetWriter(UnitWriter):
@@ -300,12 +380,20 @@ class ParquetWriter(UnitWriter):
         self._picked: list[tuple[int, dict[str, Any]]] = []
         """Rows of the current batch to write: position in it, and the values to change."""
         self._pending: list[pa.Table] = []
+        self._writer: Any = None
 
     def _open(self) -> None:
-        self._input, parquet = _open(self._unit.path)
+        try:
+            self._input, parquet = _open(self._unit.path)
+        except PathError:
+            return  # read_unit reports it; there is nothing to write
         self._walk = _batches(parquet, self._unit.start, self._unit.stop, None)
-        self._first_row, self._batch = self._unit.start, pa.RecordBatch.from_pylist([], schema=parquet.schema_arrow)
-        schema = parquet.schema_arrow
+        schema = pa.schema(
+            [column.with_type(plain_type(column.type)) for column in parquet.schema_arrow],
+            parquet.schema_arrow.metadata,
+        )
+        nothing = [pa.array([], column.type) for column in schema]
+        self._first_row, self._batch = self._unit.start, pa.RecordBatch.from_arrays(nothing, schema=schema)
         if self._source.captions_from_labels is not None and self._source.caption not in schema.names:
             schema = schema.append(pa.field(self._source.caption, pa.string()))
         self._schema = schema
@@ -313,18 +401,20 @@ class ParquetWriter(UnitWriter):
         self._writer = pq.ParquetWriter(self._temporary, schema)
 
     def _close(self) -> None:
+        if self._writer is None:
+            return
         self._finish_batch()
         self._flush()
         self._writer.close()
         self._input.close()
 
     def copy(self, pair: RawPair) -> str:
-        return self._write(pair, {} if _is_binary(self._image_type) else self._moved_image(pair))
+        return self._write(pair, self._moved_image(pair))
 
     def replace(self, pair: RawPair, *, image: bytes, suffix: str, caption: str) -> str:
         changes: dict[str, Any] = {}
         name = f"{hash_uid(pair.uid)}{suffix}"
-        if _is_binary(self._image_type):
+        if _holds_bytes(self._image_type):
             changes[self._source.image] = image
         elif pa.types.is_struct(self._image_type):
             changes[self._source.image] = {"bytes": image, "path": name}
@@ -336,7 +426,7 @@ class ParquetWriter(UnitWriter):
         return self._write(pair, changes)
 
     def _write(self, pair: RawPair, changes: dict[str, Any]) -> str:
-        row, made_caption, has_key = native_of(pair)
+        row, made_caption, has_key, _ = native_of(pair)
         self._go_to(row)
         if made_caption is not None:
             changes = {str(self._source.caption): made_caption} | changes
@@ -351,33 +441,44 @@ class ParquetWriter(UnitWriter):
             )
         while row >= self._first_row + self._batch.num_rows:
             self._finish_batch()
-            self._first_row, self._batch = next(self._walk)
+            self._first_row, batch = next(self._walk)
+            columns = [batch.column(i).cast(kept.type) for i, kept in enumerate(self._schema) if i < batch.num_columns]
+            self._batch = pa.RecordBatch.from_arrays(columns, schema=pa.schema(list(self._schema)[: len(columns)]))
 
     def _moved_image(self, pair: RawPair) -> dict[str, Any]:
         """Return the change that keeps a relative image path valid in another folder."""
-        self._go_to(native_of(pair)[0])
-        value = self._batch.column(self._source.image)[native_of(pair)[0] - self._first_row].as_py()
-        if isinstance(value, dict):
-            if value["bytes"] is None:
-                return {self._source.image: value | {"path": absolute_image(self._unit.path, value.get("path"))}}
+        row, _, _, place = native_of(pair)
+        self._go_to(row)
+        value = self._batch.column(self._source.image)[row - self._first_row]
+        if place is None:
+            self._check(pair, value)
             return {}
-        return {self._source.image: absolute_image(self._unit.path, value)}
+        if pa.types.is_struct(self._image_type):
+            return {self._source.image: value.as_py() | {"path": place}}
+        return {self._source.image: place}
+
+    def _check(self, pair: RawPair, value: pa.Scalar) -> None:
+        """Raise SourceError when the file holds another image now than when it was read."""
+        if pa.types.is_struct(self._image_type):
+            value = value["bytes"] if value.is_valid else value
+        if pair.image is not None and value.is_valid and value.as_py() != pair.image:
+            raise SourceError(f"{pair.uid}: the file changed while it was copied; scan it again")
 
     def _finish_batch(self) -> None:
         """Copy the picked rows out of the batch, so that it can be freed."""
         if self._picked:
             taken = self._batch.take(pa.array([position for position, _ in self._picked]))
             changes = [change for _, change in self._picked]
-            columns = [self._column(taken, field, changes) for field in self._schema]
+            columns = [self._column(taken, i, changes) for i in range(len(self._schema))]
             self._pending.append(pa.Table.from_arrays(columns, schema=self._schema))
             self._picked = []
         pending_bytes = sum(table.nbytes for table in self._pending)
         if sum(table.num_rows for table in self._pending) >= GROUP_ROWS or pending_bytes >= GROUP_BYTES:
             self._flush()
 
-    def _column(self, taken: pa.RecordBatch, field: pa.Field, changes: list[dict[str, Any]]) -> Any:
-        is_old = field.name in taken.schema.names
-        old = taken.column(field.name) if is_old else pa.nulls(taken.num_rows, field.type)
+    def _column(self, taken: pa.RecordBatch, position: int, changes: list[dict[str, Any]]) -> Any:
+        field = self._schema.field(position)
+        old = taken.column(position) if position < taken.num_columns else pa.nulls(taken.num_rows, field.type)
         if not any(field.name in change for change in changes):
             return old
         pieces = []

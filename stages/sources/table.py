@@ -2,10 +2,11 @@
 
 import csv
 from collections.abc import Iterator
+from dataclasses import field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from ..files import find
+from ..files import PathError, find, roots_of
 from ..samples import RawPair, Unit, hash_uid
 from ..stage import config
 from .common import (
@@ -13,6 +14,7 @@ from .common import (
     SourceConfig,
     SourceError,
     UnitWriter,
+    check_hash,
     class_index,
     hex_uid,
     inside,
@@ -24,25 +26,27 @@ from .common import (
     row_key,
     slices,
 )
+from .hints import CAPTION_NAMES, IMAGE_NAMES, likely, list_names
 from .rows import (
     Row,
     RowsEnd,
-    absolute_image,
+    absolute_roots,
     count_rows,
-    delimiter,
     header,
-    image_place,
+    header_delimiter,
     image_suffix,
     load_image,
     walk,
 )
 
+SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+
 
 @config
 class TableSource(SourceConfig):
-    """CSV or TSV with a header row; TSV by the suffix .tsv.
+    """CSV or TSV with a header row, in UTF-8 or UTF-16, gzipped or not.
 
-    An image path is absolute, an address, or relative to the table's folder (and then must not climb out of it).
+    An image path leads below the table's folder, or below one of `roots`.
     """
 
     path: str | list[str]
@@ -58,38 +62,49 @@ class TableSource(SourceConfig):
     """Column that names a row within its table; null: the row number."""
     captions_from_labels: LabelCaptions | None = None
     """Makes captions for tables that have no caption column."""
+    delimiter: str | None = None
+    """Between two fields; null: a tab for .tsv, a comma for .csv, or what the header has instead (; or | or a tab)."""
+    roots: list[str] = field(default_factory=list)
+    """Folders beside the table's own that rows may name images in, and below which relative names are looked for."""
+    sha256: str | None = None
+    """Column with the SHA-256 of the image file; another image is rejected."""
+    block: str | None = None
+    """File with the SHA-256 of images to reject, one a line."""
     unit_rows: int = 4096
     """Rows of one unit of work."""
 
     def __post_init__(self) -> None:
         check_rows_source(self.unit_rows, self.caption, self.captions_from_labels)
+        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
+            raise ValueError("delimiter is one character, such as ';'")
+        object.__setattr__(self, "roots", absolute_roots(self.roots))
 
     def list_units(self) -> list[Unit]:
         """Return slices of at most `unit_rows` rows of every table.
 
         Raises:
-            SourceError: a table lacks a column that the source names.
+            SourceError: a table lacks a column that the self names.
         """
-        files = find(self.path, (".csv", ".tsv"))
+        files = find(self.path, SUFFIXES)
         for file in files:
             if file.size_bytes:
                 try:
-                    present = header(file.path)
-                except RowsEnd:
-                    continue
+                    present = header(file.path, self.delimiter)
+                except (RowsEnd, PathError):
+                    continue  # read_unit reports it as a damaged shard
                 check_columns(
                     file.path,
                     present,
-                    required=[self.image, self.label, self.key],
+                    required=[self.image, self.label, self.key, self.sha256],
                     caption=self.caption,
                     labels=self.captions_from_labels,
                 )
-        return number_units([(file, slices(count_rows(file.path), self.unit_rows)) for file in files])
+        return number_units([(file, slices(count_rows(file.path, self.delimiter), self.unit_rows)) for file in files])
 
     def read_unit(self, unit: Unit) -> Iterator[RawPair]:
         """Yield the pairs of a slice. Rows before it are parsed too: a key that one of them has is a duplicate."""
         seen: set[object] = set()
-        for step in walk(unit):
+        for step in walk(unit, self.delimiter, self.caption):
             if isinstance(step, RawPair):
                 yield step
                 continue
@@ -102,6 +117,10 @@ class TableSource(SourceConfig):
     def open_writer(self, unit: Unit, folder: Path) -> UnitWriter:
         """Return the writer of a unit."""
         return TableWriter(self, unit, folder)
+
+    def rewritten(self, folder: Path) -> SourceConfig:
+        """Return the source that reads a copy, whose rows name images where they lay."""
+        return replace(self, path=str(folder), roots=[*self.roots, *roots_of(self.path)])
 
 
 def check_rows_source(unit_rows: int, caption: str | None, labels: LabelCaptions | None) -> None:
@@ -120,10 +139,10 @@ def check_columns(
     caption: str | None,
     labels: LabelCaptions | None,
 ) -> None:
-    """Check that a file has the columns that the source names.
+    """Check that a file has the columns that the source names, each once.
 
     Raises:
-        SourceError: one is missing; the message names file, column and what there is.
+        SourceError: one is missing or stands twice; the message names file, column and what there is.
     """
     wanted = [name for name in required if name is not None]
     if caption is not None and not (labels is not None and caption not in present):
@@ -132,13 +151,23 @@ def check_columns(
         wanted.append(labels.names)
     for name in wanted:
         if name not in present:
-            raise SourceError(f"{path}: no column {name!r}; it has {', '.join(present) or 'no columns'}")
+            known = CAPTION_NAMES if name == caption else IMAGE_NAMES
+            meant = likely([column for column in present if column not in wanted], known)
+            field_name = (
+                "caption" if name == caption else "image" if name == required[0] else "the setting that names it"
+            )
+            remedy = f"; set data.{field_name}={meant}" if meant is not None and " " not in field_name else ""
+            raise SourceError(
+                f"{path}: no column {name!r}; it has {list_names(present) if present else 'no columns'}{remedy}"
+            )
+        if present.count(name) > 1:
+            raise SourceError(f"{path}: the column {name!r} stands {present.count(name)} times; rename all but one")
 
 
 def _pair(source: TableSource, unit: Unit, number: int, row: Row, duplicate: bool) -> RawPair:
     own_key = row.get(source.key) if source.key is not None else None
     key = printable(own_key) if own_key else row_key(number)
-    image = row.get(source.image)
+    image, place = load_image(unit.path, row.get(source.image), source.roots)
     label = class_index(row[source.label]) if source.label is not None and source.label in row else None
     caption = row.get(source.caption) if source.caption is not None else None
     labels = source.captions_from_labels
@@ -149,13 +178,15 @@ def _pair(source: TableSource, unit: Unit, number: int, row: Row, duplicate: boo
     return make_pair(
         unit,
         key,
-        image=load_image(image_place(unit.path, image)),
+        image=image,
         caption=caption,
         duplicate=duplicate,
         label=label,
         native_uid=hex_uid(own_key),
-        image_suffix=image_suffix(image),
-        native=row,
+        image_suffix=image_suffix(row.get(source.image)),
+        native=(row, place),
+        no_caption=f"the row ends before the column {source.caption}" if source.caption else "data.caption is null",
+        bad=check_hash(image, source, row.get(source.sha256 or "")),
     )
 
 
@@ -166,18 +197,24 @@ class TableWriter(UnitWriter):
         super().__init__(folder, output_shard(unit))
         self._source = source
         self._unit = unit
+        self._file: Any = None
 
     def _open(self) -> None:
-        names = header(self._unit.path)
+        try:
+            names = header(self._unit.path, self._source.delimiter)
+        except (RowsEnd, PathError):
+            return  # read_unit reports it; there is nothing to write
         if self._source.captions_from_labels is not None and self._source.caption not in names:
             names.append(str(self._source.caption))
         self._names = names
         self._file = self._temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="")
-        self._csv = csv.writer(self._file, delimiter=delimiter(self.shard), lineterminator="\n")
+        between = header_delimiter(self._unit.path, self._source.delimiter)
+        self._csv = csv.writer(self._file, delimiter=between, lineterminator="\n")
         self._csv.writerow(names)
 
     def _close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def _write(self, row: Row) -> str:
         self._csv.writerow([row.get(name, "") for name in self._names])
@@ -185,12 +222,11 @@ class TableWriter(UnitWriter):
         return self._row_uid(printable(own_key) if own_key else None)
 
     def copy(self, pair: RawPair) -> str:
-        row = native_of(pair)
-        column = self._source.image
-        return self._write(row | {column: absolute_image(self._unit.path, row.get(column))})
+        row, place = native_of(pair)
+        return self._write(row if place is None else row | {self._source.image: place})
 
     def replace(self, pair: RawPair, *, image: bytes, suffix: str, caption: str) -> str:
-        row = dict(native_of(pair))
+        row = dict(native_of(pair)[0])
         name = f"images/{hash_uid(pair.uid)}{suffix}"
         self._write_beside(f"{self.shard.rpartition('/')[0]}/{name}".lstrip("/"), image)
         row[self._source.image] = name

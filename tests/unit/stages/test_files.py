@@ -4,7 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from clipsan.stages.files import PathError, expand_braces, find, find_folders, join, parent, read_file, resolve
+from clipsan.stages.files import (
+    PathError,
+    expand_braces,
+    find,
+    find_folders,
+    join,
+    list_folder,
+    parent,
+    read_file,
+    resolve,
+)
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -82,4 +92,33 @@ def test_a_relative_image_stays_in_its_folder() -> None:
     assert resolve("/data/set/t.csv", "img/../1.jpg") == "/data/set/1.jpg"
     assert resolve("/data/set/t.csv", "../secret.jpg") is None
     assert resolve("/data/set/t.csv", "img/../../secret.jpg") is None
-    assert resolve("/data/set/t.csv", "/other/1.jpg") == "/other/1.jpg"
+    assert resolve("/data/set/t.csv", "/data/set/img/1.jpg") == "/data/set/img/1.jpg"
+
+
+def test_an_image_lies_below_a_root_that_the_user_named() -> None:
+    table = "/data/set/t.csv"
+    for image in ("/other/1.jpg", "../../other/1.jpg", "file:///other/1.jpg", "img/../../../other/1.jpg"):
+        assert resolve(table, image) is None
+        assert resolve(table, image, ["/other"]) == "/other/1.jpg"
+    for image in (
+        "file://~/1.jpg",
+        "file://host/1.jpg",
+        "s3://set/1.jpg?endpoint_override=evil:80",
+        "http://x/1.jpg",
+        "http://[",
+    ):
+        assert resolve(table, image, ["/other", "s3://set"]) is None
+    assert resolve(table, "s3://set/1.jpg", ["s3://set?region=x"]) == "s3://set/1.jpg?region=x"
+    assert resolve(table, "s3://set/../other/1.jpg", ["s3://other"]) is None
+    assert resolve("s3://set/t/a.csv?region=x", "../1.jpg", ["s3://set?region=x"]) == "s3://set/1.jpg?region=x"
+
+
+def test_a_loop_of_links_ends_and_links_elsewhere_are_followed(tmp_path: Path) -> None:
+    touch(tmp_path, "a/x.tar", "b/y.tar", "a/_z.tar")
+    (tmp_path / "a/loop").symlink_to(tmp_path / "a")
+    (tmp_path / "a/up").symlink_to(tmp_path)
+    (tmp_path / "a/b").symlink_to(tmp_path / "b")
+    (tmp_path / "a/broken").symlink_to(tmp_path / "none")
+    assert relative(find(str(tmp_path / "a"), (".tar",))) == ["b/y.tar", "up/b/y.tar", "x.tar"]
+    hidden = [entry.path for entry in list_folder(str(tmp_path / "a"), recursive=True, hidden=True) if entry.is_file]
+    assert hidden == ["_z.tar", "b/y.tar", "up/b/y.tar", "x.tar"]

@@ -24,6 +24,7 @@ from clipsan.stages.sources import (
     TableSource,
     WebDataset,
     list_units,
+    rows,
 )
 from clipsan.stages.sources.parquet import pack_groups
 from tests.unit.stages.sources.helpers import ASSETS, facts, needs_assets, read_all
@@ -155,9 +156,15 @@ def test_wrong_columns_are_named(tmp_path: Path) -> None:
         list_units(ParquetSource(path=str(tmp_path), image="label"))
     with pytest.raises(SourceError, match="a label is a class index"):
         list_units(ParquetSource(path=str(tmp_path), label="id"))
-    (tmp_path / "t.csv").write_text("image;caption\n")
-    with pytest.raises(SourceError, match=r"t\.csv: no column 'image'; it has image;caption"):
+    (tmp_path / "t.csv").write_text("filepath;title\n")
+    with pytest.raises(
+        SourceError, match=r"t\.csv: no column 'image'; it has filepath, title; set data.image=filepath"
+    ):
         list_units(TableSource(path=str(tmp_path)))
+    with pytest.raises(SourceError, match=r"no column 'caption'; it has filepath, title; set data.caption=title"):
+        list_units(TableSource(path=str(tmp_path), image="filepath"))
+    with pytest.raises(SourceError, match=r"no column 'image'; it has filepath;title"):
+        list_units(TableSource(path=str(tmp_path), delimiter=","))
 
 
 def test_captions_from_labels(tmp_path: Path) -> None:
@@ -219,13 +226,24 @@ def test_table_with_everything_wrong(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("unit_rows", [100, 2])
-def test_a_table_that_breaks(tmp_path: Path, unit_rows: int) -> None:
+def test_a_row_that_breaks_takes_no_other_with_it(
+    tmp_path: Path, unit_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "MAX_LINE", 1000)
     (tmp_path / "a.jpg").write_bytes(b"a")
-    broken = '"' + "x" * (csv.field_size_limit() + 10)
-    (tmp_path / "t.csv").write_text("image,caption\n" + "a.jpg,fine\n" * 4 + f"a.jpg,{broken}\na.jpg,lost\n")
+    lines = ["image,caption", *["a.jpg,fine"] * 4, 'a.jpg,"' + "x" * 5000, 'a.jpg,"open', "a.jpg,found"]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
     pairs = read_all(TableSource(path=str(tmp_path), unit_rows=unit_rows))
-    assert [pair.reject for pair in pairs] == [None] * 4 + [Reject.SHARD_DAMAGED]
-    assert pairs[-1].key == "@row-4"
+    assert [pair.reject for pair in pairs] == [None] * 4 + [Reject.SHARD_DAMAGED, None, None]
+    assert (pairs[4].key, pairs[4].detail) == ("@row-4", "one row: a row of more than 1000 characters")
+    assert [pair.caption for pair in pairs[5:]] == ['"open', "found"]
+
+
+def test_a_caption_of_any_length_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"a")
+    long = 'say "' + "x" * 200_000
+    (tmp_path / "t.csv").write_text('image,caption\na.jpg,"' + long.replace('"', '""') + '"\na.jpg,next\n')
+    assert [pair.caption for pair in read_all(TableSource(path=str(tmp_path)))] == [long, "next"]
 
 
 @pytest.fixture
@@ -238,7 +256,7 @@ def picture_folder(tmp_path: Path) -> Path:
 
 
 def test_class_folders(picture_folder: Path) -> None:
-    pairs = read_all(FolderSource(path=str(picture_folder), unit_rows=1))
+    pairs = read_all(FolderSource(path=str(picture_folder), template="a photo of a {}", unit_rows=1))
     assert facts(pairs) == [
         ("1.png", b"b_dog/1.png", "a photo of a b dog", None, 0),
         ("1.jpg", b"n01_cat/1.jpg", "a photo of a n01 cat", None, 2),
@@ -269,7 +287,9 @@ def test_folder_with_metadata(picture_folder: Path, form: str) -> None:
         ("/etc/hostname", None, "c3", Reject.IMAGE_MISSING, 3),
         ("b_dog/../../x", None, "c4", Reject.IMAGE_MISSING, 4),
         ("b_dog/none.jpg", None, "c5", Reject.IMAGE_MISSING, 5),
+        ("n01_cat/sub/2.JPEG", b"n01_cat/sub/2.JPEG", None, Reject.CAPTION_MISSING, None),
     ]
+    assert "no row of the metadata names it" in pairs[-1].detail
 
 
 def test_json_lines_that_do_not_parse_are_one_record_each(picture_folder: Path) -> None:
@@ -282,6 +302,8 @@ def test_json_lines_that_do_not_parse_are_one_record_each(picture_folder: Path) 
         ("@row-2", Reject.SHARD_DAMAGED),
         ("row-3", Reject.IMAGE_MISSING),
         ("row-4", Reject.IMAGE_MISSING),
+        ("n01_cat/1.jpg", Reject.CAPTION_MISSING),
+        ("n01_cat/sub/2.JPEG", Reject.CAPTION_MISSING),
     ]
 
 

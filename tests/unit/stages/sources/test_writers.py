@@ -110,7 +110,7 @@ def table(folder: Path) -> SourceConfig:
 
 def folder_of_classes(folder: Path) -> SourceConfig:
     pictures(folder)
-    return FolderSource(path=str(folder / "in"), unit_rows=4)
+    return FolderSource(path=str(folder / "in"), template="a photo of a {}", unit_rows=4)
 
 
 def folder_of_metadata(folder: Path) -> SourceConfig:
