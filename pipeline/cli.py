@@ -38,29 +38,35 @@ MODULES = {
 RUN_STATUS = (
     "Exit status: 0 the scan accuses nothing, or the model is repaired as max_asr_pct and max_loss_points ask; 3 a backdoor was "
     "found and no model meets them, so a person must look (summary.json says why); 2 a setting or an input must be changed; "
-    "130 stopped; 1 anything else. After a stop or a kill the same command goes on."
+    "130 stopped by Ctrl-C, 143 by SIGTERM; 1 anything else. After a stop or a kill the same command goes on."
 )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one verb; return the exit status: 0 done, 2 the user must change something, 1 anything else; `run` has RUN_STATUS."""
+    """Run one verb; return the exit status: 0 done, 2 the user must change something, 130 or 143 stopped, 1 anything else.
+
+    `run` has RUN_STATUS.
+    """
     options, overrides = _parse(arguments)
     warnings.filterwarnings("ignore", category=FutureWarning)
     from .core.config import ConfigError
+    from .core.masking import one_line
+    from .core.stop import exit_status, stoppable
 
     try:
-        if options.verb in FOLDER_VERBS:
-            return _command(options.verb)(options.file, overrides)
-        if options.write:
-            overrides.append(f"write=[{options.write}]")
-        return _command(options.verb)(options.file, overrides, options.dry_run)
-    except KeyboardInterrupt:
+        with stoppable():
+            if options.verb in FOLDER_VERBS:
+                return _command(options.verb)(options.file, overrides)
+            if options.write:
+                overrides.append(f"write=[{options.write}]")
+            return _command(options.verb)(options.file, overrides, options.dry_run)
+    except KeyboardInterrupt as stop:
         sys.stderr.write(f"clipsan {options.verb}: stopped; the same command goes on from what is committed\n")
-        return 130
+        return exit_status(stop)
     except (ConfigError, ValueError, OSError) as error:
         if os.environ.get("CLIPSAN_DEBUG"):
             raise
-        sys.stderr.write(f"clipsan {options.verb}: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"clipsan {options.verb}: {one_line(error)}\n")
         return 2
 
 

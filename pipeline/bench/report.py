@@ -9,7 +9,7 @@ from clipsan.stages.evaluation.detection import roc_points
 from clipsan.stages.report.bench import AttackLine, BenchReport, Measured
 from clipsan.stages.report.text import detector_label
 
-from ..core.config import as_tree
+from ..core.config import public_tree
 from ..core.run_folder import RunFolder, part_rows, versions
 from ..scan.output import column, manifest_uids, truth_mask
 from .plan import Cell, Plan
@@ -44,7 +44,7 @@ def bench_report(plan: Plan, table: Sequence[Row], summary: Mapping[str, Any]) -
         curves={name: roc_curves(first[name], detectors) for name in attacks},
         chance=CHANCE,
         off_chance=tuple(_sentence(off) for off in summary["controls_off_chance"]),
-        settings=as_tree(plan.config),
+        settings=public_tree(plan.config),
         versions=versions(),
         fingerprint=summary["fingerprint"],
         seconds=summary["seconds"],

@@ -3,8 +3,11 @@
 import json
 import logging
 import os
+import secrets
+import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import field
 from typing import Any
@@ -13,6 +16,7 @@ from clipsan.stages.registry import EXTENSIONS
 from clipsan.stages.stage import config
 
 from .config import ConfigError
+from .cpus import cpus
 
 
 @config
@@ -41,8 +45,8 @@ class ClusterConfig:
             raise ValueError("object_store_mb must be at least 80")
 
     def worker_count(self) -> int:
-        """Return the number of workers, as given or one for each group of threads on this machine."""
-        return self.workers or max(1, len(os.sched_getaffinity(0)) // self.threads_per_worker)
+        """Return the number of workers, as given or one for each group of threads that this process may run at once."""
+        return self.workers or max(1, cpus() // self.threads_per_worker)
 
 
 @config
@@ -147,24 +151,74 @@ NO_PROGRESS_TIMEOUT_S = 4 * 3600
 
 @contextmanager
 def ray_session(cluster: ClusterConfig) -> Iterator[None]:
-    """Start or join Ray for the length of a job; an instance that was running before stays as it was."""
+    """Start or join Ray for the length of a job; an instance that was running before stays as it was.
+
+    A private instance listens on the loopback interface alone (where the process had imported ray before, on all of them) and
+    takes orders only from who knows a random token, which this process and its workers have in their environment.
+    """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    if cluster.address is None:
-        # A token file in the home folder is of no use to an instance that only this process can reach.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    private = cluster.address is None
+    if private:
+        os.environ.setdefault(*LOOPBACK)
     import ray
 
     started = not ray.is_initialized()
-    if started:
-        with _silent_stderr():
-            _init(ray, cluster)
-    _settle_data_context()
+    with _environment(_credentials() if started and private else {}):
+        if started:
+            with _silent_stderr(), _own_sigterm():
+                _init(ray, cluster)
+        _settle_data_context()
+        try:
+            yield
+        finally:
+            if started:
+                ray.shutdown()
+
+
+LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+"""Ray's own switch, read at its import: its servers then have the address 127.0.0.1, as on those systems, and listen there."""
+
+
+def _credentials() -> dict[str, str | None]:
+    """Return the variables of a session with a token of its own; without RAY_AUTH_MODE Ray turns the tokens on itself."""
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+
+    # a session before this one had another token, which Ray keeps
+    AuthenticationTokenLoader.instance().reset_cache()
+    return {"RAY_AUTH_MODE": None, "RAY_AUTH_TOKEN_PATH": None, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+@contextmanager
+def _environment(changes: Mapping[str, str | None]) -> Iterator[None]:
+    """Set variables, or unset those whose value is None, for the length of a block."""
+    before = {name: os.environ.get(name) for name in changes}
+    try:
+        _set(changes)
+        yield
+    finally:
+        _set(before)
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep what this process does at SIGTERM: Ray puts its own answer in the place, which ends in an abort."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
-        if started:
-            ray.shutdown()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _init(ray: Any, cluster: ClusterConfig) -> None:

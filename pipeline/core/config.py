@@ -12,6 +12,8 @@ import yaml
 
 from clipsan.stages.registry import Family
 
+from .masking import masked_tree
+
 T = TypeVar("T")
 
 
@@ -93,6 +95,11 @@ def as_tree(config: Any) -> Any:
     if isinstance(config, Enum):
         return config.value
     return str(config) if isinstance(config, Path) else config
+
+
+def public_tree(config: Any) -> Any:
+    """Return a configuration object as a plain tree for readers: the credentials of the addresses in it are masked."""
+    return masked_tree(as_tree(config))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from clipsan.stages.evaluation.figures import check_units
 
 from .commit import FingerprintError, clear_temporary, write_text
 from .config import ConfigError
+from .masking import masked_tree
 
 PACKAGES = ("clipsan", "ray", "torch", "open_clip_torch", "pyarrow", "mlflow", "numpy", "scikit-learn")
 
@@ -71,13 +72,13 @@ def open_run(out: str, *, verb: str, tree: Any, fingerprint: str) -> RunFolder:
     """Create or reopen a run folder, clear what killed writers left in it, and write run.yaml.
 
     Args:
-        tree: the resolved configuration as a plain tree.
+        tree: the resolved configuration as a plain tree; credentials in it are masked.
         fingerprint: of everything that decides the result.
 
     Raises:
         ConfigError: the folder belongs to another verb, or holds files that no run of clipsan made.
     """
-    folder = RunFolder(_local_folder(out))
+    folder, tree = RunFolder(_local_folder(out)), masked_tree(tree)
     if folder.run_yaml.is_file():
         before = read_run_yaml(folder.root)
         if before.get("verb") != verb:

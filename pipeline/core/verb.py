@@ -17,6 +17,7 @@ from ..tracking.send import below, log_folder, log_run, registered
 from .cluster import ClusterConfig, ray_session
 from .commit import write_text
 from .config import as_tree, load
+from .masking import masked
 from .run_folder import RunFolder, open_run, read_summary, write_summary
 
 Summary = dict[str, Any]
@@ -120,10 +121,10 @@ class Verb(Generic[C, P]):
         """Run it from the command line and return the exit status."""
         plan = self.plan(load(self.config, file, overrides, verb=self.name))
         if dry_run:
-            sys.stdout.write(plan.describe())
+            sys.stdout.write(masked(plan.describe()))
             return 0
         summary = self.go(plan)
-        sys.stdout.write(self.closing(summary).rstrip("\n") + "\n")
+        sys.stdout.write(masked(self.closing(summary)).rstrip("\n") + "\n")
         return self.status(summary)
 
     def start(self, settings: C) -> Summary:

@@ -24,7 +24,7 @@ from clipsan.stages.sources import SourceConfig
 from clipsan.stages.verdicts import Cut, Reason
 
 from ..core.commit import read_part
-from ..core.config import as_tree
+from ..core.config import public_tree
 from ..core.run_folder import RunFolder, versions
 from ..proof.prove import Proof
 from ..proof.report import dossier_panels, masks_of
@@ -113,7 +113,7 @@ def build_report(
             RejectedExample(uid=r["uid"], reason=r["reason"]) for r in scan_output.rejected_examples(folder, EXAMPLES)
         ),
         truth=None if truth is None else Truth(poisoned=int(truth.sum()), found=int((truth & accused).sum())),
-        settings=as_tree(settings),
+        settings=public_tree(settings),
         versions=versions(),
         fingerprint=mark,
     )

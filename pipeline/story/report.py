@@ -7,7 +7,7 @@ from clipsan.stages.dossier.files import read_dossiers
 from clipsan.stages.report.dossiers import panel
 from clipsan.stages.report.story import StepLine, StoryReport, compare
 
-from ..core.config import as_tree
+from ..core.config import public_tree
 from ..core.run_folder import RunFolder, versions
 from .settings import RunConfig
 from .steps import ScanStep
@@ -43,7 +43,7 @@ def build_report(settings: RunConfig, folder: RunFolder, summary: Mapping[str, A
         compared=compare(before, after),
         steps=_steps(folder, summary),
         kept=kept,
-        settings=as_tree(settings),
+        settings=public_tree(settings),
         versions=versions(),
         fingerprint=summary["fingerprint"],
         seconds=summary["seconds"],

@@ -12,7 +12,7 @@ from clipsan.stages.evaluation.exam import objective_pct
 from clipsan.stages.report.sweep import SweepReport, TrialLine, front_picture, render
 
 from ..core.commit import fingerprint, write_text
-from ..core.config import as_tree
+from ..core.config import public_tree
 from ..core.run_folder import RunFolder, versions
 from ..core.verb import Child, Result
 from ..repair.output import write_card
@@ -198,7 +198,7 @@ def _report(plan: Plan, found: Found, rows: list[Row], rule: str) -> SweepReport
         ),
         final_before=found.final_before,
         final_after=found.final_after,
-        settings=as_tree(plan.config),
+        settings=public_tree(plan.config),
         versions=versions(),
         fingerprint=plan.fingerprint,
         seconds=0.0,

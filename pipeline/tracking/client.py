@@ -3,12 +3,14 @@
 import json
 import logging
 import os
+import sqlite3
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -16,8 +18,8 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
-from mlflow.exceptions import MlflowException
 
+from ..core.masking import masked, one_line
 from .record import Logged, Record, TrackingConfig
 from .registry import register, version_of
 
@@ -33,14 +35,41 @@ for _name in ("mlflow", "mlflow.store.db.utils", "alembic"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 
+SQLITE = "sqlite:///"
+SAID_LENGTH = 200
+"""Characters of a server's message that are shown."""
+LOCKED_S = 10.0
+"""Seconds that another process may hold the lock of an SQLite file."""
+
+
 @contextmanager
 def forgiving(uri: str, root: Path) -> Iterator[None]:
-    """Say in one line what a server refuses or why it cannot be reached, and go on behind the block."""
+    """Say in one line what a server refuses or why it cannot be reached, and go on behind the block.
+
+    Whatever a store, its driver or an HTTP client raises comes through MLflow as it is; none of it is worth a finished run.
+    """
     try:
         yield
-    except (MlflowException, OSError) as error:
-        said = " ".join(str(error).split())[:200]
-        sys.stderr.write(f"MLflow at {uri} took no log ({said}); the run folder {root} keeps it\n")
+    except Exception as error:
+        said = one_line(error)[:SAID_LENGTH]
+        sys.stderr.write(f"MLflow at {masked(uri)} took no log ({said}); the run folder {root} keeps it\n")
+
+
+def check_store(uri: str) -> None:
+    """Ask whether an SQLite store takes a write: MLflow itself would try for minutes.
+
+    Raises:
+        sqlite3.Error: it is locked, full, read-only, no database, or in a folder that is not there.
+    """
+    if not uri.startswith(SQLITE):
+        return
+    file = unquote(uri.removeprefix(SQLITE).partition("?")[0])
+    connection = sqlite3.connect(file, timeout=LOCKED_S, isolation_level=None)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+    finally:
+        connection.close()
 
 
 def begin(settings: TrackingConfig, record: Record, home: Path) -> str:
@@ -57,6 +86,7 @@ def begin(settings: TrackingConfig, record: Record, home: Path) -> str:
 
 def end(uri: str, run_id: str, status: str) -> None:
     """End a run: FINISHED, FAILED or KILLED."""
+    check_store(uri)
     MlflowClient(tracking_uri=uri).set_terminated(run_id, status)
 
 
@@ -69,7 +99,7 @@ def send(settings: TrackingConfig, record: Record, home: Path) -> str:
         home: where the run folder lies now.
 
     Raises:
-        MlflowException, OSError: the server is away or refuses.
+        Exception: the server or the store is away or refuses; which kinds MLflow lets through depends on the store.
     """
     client, experiment = _open(settings, home)
     run = _find(client, experiment, record)
@@ -93,6 +123,7 @@ def send(settings: TrackingConfig, record: Record, home: Path) -> str:
 
 def _open(settings: TrackingConfig, home: Path) -> tuple[MlflowClient, str]:
     uri = str(settings.uri)
+    check_store(uri)
     client = MlflowClient(tracking_uri=uri)
     found = client.get_experiment_by_name(settings.experiment)
     if found is not None:

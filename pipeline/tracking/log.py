@@ -1,15 +1,19 @@
 """`clipsan log RUN`: log a finished run folder, and the run folders in it, to MLflow, from the files alone.
 
 For results whose server was away, or that are to be in another place too. What is there already is not logged twice.
+
+The folder may come from a stranger. Only files inside it are sent, and only to a place that the user names: `tracking.uri=...`,
+MLFLOW_TRACKING_URI, or the SQLite file beside the folder. A URI in the folder's own settings is not followed: the password in
+this user's environment would go to whatever server it names.
 """
 
+import os
 import sys
 from pathlib import Path
 
-import yaml
-
 from ..core.config import ConfigError, apply_override, validate
-from ..core.run_folder import RunFolder
+from ..core.masking import one_line
+from ..core.run_folder import read_run_yaml
 from .record import TrackingConfig
 from .send import log_folder, registered
 
@@ -25,20 +29,23 @@ def command(run: str, overrides: list[str]) -> int:
 
 
 def settings_of(root: Path, overrides: list[str]) -> TrackingConfig:
-    """Return the tracking of the run itself, with `tracking.key=value` overrides.
+    """Return the tracking of the run itself, but for its URI, with `tracking.key=value` overrides.
 
     Raises:
         ConfigError: no run of clipsan is there, or an override is none of tracking's.
     """
-    run_yaml = RunFolder(root).run_yaml
-    if not run_yaml.is_file():
-        raise ConfigError(f"{root}: no run.yaml there, so this is no run folder of clipsan")
-    made = yaml.safe_load(run_yaml.read_text(encoding="utf-8"))
+    made = read_run_yaml(root)
     wrong = [override for override in overrides if not override.startswith("tracking.")]
     if wrong:
         raise ConfigError(f"{wrong[0]}: of a finished run only tracking.uri and tracking.experiment can be chosen")
+    own = made["config"].get("tracking")
+    own = own if isinstance(own, dict) else {}
     # it was the step of another run then; here it is what the user names
-    tree = {"tracking": {**made["config"].get("tracking", {}), "enabled": True, "parent": None}}
+    tree = {"tracking": {**own, "enabled": True, "uri": None, "parent": None}}
     for override in overrides:
         apply_override(tree, override)
-    return validate(TrackingConfig, tree["tracking"], verb="log")
+    settings = validate(TrackingConfig, tree["tracking"], verb="log")
+    if own.get("uri") and settings.uri is None and own["uri"] != os.environ.get("MLFLOW_TRACKING_URI"):
+        named = one_line(own["uri"])
+        sys.stderr.write(f"{root}: its settings name {named}; to send it there, add tracking.uri={named}\n")
+    return settings

@@ -27,15 +27,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from clipsan.stages.samples import Unit
 from clipsan.stages.sources import SourceConfig, identity
 from clipsan.stages.stage import config
 
 from ..core.commit import fingerprint
-from ..core.config import ConfigError
-from ..core.run_folder import RunFolder, flatten, read_summary
+from ..core.config import ConfigError, validate
+from ..core.masking import masked
+from ..core.run_folder import RunFolder, flatten, read_run_yaml, read_summary
 
 RECORD = "tracking.json"
 DIGEST_LENGTH = 32
@@ -117,13 +116,13 @@ class Logged:
     run_id: str
 
     def __str__(self) -> str:
-        return f"{self.uri} run {self.run_id}"
+        return f"{masked(self.uri)} run {self.run_id}"
 
 
 def data_input(source: SourceConfig, units: list[Unit], context: str) -> DataInput:
     """Return what MLflow is told of a data set."""
     digest = fingerprint(identity(source, units))[:DIGEST_LENGTH]
-    paths = [source.path] if isinstance(source.path, str) else source.path
+    paths = [masked(path) for path in ([source.path] if isinstance(source.path, str) else source.path)]
     name = "/".join(Path(paths[0]).parts[-2:])
     return DataInput(name=name, digest=digest, kind=source.kind, path=", ".join(paths), context=context)
 
@@ -131,37 +130,71 @@ def data_input(source: SourceConfig, units: list[Unit], context: str) -> DataInp
 def read_record(root: Path) -> Record:
     """Return what was to be logged of a run folder; of one that logged nothing, what run.yaml and summary.json hold.
 
+    The folder may come from a stranger: what it says is checked, and every file that it names lies in it.
+
     Raises:
-        ConfigError: the folder holds no finished run of clipsan.
+        ConfigError: the folder holds no finished run of clipsan, or names a file outside it.
     """
     path = root / RECORD
-    if path.is_file():
+    try:
+        record = _stored(path) if path.is_file() else _from_summary(root)
+        _check_inside(root, record)
+    except RecursionError as error:
+        raise ConfigError(f"{root}: its files are nested too deep for a run of clipsan") from error
+    return record
+
+
+def _stored(path: Path) -> Record:
+    try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-        model = None if tree["model"] is None else ModelRecord(**tree["model"])
-        return Record(**{**tree, "inputs": [DataInput(**given) for given in tree["inputs"]], "model": model})
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON") from error
+    try:
+        return validate(Record, tree, verb="log")
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _from_summary(root: Path) -> Record:
     folder = RunFolder(root)
     if not folder.run_yaml.is_file() or not folder.summary.is_file():
         raise ConfigError(f"{root}: no finished run of clipsan there")
-    made = yaml.safe_load(folder.run_yaml.read_text(encoding="utf-8"))
+    made = read_run_yaml(root)
+    summary = read_summary(root)
+    if not isinstance(summary, dict):
+        raise ConfigError(f"{folder.summary}: no summary of clipsan")
     return Record(
         verb=made["verb"],
         root=str(root),
         fingerprint=made["fingerprint"],
         params={name: str(value) for name, value in flatten(made["config"]).items()},
-        metrics=metrics_of(read_summary(root)),
+        metrics=metrics_of(summary),
         files=[path.name for path in (folder.report, folder.run_yaml, folder.summary)],
     )
 
 
+def _check_inside(root: Path, record: Record) -> None:
+    home = root.resolve()
+    model = record.model
+    named = [*record.files, *([model.card, *model.artifacts.values()] if model is not None else [])]
+    for name in named:
+        for path in (root / name, *(root / name).rglob("*")):
+            if not path.resolve().is_relative_to(home):
+                raise ConfigError(
+                    f"{root / RECORD}: {path} lies outside the run folder; nothing of it is sent anywhere"
+                )
+
+
 def place(settings: TrackingConfig, root: Path) -> str:
     """Return the tracking URI of a run folder."""
-    return settings.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.parent / 'mlflow.db'}"
+    # the two characters that would mean something else in an SQLite URI
+    beside = str(root.parent / "mlflow.db").replace("%", "%25").replace("?", "%3F")
+    return settings.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{beside}"
 
 
 def fingerprint_of(root: Path) -> str | None:
     """Return the fingerprint of a run folder, None where there is no run."""
-    path = RunFolder(root).run_yaml
-    return str(yaml.safe_load(path.read_text(encoding="utf-8"))["fingerprint"]) if path.is_file() else None
+    return str(read_run_yaml(root)["fingerprint"]) if RunFolder(root).run_yaml.is_file() else None
 
 
 def metrics_of(summary: Mapping[str, Any]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..core.masking import masked, one_line
 from .record import Logged
 
 if TYPE_CHECKING:
@@ -53,7 +54,6 @@ def register(
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow.pyfunc
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
 
@@ -80,8 +80,8 @@ def register(
         client.set_registered_model_alias(name, CANDIDATE, made.version)
         if is_champion(tags, _champion(client, name)):
             client.set_registered_model_alias(name, CHAMPION, made.version)
-    except (MlflowException, OSError) as error:
-        sys.stderr.write(f"MLflow at {uri} registered no model ({' '.join(str(error).split())[:200]})\n")
+    except Exception as error:  # whatever a store or an HTTP client raises: see client.forgiving
+        sys.stderr.write(f"MLflow at {masked(uri)} registered no model ({one_line(error)[:200]})\n")
         return None
     return f"models:/{name}/{made.version}"
 
@@ -107,11 +107,10 @@ def _champion(client: "MlflowClient", name: str) -> dict[str, str] | None:
 def version_of(logged: Logged) -> str | None:
     """Return the version that a run has registered, models:/NAME/VERSION; None where there is none, or nobody to ask."""
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
     uri, run_id = logged.uri, logged.run_id
     try:
         found = MlflowClient(tracking_uri=uri, registry_uri=uri).search_model_versions(f"run_id = '{run_id}'")
-    except (MlflowException, OSError):
+    except Exception:
         return None
     return f"models:/{found[0].name}/{found[0].version}" if found else None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.commit import fingerprint, write_text
+from ..core.masking import masked, masked_tree
 from ..core.run_folder import flatten
 from .record import RECORD, DataInput, Logged, ModelRecord, Record, TrackingConfig, fingerprint_of, place, read_record
 
@@ -37,7 +38,7 @@ def log_run(
         verb=verb,
         root=str(root),
         fingerprint=fingerprint_of(root) or fingerprint(tree),
-        params={name: str(value) for name, value in flatten(tree).items()},
+        params={name: str(value) for name, value in flatten(masked_tree(tree)).items()},
         metrics={name: float(value) for name, value in metrics.items()},
         files=[str(file.relative_to(root)) if file.is_relative_to(root) else str(file) for file in files],
         tags=dict(tags or {}),
@@ -77,7 +78,7 @@ def below(settings: TrackingConfig, *, verb: str, root: Path, tree: Any) -> Iter
     from . import client as mlflow_log
 
     steps = replace(settings, uri=place(settings, root))
-    params = {name: str(value) for name, value in flatten(tree).items()}
+    params = {name: str(value) for name, value in flatten(masked_tree(tree)).items()}
     mark = fingerprint_of(root) or fingerprint(tree)
     record = Record(verb=verb, root=str(root), fingerprint=mark, params=params, metrics={}, files=[])
     with mlflow_log.forgiving(str(steps.uri), root):
@@ -113,14 +114,16 @@ def _send(settings: TrackingConfig, record: Record, home: Path, parent: Logged |
     with mlflow_log.forgiving(uri, home):
         sent.append(mlflow_log.send(replace(settings, uri=uri, parent=above), record, home))
     if not sent:
-        sys.stderr.write(f"`clipsan log {home}` logs it later\n")
+        # a folder's own word for where it is to be sent is not enough: see log.settings_of
+        there = f", to the same place with tracking.uri={masked(settings.uri)}" if settings.uri else ""
+        sys.stderr.write(f"`clipsan log {home}` logs it later{there}\n")
         return None
     return Logged(uri, sent[0])
 
 
 def _nested(root: Path) -> list[Path]:
-    """Return the run folders with a record that lie in this one, but in no other between."""
+    """Return the run folders with a record that lie in this one, but in no other between; links lead nowhere."""
     found: list[Path] = []
-    for folder in (path for path in root.iterdir() if path.is_dir()):
+    for folder in (path for path in root.iterdir() if path.is_dir() and not path.is_symlink()):
         found += [folder] if (folder / RECORD).is_file() else _nested(folder)
     return found

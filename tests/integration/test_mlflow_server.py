@@ -1,5 +1,6 @@
 """A real MLflow server on loopback: it goes away in the middle of a story, comes back, and has everything in the end."""
 
+import shutil
 import socket
 import subprocess
 import sys
@@ -77,7 +78,8 @@ def test_a_server_that_goes_away_in_the_middle_has_all_of_it_in_the_end(
     story = finished(tmp_path / "story", "run", uri)
     scan, repair = (finished(story.root / verb, verb, uri) for verb in ("scan", "repair"))
     (repair.root / "card.md").write_text("# card")
-    model = ModelRecord(name="clipsan", artifacts={"checkpoint": str(tiny_checkpoint)}, card="card.md", tags={})
+    shutil.copytree(tiny_checkpoint, repair.root / "checkpoint")
+    model = ModelRecord(name="clipsan", artifacts={"checkpoint": "checkpoint"}, card="card.md", tags={})
     with server(tmp_path, port):
         opened = below(settings, verb="run", root=story.root, tree={})
         steps = opened.__enter__()
@@ -86,11 +88,11 @@ def test_a_server_that_goes_away_in_the_middle_has_all_of_it_in_the_end(
     assert not log_run(steps, verb="repair", root=repair.root, tree={}, metrics={}, files=[], model=model, tags=tags)
     opened.__exit__(None, None, None)
     assert not log_run(settings, verb="run", root=story.root, tree={}, metrics={"y": 2.0}, files=[story.summary])
-    assert main(["log", str(story.root)]) == 1
+    assert main(["log", str(story.root), f"tracking.uri={uri}"]) == 1
 
     with server(tmp_path, port):
-        assert main(["log", str(story.root)]) == 0
-        assert main(["log", str(story.root)]) == 0
+        assert main(["log", str(story.root), f"tracking.uri={uri}"]) == 0
+        assert main(["log", str(story.root), f"tracking.uri={uri}"]) == 0
         client = MlflowClient(uri, uri)
         experiment = client.get_experiment_by_name("clipsan").experiment_id
         found = {run.info.run_name: run for run in client.search_runs([experiment])}

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from sqlalchemy.exc import OperationalError
 
 from clipsan.pipeline.cli import main
 from clipsan.pipeline.core.config import ConfigError
@@ -168,3 +170,151 @@ def test_only_finished_runs_and_tracking_settings_are_taken(tmp_path: Path) -> N
         settings_of(folder.root, ["seed=3"])
     assert settings_of(folder.root, ["tracking.experiment=other"]).experiment == "other"
     assert main(["log", str(tmp_path)]) == 2
+
+
+@pytest.mark.parametrize("name", ["a%41b", "what?", "a#b", "a b+c"])
+def test_a_store_beside_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    where = log_run(
+        TrackingConfig(), verb="scan", root=finished(tmp_path / name / "run").root, tree={}, metrics={}, files=[]
+    )
+    assert where is not None
+    assert (tmp_path / name / "mlflow.db").stat().st_size > 0
+
+
+def is_locked(db: Path) -> Any:
+    held = sqlite3.connect(db, isolation_level=None)
+    held.execute("BEGIN EXCLUSIVE")
+    return held.close
+
+
+def is_no_database(db: Path) -> Any:
+    kept = db.read_bytes()
+    db.write_text("no database, but long enough to be looked at" * 20)
+    return lambda: db.write_bytes(kept)
+
+
+def is_elsewhere(db: Path) -> Any:
+    away = db.rename(db.with_name("away"))
+    db.mkdir()
+    return lambda: (db.rmdir(), away.rename(db))
+
+
+@pytest.mark.parametrize("fault", [is_locked, is_no_database, is_elsewhere])
+def test_a_store_that_takes_no_write_costs_no_result_and_the_folder_is_logged_later(
+    tmp_path: Path, fault: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipsan.pipeline.tracking.client.LOCKED_S", 0.1)
+    assert log(finished(tmp_path / "first"), store(tmp_path)) is not None
+    mend = fault(tmp_path / "mlflow.db")
+    with below(TrackingConfig(), verb="run", root=finished(tmp_path / "story", "run").root, tree={}) as steps:
+        assert steps.parent is None
+        assert log_run(steps, verb="scan", root=finished(tmp_path / "run").root, tree={}, metrics={}, files=[]) is None
+    said = capsys.readouterr().err
+    assert said.count("took no log") == 2
+    assert "logs it later" in said
+    mend()
+    assert main(["log", str(tmp_path / "run")]) == 0
+    assert {run.info.run_name for run in runs(store(tmp_path))} == {"scan-first", "scan-run"}
+
+
+def test_whatever_a_store_raises_costs_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OperationalError("INSERT", {}, Exception("database or disk is full"))
+
+    monkeypatch.setattr(MlflowClient, "log_batch", full)
+    assert log(finished(tmp_path / "scan"), store(tmp_path)) is None
+
+
+def foreign(tmp_path: Path, **changes: Any) -> Path:
+    """A stranger's run folder whose record was changed by hand."""
+    folder = finished(tmp_path / "theirs" / "scan")
+    log(folder, store(tmp_path, "their.db"))
+    path = folder.root / "tracking.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return folder.root
+
+
+OUTSIDE_MODEL = {"name": "m", "artifacts": {"checkpoint": "../../secret"}, "card": "run.yaml", "tags": {}}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"files": ["/etc/passwd"]},
+        {"files": ["../../secret/key"]},
+        {"files": ["link"]},
+        {"model": OUTSIDE_MODEL},
+        {"model": {**OUTSIDE_MODEL, "artifacts": {"checkpoint": "inside"}}},
+        {"model": {**OUTSIDE_MODEL, "artifacts": {}, "card": "link"}},
+    ],
+)
+def test_no_file_outside_a_run_folder_is_sent(
+    tmp_path: Path, changes: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key").write_text("secret")
+    root = foreign(tmp_path, **changes)
+    (root / "link").symlink_to(tmp_path / "secret" / "key")
+    (root / "inside").mkdir()
+    (root / "inside" / "weights").symlink_to(tmp_path / "secret" / "key")
+    assert main(["log", str(root), f"tracking.uri={store(tmp_path)}"]) == 2
+    assert "lies outside the run folder" in capsys.readouterr().err
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_a_folder_behind_a_link_is_not_taken_for_a_step(tmp_path: Path) -> None:
+    root = foreign(tmp_path)
+    (root / "step").symlink_to(finished(tmp_path / "mine").root)
+    log(RunFolder(tmp_path / "mine"), store(tmp_path, "their.db"))
+    assert [folder for folder, _ in log_folder(TrackingConfig(uri=store(tmp_path)), root)] == [root]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"metrics": {"x": "many"}},
+        {"files": [3]},
+        {"params": []},
+        {"model": {"name": "m"}},
+        {"verb": None},
+    ],
+)
+def test_a_record_that_clipsan_did_not_write_is_one_line(
+    tmp_path: Path, changes: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["log", str(foreign(tmp_path, **changes)), f"tracking.uri={store(tmp_path)}"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert "tracking.json: " in said[-1]
+    assert len(said) == 1
+
+
+def test_files_that_are_nested_too_deep_are_one_line(tmp_path: Path) -> None:
+    root = foreign(tmp_path)
+    (root / "tracking.json").write_text("[" * 100_000)
+    assert main(["log", str(root)]) == 2
+
+
+def test_a_place_that_only_the_folder_names_is_not_talked_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = finished(tmp_path / "scan", tracking={"uri": f"{AWAY}/their\x1b[2J", "experiment": "theirs"}).root
+    assert main(["log", str(root)]) == 0
+    said = capsys.readouterr().err
+    assert f"its settings name {AWAY}/their\\x1b[2J; to send it there, add tracking.uri=" in said
+    assert (tmp_path / "mlflow.db").exists()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store(tmp_path, "mine.db"))
+    assert main(["log", str(root)]) == 0
+    assert (tmp_path / "mine.db").exists()
+    assert main(["log", str(root), f"tracking.uri={AWAY}"]) == 1
+
+
+def test_no_credential_is_recorded_or_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    uri = "http://CANARY:CANARY@127.0.0.1:9"
+    tree = {"tracking": {"uri": uri}, "data": {"path": ["s3://CANARY:CAN/ARY@bucket/x?secret_key=CANARY"]}}
+    folder = open_run(str(tmp_path / "scan"), verb="scan", tree=tree, fingerprint="f")
+    write_summary(folder, {"seconds": 1.0, "counts": {}})
+    assert log_run(TrackingConfig(uri=uri), verb="scan", root=folder.root, tree=tree, metrics={}, files=[]) is None
+    kept = "".join(path.read_text() for path in folder.root.iterdir())
+    assert kept.count("***@127.0.0.1:9") == 2
+    assert "CANARY" not in kept + str(Logged(uri, "1")) + "".join(capsys.readouterr())

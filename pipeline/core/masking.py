@@ -1,0 +1,37 @@
+"""What may leave this process as text: no password, key or token, and no control sequence that a terminal would obey.
+
+Settings name places, and places carry credentials: `s3://KEY:SECRET@bucket`, `https://user:password@host`, `?token=...`. They are
+masked once, where the settings become a plain tree; run.yaml, the page, tracking.json and MLflow are made from that tree.
+"""
+
+import re
+from typing import Any
+
+MASK = "***"
+NAMES = "key|secret|token|passw|pwd|sig|credential|auth"
+"""Parts of the names of parameters in an address whose values are kept to ourselves."""
+# The greedy ends reach the last @, so that no part of a password with an @ or a / in it is left over. A port is no password.
+_USERINFO = re.compile(r"(?<=://)(?:[^/\s\"'<>]*@|[^/\s\"'<>:@]*:(?!\d+(?:[/\s]|$))[^\s\"'<>]*@)")
+_PARAMETER = re.compile(rf"([?&;][^=&;\s]*(?:{NAMES})[^=&;\s]*=)[^&;#\s\"'<>]+", re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def masked(text: str) -> str:
+    """Return a text with the credentials of the addresses in it replaced by MASK."""
+    return _PARAMETER.sub(rf"\1{MASK}", _USERINFO.sub(f"{MASK}@", text)) if "://" in text or "?" in text else text
+
+
+def masked_tree(tree: Any) -> Any:
+    """Return a plain tree with every address in it masked."""
+    if isinstance(tree, dict):
+        return {key: masked_tree(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [masked_tree(value) for value in tree]
+    return masked(tree) if isinstance(tree, str) else tree
+
+
+def one_line(text: object) -> str:
+    """Return a text for a terminal: one line, masked, control characters written as escapes."""
+    return _CONTROL.sub(
+        lambda found: found.group().encode("unicode_escape").decode(), masked(" ".join(str(text).split()))
+    )
