@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from clipsan.stages.detectors import Findings, build_suite
-from clipsan.stages.detectors.whitening import TrustedMoments, trusted_moments
+from clipsan.stages.detectors import Findings, TrustedMoments, build_suite
+from clipsan.stages.detectors.whitening import trusted_moments
 
 from ..core.commit import FingerprintError, missing_parts, read_parts
 from ..core.config import ConfigError
@@ -62,7 +62,8 @@ def _trusted_moments(plan: Plan, folder: RunFolder) -> TrustedMoments | None:
         mark=mark,
         cluster=settings.cluster,
     )
-    return trusted_moments(read_parts(home / "embeddings", [u.index for u in plan.trusted_units], ["image"]))
+    tables = read_parts(home / "embeddings", [u.index for u in plan.trusted_units], ["image"])
+    return trusted_moments(tables, sample_rows=plan.config.detectors.lorex.sample_rows)
 
 
 def score_pairs(plan: Plan, folder: RunFolder, embeddings: Path, rows: dict[int, int]) -> Findings:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from clipsan.stages.detectors.concept_spectral import ConceptSpectral
 from clipsan.stages.detectors.density import DensityConfig, score_group
 from clipsan.stages.detectors.ensemble import Ensemble
 from clipsan.stages.detectors.streaming import StreamingDetector
@@ -119,8 +118,7 @@ class ScoreWork:
         columns: dict[str, Any] = {"uid": table.column("uid"), "caption": table.column("caption")}
         for detector, state in zip(self._detectors, self._states, strict=True):
             columns |= {name: np.asarray(v, np.float32) for name, v in detector.score(state, table).items()}
-            if isinstance(detector, ConceptSpectral):
-                columns["concept"] = pa.array(detector.concepts(state, table), pa.string())
+            columns |= {name: pa.array(said, pa.string()) for name, said in detector.texts(state, table).items()}
         columns |= mean_ranks([read_part(self._density / f"perm-{p}", piece) for p in range(self._permutations)])
         write_part(self._folder, piece, pa.table(columns), self._mark)
         return {"pairs": table.num_rows}

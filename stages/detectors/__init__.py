@@ -5,16 +5,27 @@ from typing import Any
 
 from ..captions import Vocabulary
 from ..stage import Columns, config
-from .clip_score import ClipMixture, ClipScore
+from .clip_score import ClipMixture, ClipMixtureConfig, ClipScore
 from .concept_spectral import ConceptSpectral, ConceptSpectralConfig
 from .density import DensityConfig
-from .duplicates import CaptionDuplicates
+from .detector import DetectorConfig, RowDetector, TrustedMoments
+from .duplicates import DuplicatesConfig
 from .ensemble import Ensemble, EnsembleConfig, EnsembleState
-from .streaming import StreamingDetector
-from .whitening import Lorex, LorexConfig, TrustedMoments
+from .streaming import Column, StreamingDetector
+from .whitening import LorexConfig
 
-SEPARATE = 2.0
-"""Distance of the two components of the CLIP score, in deviations, from which the lower one is a group of its own."""
+__all__ = [
+    "Accusation",
+    "Column",
+    "DetectorConfig",
+    "DetectorsConfig",
+    "Findings",
+    "RowDetector",
+    "StreamingDetector",
+    "Suite",
+    "TrustedMoments",
+    "build_suite",
+]
 
 
 @config
@@ -23,17 +34,24 @@ class DetectorsConfig:
 
     concept_spectral: ConceptSpectralConfig = field(default_factory=ConceptSpectralConfig)
     """Concept-whitened spectral scores of the intermediate layers."""
+    clip_mixture: ClipMixtureConfig = field(default_factory=ClipMixtureConfig)
+    """Two-component mixture of the CLIP score."""
+    duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
+    """How often a caption or an image occurs."""
     density: DensityConfig = field(default_factory=DensityConfig)
     """k-distance, SLOF, DAO, LID and isolation forest in random blocks."""
     lorex: LorexConfig = field(default_factory=LorexConfig)
     """Whitening by a trusted set; runs when one is named."""
+    more: list[DetectorConfig] = field(default_factory=list)
+    """Further detectors, each with its kind and settings, of an extension or of this package; their columns join the ensemble as
+    they declare."""
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     """How they are combined."""
 
 
 @dataclass(frozen=True, slots=True)
 class Accusation:
-    """What joins the score columns beside the detectors' own, for the check of the chain."""
+    """What the ensemble reads and adds, for the check of the chain."""
 
     reads: frozenset[str]
     adds: frozenset[str]
@@ -61,6 +79,8 @@ class Findings:
     """Which captions hold which concept."""
 
 
+RESERVED = ("uid", "caption", "ensemble")
+"""Columns of the scores that no detector may have."""
 CALIBRATION = (
     "From 1 on, a pair stands out within a concept that is itself named as the target of a backdoor; "
     "where no concept is named, no pair reaches 1."
@@ -69,12 +89,23 @@ CALIBRATION = (
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """The detectors of one scan."""
+    """The detectors of one scan.
+
+    Raises:
+        ValueError: two of them have a column of the same name.
+    """
 
     settings: DetectorsConfig
     spectral: ConceptSpectral
     mixture: ClipMixture
     others: tuple[StreamingDetector, ...]
+
+    def __post_init__(self) -> None:
+        names = [*RESERVED, *self.settings.density.columns]
+        for detector in self.detectors:
+            if taken := sorted(detector.adds & set(names)):
+                raise ValueError(f"detectors.more: there is a column {taken[0]} beside that of {detector.name}")
+            names += detector.adds
 
     @property
     def detectors(self) -> list[StreamingDetector]:
@@ -82,16 +113,16 @@ class Suite:
         return [self.spectral, self.mixture, *self.others]
 
     @property
-    def columns(self) -> list[str]:
-        """The score columns that the ensemble combines."""
-        return sorted(self.settings.density.adds.union(*(d.adds for d in self.detectors)))
+    def columns(self) -> dict[str, Column]:
+        """The score columns that the ensemble combines, by name."""
+        every = [self.settings.density.columns, *(d.columns for d in self.detectors)]
+        return dict(sorted((name, column) for columns in every for name, column in columns.items()))
 
     @property
     def chain(self) -> list[Columns]:
         """The steps from the cache to the ensemble, in order."""
-        accused = Accusation(self.spectral.adds, frozenset({"concept"}))
         combined = Accusation(frozenset(self.columns), frozenset({"ensemble"}))
-        return [*self.detectors, self.settings.density, accused, combined]
+        return [*self.detectors, self.settings.density, combined]
 
     def ensemble(self, states: list[Any]) -> Ensemble:
         """Build the combiner from the final states of `detectors`: it speaks of the same concepts as the first."""
@@ -100,8 +131,8 @@ class Suite:
 
     def findings(self, states: list[Any], ensemble: Ensemble, combined: EnsembleState) -> Findings:
         """Gather what the final states say; `states` in the order of `detectors`."""
-        said = {type(d).__name__: dict(d.findings(s)) for d, s in zip(self.detectors, states, strict=True)}
-        spectral = said.pop(ConceptSpectral.__name__)
+        said = {d.name: dict(d.findings(s)) for d, s in zip(self.detectors, states, strict=True)}
+        spectral = said.pop(self.spectral.name)
         concepts = spectral.pop("concepts")
         voices = dict(ensemble.findings(combined))
         named = [c["name"] for c in concepts if c["named"]]
@@ -112,15 +143,19 @@ class Suite:
             concept_threshold=spectral["threshold"],
             threshold=ensemble.threshold,
             calibration=CALIBRATION,
-            mixture_speaks=said[ClipMixture.__name__]["separation"] >= SEPARATE,
-            detectors=said | {ConceptSpectral.__name__: spectral, Ensemble.__name__: voices},
+            mixture_speaks=said[self.mixture.name]["separation"] >= self.settings.clip_mixture.separate_from,
+            detectors=said | {self.spectral.name: spectral, ensemble.name: voices},
             vocabulary=states[0].vocabulary,
         )
 
 
 def build_suite(settings: DetectorsConfig, *, pairs: int, trusted: TrustedMoments | None) -> Suite:
-    """Build the detectors; `pairs` sizes the sketches, LoREx needs the moments of a trusted set."""
-    others: list[StreamingDetector] = [ClipScore(), CaptionDuplicates(pairs)]
-    if trusted is not None:
-        others.append(Lorex(settings.lorex, trusted))
-    return Suite(settings, ConceptSpectral(settings.concept_spectral), ClipMixture(), tuple(others))
+    """Build the detectors; `pairs` sizes the sketches, LoREx needs the moments of a trusted set.
+
+    Raises:
+        ValueError: two of them have a column of the same name.
+    """
+    wanted: list[DetectorConfig] = [ClipScore(), settings.duplicates, settings.lorex, *settings.more]
+    built = [detector.build(pairs, trusted) for detector in wanted]
+    others = tuple(detector for detector in built if detector is not None)
+    return Suite(settings, ConceptSpectral(settings.concept_spectral), ClipMixture(settings.clip_mixture), others)

@@ -5,10 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
-RIDGE_PAIRS = 1.0
-"""Ridge of the regression, in pairs: a concept's mean is shrunk as if it had one more pair without effect."""
-SHRINKAGE = 1e-3
-"""Share of the mean variance that is added to the covariance before it is inverted (spec, step 2)."""
 BINS = 1024
 BIN_STEP = 0.02
 """Width of a bin in asinh(BIN_SHARPNESS * p): 2 % of p in the tails, 0.001 near zero."""
@@ -43,14 +39,14 @@ def with_intercept(members: sp.csr_matrix) -> sp.csr_matrix:
     return sp.hstack([members.astype(np.float64), sp.csr_matrix(np.ones((members.shape[0], 1)))]).tocsr()
 
 
-def solve_regression(sums: RegressionSums) -> list[np.ndarray]:
+def solve_regression(sums: RegressionSums, ridge_pairs: float) -> list[np.ndarray]:
     """Return for each layer the effect of every concept on the features, `[C+1, D] float64`.
 
     With one concept a pair and no ridge this is the group mean; with several it explains a caption by the sum of its
     words, so that "black dog" is neither an odd dog nor an odd black thing.
     """
     gram = sums.gram.copy()
-    gram[np.diag_indices(len(gram) - 1)] += RIDGE_PAIRS
+    gram[np.diag_indices(len(gram) - 1)] += ridge_pairs
     return [np.asarray(np.linalg.solve(gram, cross)) for cross in sums.cross]
 
 
@@ -65,8 +61,8 @@ def residual_covariance(sums: RegressionSums, layer: int, effect: np.ndarray) ->
     return np.asarray((covariance + covariance.T) / 2)
 
 
-def whitening(covariance: np.ndarray) -> np.ndarray:
-    """Return `[D, D]`: (C + SHRINKAGE tr(C)/D I)^(-1/2).
+def whitening(covariance: np.ndarray, shrinkage: float) -> np.ndarray:
+    """Return `[D, D]`: (C + shrinkage tr(C)/D I)^(-1/2).
 
     Raises:
         ValueError: the features do not vary, or are not finite.
@@ -75,8 +71,8 @@ def whitening(covariance: np.ndarray) -> np.ndarray:
     trace = float(np.trace(covariance))
     if not np.isfinite(covariance).all() or trace <= 0:
         raise ValueError("features do not vary or are not finite")
-    values, basis = np.linalg.eigh(covariance + SHRINKAGE * trace / width * np.eye(width))
-    return np.asarray((basis / np.sqrt(np.maximum(values, SHRINKAGE * trace / width * 1e-3))) @ basis.T)
+    values, basis = np.linalg.eigh(covariance + shrinkage * trace / width * np.eye(width))
+    return np.asarray((basis / np.sqrt(np.maximum(values, shrinkage * trace / width * 1e-3))) @ basis.T)
 
 
 def whiten(members: sp.csr_matrix, features: np.ndarray, effect: np.ndarray, white: np.ndarray) -> np.ndarray:

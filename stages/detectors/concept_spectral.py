@@ -2,16 +2,17 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, ClassVar
+from dataclasses import field, replace
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
+from pydantic import Field
 
 from ..captions import Concepts, Mined, Named, count_terms, merge_counts, mine_vocabulary, name_vocabulary
 from ..stage import config
-from .concept_gap import ALL_LAYERS, clearest_views, distance_histograms, find_gaps
+from .concept_gap import ALL_LAYERS, GapConfig, clearest_views, distance_histograms, find_gaps
 from .concept_moments import (
     ConceptMoments,
     RegressionSums,
@@ -25,18 +26,15 @@ from .concept_moments import (
     whitening,
 )
 from .concept_state import Layer, SpectralState, concept_names, evidence, histograms, member_rows, nonnull
-from .streaming import Columns, layer_columns, vectors
-
-LEAST_EXCESS = 2.0
-"""Largest variance of a concept over the noise edge (Marchenko-Pastur), geometric mean over layers, below which it is not
-named: a word that says nothing of the picture ("a lone ...") gathers a few odd backgrounds, far out but barely above noise
-(1.4 in the demo's clean twin; targets of backdoors had 3.2 to 7.4)."""
+from .detector import DetectorConfig, TrustedMoments
+from .streaming import Column, Columns, StreamingDetector, layer_columns, vectors
 
 
 @config
-class ConceptSpectralConfig:
+class ConceptSpectralConfig(DetectorConfig):
     """Settings of the concept-whitened spectral detector."""
 
+    kind: Literal["concept_spectral"] = "concept_spectral"
     concepts: Concepts = Mined()
     """Where the groups come from: mined from the captions, or named."""
     directions: int = 3
@@ -45,6 +43,18 @@ class ConceptSpectralConfig:
     """A concept is named when its gap (`concept_gap.Gaps.share`) is above this; then the pairs beyond the gap are accused."""
     least_pairs: int = 5
     """The moments that choose and sign a direction take no heed of how far out fewer pairs than this lie."""
+    least_excess: Annotated[float, Field(ge=0)] = 2.0
+    """Largest variance of a concept over the noise edge (Marchenko-Pastur), geometric mean over layers, below which it is not
+    named: a word that says nothing of the picture ("a lone ...") gathers a few odd backgrounds, far out but barely above noise
+    (1.4 in the demo's clean twin; targets of backdoors had 3.2 to 7.4)."""
+    gap: GapConfig = field(default_factory=GapConfig)
+    """What counts as a gap between poison and its concept."""
+    ridge_pairs: Annotated[float, Field(ge=0)] = 1.0
+    """Ridge of the regression, in pairs: a concept's mean is shrunk as if it had one more pair without effect."""
+    shrinkage: Annotated[float, Field(gt=0)] = 1e-3
+    """Share of the mean variance that is added to the covariance before it is inverted."""
+    half_score: Annotated[float, Field(gt=0)] = 100.0
+    """Score s that the column shows as 0.5; the largest clean ones lie about there (measured)."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.directions <= 16:
@@ -54,8 +64,12 @@ class ConceptSpectralConfig:
         if self.least_pairs < 1:
             raise ValueError("least_pairs must be at least 1")
 
+    def build(self, pairs: int, trusted: TrustedMoments | None) -> "ConceptSpectral":
+        """Return the detector."""
+        return ConceptSpectral(self)
 
-class ConceptSpectral:
+
+class ConceptSpectral(StreamingDetector):
     """Scores of specs/concept-spectral.md made into a method. Six passes; sums in float64.
 
     1. Concepts are mined from the captions; a pair may belong to several.
@@ -83,10 +97,10 @@ class ConceptSpectral:
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"caption", "layer.*"})
-    adds: ClassVar[frozenset[str]] = frozenset({"concept_spectral"})
-    rounds: int = 6
-    threshold: ClassVar[float] = 1.0
-    """A pair at or above it is accused: it lies out in a concept that is named."""
+    columns: ClassVar[Mapping[str, Column]] = {"concept_spectral": Column(about="image", accuses_from=1.0)}
+    """A pair is accused that lies out in a concept that is named."""
+    rounds: ClassVar[int] = 6
+    says: ClassVar[frozenset[str]] = frozenset({"concept"})
 
     def __init__(self, settings: ConceptSpectralConfig) -> None:
         self._settings = settings
@@ -166,9 +180,9 @@ class ConceptSpectral:
     def _learn_regression(self, state: SpectralState, summary: tuple[tuple[str, ...], RegressionSums]) -> SpectralState:
         names, sums = summary
         layers = []
-        for i, (name, effect) in enumerate(zip(names, solve_regression(sums), strict=True)):
+        for i, (name, effect) in enumerate(zip(names, solve_regression(sums, self._settings.ridge_pairs), strict=True)):
             try:
-                white = whitening(residual_covariance(sums, i, effect))
+                white = whitening(residual_covariance(sums, i, effect), self._settings.shrinkage)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
             none = np.zeros(0)
@@ -214,15 +228,17 @@ class ConceptSpectral:
 
     def _learn_gaps(self, state: SpectralState, summary: tuple[np.ndarray, np.ndarray]) -> SpectralState:
         """Name the concepts with a gap."""
-        gaps = clearest_views(summary[0], self._settings.name_above)
+        gaps = clearest_views(summary[0], self._settings.name_above, self._settings.gap)
         excess = np.stack([*(layer.excess for layer in state.layers), geometric_mean([x.excess for x in state.layers])])
-        wide = excess[gaps.view, np.arange(excess.shape[1])] >= LEAST_EXCESS  # ALL_LAYERS is the last row
+        wide = (
+            excess[gaps.view, np.arange(excess.shape[1])] >= self._settings.least_excess
+        )  # ALL_LAYERS is the last row
         return replace(state, gaps=gaps, named=(gaps.share > self._settings.name_above) & wide)
 
     def _peel(self, state: SpectralState, summary: tuple[np.ndarray, np.ndarray]) -> SpectralState:
         """Look for the gaps again without what other named concepts account for, and name for good."""
         histogram, flagged = summary
-        gaps = find_gaps(histogram, nonnull(state.gaps).view)
+        gaps = find_gaps(histogram, self._settings.gap, nonnull(state.gaps).view)
         still = (gaps.share > self._settings.name_above) & (flagged >= self._settings.least_pairs)
         return replace(state, gaps=gaps, flagged=flagged, named=still & nonnull(state.named))
 
@@ -234,6 +250,10 @@ class ConceptSpectral:
         """Return for each row the concept under which it scores highest."""
         names = concept_names(state)
         return [names[c] for c in self._scores(state, table).argmax(axis=1)]
+
+    def texts(self, state: SpectralState, table: pa.Table) -> dict[str, list[str]]:
+        """Return `concept`: under which each pair scores highest."""
+        return {"concept": self.concepts(state, table)}
 
     def findings(self, state: SpectralState) -> Mapping[str, Any]:
         """Return the concepts by falling gap, with the numbers behind it."""
@@ -276,17 +296,13 @@ class ConceptSpectral:
         gaps, whitened = nonnull(state.gaps), self._whitened(state, members, table)
         scores, distance = evidence(state, member_rows(members), whitened, table.num_rows, gaps.view)
         accused = (distance >= gaps.cut) & nonnull(state.named)
-        return calibrate(scores, accused)
+        return calibrate(scores, accused, self._settings.half_score)
 
 
-HALF_SCORE = 100.0
-"""Score s that the column shows as 0.5; the largest clean ones lie about there (measured)."""
-
-
-def calibrate(scores: np.ndarray, accused: np.ndarray) -> np.ndarray:
-    """Map s to s / (|s| + 100), in (-1, 1), plus 1 where the pair is accused; -inf stays."""
+def calibrate(scores: np.ndarray, accused: np.ndarray, half_score: float) -> np.ndarray:
+    """Map s to s / (|s| + half_score), in (-1, 1), plus 1 where the pair is accused; -inf stays."""
     with np.errstate(invalid="ignore"):
-        squashed = scores / (np.abs(scores) + HALF_SCORE)
+        squashed = scores / (np.abs(scores) + half_score)
     return np.where(np.isfinite(scores), squashed + accused, -np.inf)
 
 

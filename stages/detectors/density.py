@@ -4,23 +4,18 @@ A CLIP model that has learned a backdoor maps poisoned images into sparse pocket
 neighbours inside a random block (ICLR 2025, arXiv 2502.01385; specs/detection.md, section 1).
 """
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 
 from ..samples import seeded_hash
 from ..stage import config
 from .isolation import isolation_forest
 from .neighbours import Neighbours, nearest
-from .streaming import vectors
-
-LARGEST = 1000.0
-"""Cap of a local dimension: the value that the reference implementation gives to infinity."""
-RATIO_OFFSET = 1e-4
-"""Added to r_j / R before the logarithm, as in the reference implementation."""
-RESOLUTION = 2.0**-10
-"""Distance below which unit vectors of a float16 cache cannot be told apart; smallest radius that counts."""
+from .streaming import Column, vectors
 
 
 @config
@@ -29,8 +24,11 @@ class DensityConfig:
 
     reads: ClassVar[frozenset[str]] = frozenset({"uid", "caption", "image", "text"})
     """Columns of the cache that `score_group` needs."""
-    adds: ClassVar[frozenset[str]] = frozenset({"k_distance", "slof", "dao", "lid", "isolation_forest"})
-    """Columns that `score_group` returns."""
+    columns: ClassVar[Mapping[str, Column]] = {
+        "k_distance": Column(about="image", may_speak=True, supported_by="concept_spectral"),
+        **dict.fromkeys(("slof", "dao", "lid", "isolation_forest"), Column(about="image", may_speak=True)),
+    }
+    """Columns that `score_group` returns. A pair far from everything and odd in its concept, too, is seldom clean."""
 
     k: int = 32
     """Neighbours for k-distance, SLOF and DAO; poison of more than about k - 8 pairs a block hides among itself."""
@@ -44,12 +42,25 @@ class DensityConfig:
     """What an image is compared with: the block's other images, or these and the block's other captions."""
     seed: int = 0
     """Seed of the divisions into blocks and of the isolation forests."""
+    trees: Annotated[int, Field(ge=1)] = 100
+    """Trees of an isolation forest, scikit-learn's default and that of the published comparison."""
+    largest_dimension: Annotated[float, Field(gt=0)] = 1000.0
+    """Cap of a local dimension: the value that the reference implementation gives to infinity."""
+    ratio_offset: Annotated[float, Field(ge=0)] = 1e-4
+    """Added to r_j / R before the logarithm, as in the reference implementation."""
+    resolution: Annotated[float, Field(gt=0)] = 2.0**-10
+    """Distance below which unit vectors of a float16 cache cannot be told apart; smallest radius that counts."""
 
     def __post_init__(self) -> None:
         if min(self.k, self.lid_k, self.permutations) < 1:
             raise ValueError("k, lid_k and permutations must be at least 1")
         if self.block_size < max(self.k, self.lid_k) + 2:
             raise ValueError("block_size must be at least the larger of k and lid_k, plus 2")
+
+    @property
+    def adds(self) -> frozenset[str]:
+        """Names of the columns."""
+        return frozenset(self.columns)
 
 
 def score_block(image: np.ndarray, text: np.ndarray, config: DensityConfig) -> dict[str, np.ndarray]:
@@ -85,23 +96,23 @@ def score_block(image: np.ndarray, text: np.ndarray, config: DensityConfig) -> d
         return {name: np.zeros(len(image)) for name in ("k_distance", "slof", "dao", "lid")}
     k, lid_k = min(config.k, allowed - 1), min(config.lid_k, allowed - 1)
     found = nearest(points, max(k, lid_k) + 1, excluded)
-    radius = np.maximum(found.distance[:, k], RESOLUTION)
+    radius = np.maximum(found.distance[:, k], config.resolution)
     ratio = radius[:, None] / radius[found.index[:, :k]]
-    dimension = local_dimension(found, k)
+    dimension = local_dimension(found, k, config)
     scores = {
         "k_distance": found.distance[:, k],
         "slof": ratio.mean(axis=1),
         "dao": (dimension[found.index[:, :k]] * np.log(ratio)).mean(axis=1),
-        "lid": local_dimension(found, lid_k),
+        "lid": local_dimension(found, lid_k, config),
     }
     return {name: values[where] for name, values in scores.items()}
 
 
-def local_dimension(found: Neighbours, k: int) -> np.ndarray:
-    """Return `[P] float64`, the maximum-likelihood local intrinsic dimension from k + 1 neighbours, at most 1000."""
-    radius = np.maximum(found.distance[:, k : k + 1], RESOLUTION)
-    logs = np.log(np.minimum(found.distance[:, :k] / radius + RATIO_OFFSET, 1.0)).sum(axis=1)
-    return np.asarray(k / np.maximum(-logs, k / LARGEST), dtype=np.float64)
+def local_dimension(found: Neighbours, k: int, config: DensityConfig) -> np.ndarray:
+    """Return `[P] float64`, the maximum-likelihood local intrinsic dimension from k + 1 neighbours, capped."""
+    radius = np.maximum(found.distance[:, k : k + 1], config.resolution)
+    logs = np.log(np.minimum(found.distance[:, :k] / radius + config.ratio_offset, 1.0)).sum(axis=1)
+    return np.asarray(k / np.maximum(-logs, k / config.largest_dimension), dtype=np.float64)
 
 
 def _distinct_points(image: np.ndarray, text: np.ndarray, reference: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -139,7 +150,7 @@ def block_ranks(scores: np.ndarray) -> np.ndarray:
 def assign_blocks(uids: list[str], seed: int, permutation: int, block_size: int) -> list[np.ndarray]:
     """Divide rows into random blocks of almost equal size, as near `block_size` as that allows; none is left small.
 
-    Returns row numbers (`[m] int64`). The blocks hang on the uids, not on the order of the rows.
+    Returns row numbers (`[m] int64`). The blocks depend on the uids, not on the order of the rows.
     """
     order = np.argsort(seeded_hash(uids, seed, f"density block, permutation {permutation}"), kind="stable")
     return list(np.array_split(order, max(1, round(len(uids) / block_size)))) if uids else []
@@ -157,7 +168,7 @@ def score_group(table: pa.Table, config: DensityConfig, permutation: int) -> dic
     for number, rows in enumerate(assign_blocks(uids, config.seed, permutation, config.block_size)):
         scores = score_block(image[rows], _one_vector_a_caption(captions[rows], text[rows]), config)
         forest_seed = int(np.random.SeedSequence((config.seed, permutation, number)).generate_state(1)[0])
-        scores["isolation_forest"] = isolation_forest(image[rows], forest_seed)
+        scores["isolation_forest"] = isolation_forest(image[rows], forest_seed, config.trees)
         for name, column in ranks.items():
             column[rows] = block_ranks(scores[name])
     return ranks

@@ -6,21 +6,18 @@ A dirty-label attack often repeats one caption, and dead links repeat one placeh
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 
 from ..captions import normalise
 from ..samples import seeded_hash
-from .streaming import Columns
+from ..stage import config
+from .detector import DetectorConfig, TrustedMoments
+from .streaming import Column, Columns, StreamingDetector
 
-EXACT_KEYS = 1 << 18
-"""Distinct values up to which counts are exact: 4 MiB of keys and counts."""
-CELLS_A_PAIR = 8
-"""Cells of a sketch row for each expected pair: one value in 64 then shares both its cells with another."""
-LARGEST_WIDTH = 1 << 24
-"""Cells of a sketch row at most: 128 MiB for both rows."""
 ODD_FACTORS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F)
 """Odd multipliers of the two multiply-shift hash functions."""
 PUNCTUATION = re.compile(r"[\W_]+")
@@ -36,6 +33,8 @@ class Counter:
 
     width: int
     """Cells of a row of the sketch, a power of two."""
+    exact_keys: int
+    """Distinct values up to which counts are exact."""
     keys: np.ndarray
     """`[m] uint64`, ascending; empty once the counts are in `cells`."""
     counts: np.ndarray
@@ -44,18 +43,18 @@ class Counter:
     """`[2, width] uint32`."""
 
     @classmethod
-    def of(cls, keys: np.ndarray, width: int) -> "Counter":
+    def of(cls, keys: np.ndarray, width: int, exact_keys: int) -> "Counter":
         """Count the keys (`[n] uint64`)."""
         distinct, counts = np.unique(keys, return_counts=True)
-        return cls(width, distinct, counts.astype(np.int64))._bounded()
+        return cls(width, exact_keys, distinct, counts.astype(np.int64))._bounded()
 
     def __add__(self, other: "Counter") -> "Counter":
         if self.cells is None and other.cells is None:
             keys, place = np.unique(np.concatenate([self.keys, other.keys]), return_inverse=True)
             counts = np.zeros(len(keys), np.int64)
             np.add.at(counts, place, np.concatenate([self.counts, other.counts]))
-            return Counter(self.width, keys, counts)._bounded()
-        return _sketch(self.width, self._folded() + other._folded())
+            return Counter(self.width, self.exact_keys, keys, counts)._bounded()
+        return self._sketch(self._folded() + other._folded())
 
     def count(self, keys: np.ndarray) -> np.ndarray:
         """Return `[n] int64`, how often each of the keys (`[n] uint64`) occurred."""
@@ -75,7 +74,7 @@ class Counter:
 
     def _bounded(self) -> "Counter":
         """Give up exact counts once there are too many distinct keys."""
-        return self if len(self.keys) <= EXACT_KEYS else _sketch(self.width, self._folded())
+        return self if len(self.keys) <= self.exact_keys else self._sketch(self._folded())
 
     def _folded(self) -> np.ndarray:
         """Return the counts as sketch cells, `[2, width] uint32`."""
@@ -86,13 +85,33 @@ class Counter:
             np.add.at(row, places, self.counts.astype(np.uint32))
         return cells
 
+    def _sketch(self, cells: np.ndarray) -> "Counter":
+        return Counter(self.width, self.exact_keys, np.empty(0, np.uint64), np.empty(0, np.int64), cells)
+
     def _places(self, keys: np.ndarray) -> list[np.ndarray]:
         shift = np.uint64(64 - self.width.bit_length() + 1)
         return [((keys * np.uint64(factor)) >> shift).astype(np.int64) for factor in ODD_FACTORS]
 
 
-def _sketch(width: int, cells: np.ndarray) -> Counter:
-    return Counter(width, np.empty(0, np.uint64), np.empty(0, np.int64), cells)
+@config
+class DuplicatesConfig(DetectorConfig):
+    """How duplicates are counted."""
+
+    kind: Literal["duplicates"] = "duplicates"
+    exact_keys: Annotated[int, Field(ge=0)] = 1 << 18
+    """Distinct values up to which counts are exact: 4 MiB of keys and counts."""
+    cells_a_pair: Annotated[int, Field(ge=1)] = 8
+    """Cells of a sketch row for each expected pair: one value in 64 then shares both its cells with another."""
+    largest_width: Annotated[int, Field(ge=1024)] = 1 << 24
+    """Cells of a sketch row at most, a power of two: 128 MiB for both rows."""
+
+    def __post_init__(self) -> None:
+        if self.largest_width & (self.largest_width - 1):
+            raise ValueError("largest_width must be a power of two")
+
+    def build(self, pairs: int, trusted: TrustedMoments | None) -> "CaptionDuplicates":
+        """Return the detector."""
+        return CaptionDuplicates(pairs, self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +122,7 @@ class DuplicateCounts:
     images: Counter
 
 
-class CaptionDuplicates:
+class CaptionDuplicates(StreamingDetector):
     """How often a caption occurs (up to case, white space and punctuation), and how often an image does.
 
     Images are compared by their difference hash, so re-encoded and slightly cropped copies count, and so do all
@@ -111,30 +130,27 @@ class CaptionDuplicates:
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"caption", "dhash"})
-    adds: ClassVar[frozenset[str]] = frozenset({"caption_duplicates", "image_duplicates"})
-    rounds: int = 1
+    columns: ClassVar[Mapping[str, Column]] = {
+        "caption_duplicates": Column(about="caption"),
+        "image_duplicates": Column(about="caption"),
+    }
+    rounds: ClassVar[int] = 1
 
-    def __init__(self, expected_pairs: int) -> None:
+    def __init__(self, expected_pairs: int, settings: DuplicatesConfig | None = None) -> None:
         """Choose the size of the sketch; `expected_pairs` may be rough."""
-        wanted = CELLS_A_PAIR * max(expected_pairs, 1)
-        self._width = min(LARGEST_WIDTH, 1 << max(10, (wanted - 1).bit_length()))
-
-    def start(self) -> None:
-        """Return the empty state."""
+        settings = settings or DuplicatesConfig()
+        wanted = settings.cells_a_pair * max(expected_pairs, 1)
+        self._width = min(settings.largest_width, 1 << max(10, (wanted - 1).bit_length()))
+        self._exact_keys = settings.exact_keys
 
     def summarise(self, state: None, table: pa.Table) -> DuplicateCounts:
         """Count the captions and images of one chunk."""
-        return DuplicateCounts(
-            Counter.of(_caption_keys(table), self._width), Counter.of(_image_keys(table), self._width)
-        )
+        keys = _caption_keys(table), _image_keys(table)
+        return DuplicateCounts(*(Counter.of(own, self._width, self._exact_keys) for own in keys))
 
     def merge(self, left: DuplicateCounts, right: DuplicateCounts) -> DuplicateCounts:
         """Add two counts."""
         return DuplicateCounts(left.captions + right.captions, left.images + right.images)
-
-    def update(self, state: None, summary: DuplicateCounts) -> DuplicateCounts:
-        """Return the counts of the whole data set."""
-        return summary
 
     def score(self, state: DuplicateCounts, table: pa.Table) -> Columns:
         """Return caption_duplicates and image_duplicates, `[n] float32`: log(1 + occurrences, the pair with them)."""

@@ -2,26 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
+from pydantic import Field
 
 from ..captions import Vocabulary
 from ..stage import config
-from .streaming import Columns
+from .streaming import Column, Columns, StreamingDetector
 
-SPECTRAL = "concept_spectral"
-COMPANION = "k_distance"
-"""The density column that the evidence of the spectral scores is added to."""
-SPECTRAL_THRESHOLD = 1.0
-"""A pair at or above it is accused by the spectral scores (`ConceptSpectral.threshold`)."""
-VOTERS = frozenset({"k_distance", "slof", "dao", "lid", "isolation_forest", "lorex"})
-"""Columns about the image that have no threshold of their own and may find one here. Scores of the caption (duplicates,
-fit to the image) are left out: their highest rows share a concept by nature."""
-TOP_SHARES = (0.0005, 0.001, 0.002, 0.005, 0.01)
-"""Shares of the pairs that are looked at as the top of a column."""
 CODE_SHIFT = 12
 """Bits of a float32 that a rank ignores; 11 of the significand are left, 0.05 %."""
 
@@ -38,6 +29,8 @@ class EnsembleConfig:
     """A column speaks when its top holds one concept so often: Kullback-Leibler divergence in nats a pair."""
     least_pairs: int = 20
     """The top must hold at least this many pairs of that concept; ten odd jellyfish once passed for poison."""
+    top_shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.0005, 0.001, 0.002, 0.005, 0.01)
+    """Shares of the pairs that are looked at as the top of a column."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.silent_weight < 1 and 0 <= self.caption_weight < 1):
@@ -102,41 +95,46 @@ class EnsembleState:
 
     round: int = 0
     sketches: Mapping[str, Sketch] | None = None
-    spectral_accuses: int = 0
+    accusing: Mapping[str, int] | None = None
+    """Pairs that each column accuses by a threshold of its own."""
     voices: Mapping[str, Voice] | None = None
     pairs: int = 0
 
 
-class Ensemble:
+class Ensemble(StreamingDetector):
     """Combines score columns. Two passes over the scores (with the captions beside them).
 
     Each column becomes evidence e = log(1 / survival) / log(2 N), in [0, 1]. The combined score is the largest w e over
     the columns, w being 1 for a column that speaks and less for the others, plus 1 for a pair that is accused; so
     1 is the threshold. An average of ranks, in contrast, lets eight detectors at chance bury the one that is right.
 
-    Among the columns stands one more: the mean of k_distance and, with `silent_weight`, concept_spectral, heard at full
-    weight. Where poison is too little for anything to speak (5 of 10,000 pairs), a poisoned pair is far from
-    everything and often odd in its concept, too; clean pairs are seldom both. It moves ranks only: nobody is accused
-    by it.
+    Beside a column that another supports stands one more, heard at full weight: the mean of it and, with
+    `silent_weight`, the other. So k_distance is supported by concept_spectral: where poison is too little for anything to
+    speak (5 of 10,000 pairs), a poisoned pair is far from everything and often odd in its concept, too; clean pairs are
+    seldom both. It moves ranks only: nobody is accused by it.
 
-    A column speaks, and a pair is accused, when
-    - concept_spectral: it accuses a pair of a concept that it names;
-    - a density or whitening column: its top (0.05 to 1 % of all pairs) is filled by the pairs of one concept, far beyond
+    What the columns are they declare (`Column`). One speaks, and a pair is accused, when
+    - it has a threshold of its own (concept_spectral): a pair reaches it;
+    - it may speak (density, whitening): its top (0.05 to 1 % of all pairs) is filled by the pairs of one concept, far beyond
       that concept's share, as it is when a sparse pocket of images shares a caption it should not. Accused are the pairs
       of that concept in that top. Ordinary outliers are spread over concepts.
     On clean data nothing speaks and no pair reaches 1; the ranking for a review budget stays.
     """
 
-    adds: ClassVar[frozenset[str]] = frozenset({"ensemble"})
-    rounds: int = 2
+    columns: ClassVar[Mapping[str, Column]] = {"ensemble": Column(about="image", accuses_from=1.0)}
+    rounds: ClassVar[int] = 2
     threshold: ClassVar[float] = 1.0
     """A pair at or above it is accused."""
 
-    def __init__(self, settings: EnsembleConfig, columns: list[str], vocabulary: Vocabulary) -> None:
+    def __init__(self, settings: EnsembleConfig, columns: Mapping[str, Column], vocabulary: Vocabulary) -> None:
         self._settings = settings
-        self._columns = sorted(columns)
+        self._columns = dict(sorted(columns.items()))
         self._vocabulary = vocabulary
-        self.reads = frozenset({"caption", *columns})
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The columns that it combines, and the captions."""
+        return frozenset({"caption", *self._columns})
 
     def start(self) -> EnsembleState:
         """Return the state before the first pass."""
@@ -150,26 +148,27 @@ class Ensemble:
         """
         if state.round == 0:
             values = {name: self._values(table, name) for name in self._columns}
-            spectral = values.get(SPECTRAL, np.zeros(0))
-            return {name: sketch(v) for name, v in values.items()}, int((spectral >= SPECTRAL_THRESHOLD).sum())
+            accusing = {name: int(self._accuses(name, v).sum()) for name, v in values.items()}
+            return {name: sketch(v) for name, v in values.items()}, accusing
         members = self._vocabulary.members(table.column("caption").to_pylist())
         tops: dict[str, np.ndarray] = {}
         for name in self._voters():
             survival = (state.sketches or {})[name].survival(self._values(table, name))
-            tops[name] = np.stack([count_members(members[survival <= share]) for share in TOP_SHARES])
+            tops[name] = np.stack([count_members(members[survival <= share]) for share in self._settings.top_shares])
         return count_members(members), tops
 
     def merge(self, left: Any, right: Any) -> Any:
         """Add two summaries of the same pass."""
         if isinstance(left[0], dict):
-            return {name: merge_sketches(left[0][name], right[0][name]) for name in left[0]}, left[1] + right[1]
+            sketches = {name: merge_sketches(left[0][name], right[0][name]) for name in left[0]}
+            return sketches, {name: left[1][name] + right[1][name] for name in left[1]}
         return left[0] + right[0], {name: left[1][name] + right[1][name] for name in left[1]}
 
     def update(self, state: EnsembleState, summary: Any) -> EnsembleState:
         """Return the state after a pass."""
         if state.round == 0:
             pairs = int(next(iter(summary[0].values())).counts.sum()) if summary[0] else 0
-            return replace(state, round=1, sketches=summary[0], spectral_accuses=summary[1], pairs=pairs)
+            return replace(state, round=1, sketches=summary[0], accusing=summary[1], pairs=pairs)
         totals, tops = summary
         heard = {name: self._hear(totals, counts) for name, counts in tops.items()}
         return replace(state, round=2, voices={name: voice for name, voice in heard.items() if voice is not None})
@@ -185,16 +184,16 @@ class Ensemble:
             values = self._values(table, name)
             survival = sketches[name].survival(values)
             heard[name] = evidence(survival, state.pairs)
-            speaks = name in voices or (name == SPECTRAL and state.spectral_accuses > 0)
+            speaks = name in voices or (state.accusing or {})[name] > 0
             np.maximum(best, self._weight(name, speaks) * heard[name], out=best)
-            if name == SPECTRAL:
-                accused |= values >= SPECTRAL_THRESHOLD
-            elif name in voices and members is not None:
+            accused |= self._accuses(name, values)
+            if name in voices and members is not None:
                 of_concept = np.asarray(members[:, [voices[name].concept]].todense()).ravel() > 0
                 accused |= of_concept & (survival <= voices[name].share)
-        if SPECTRAL in heard and COMPANION in heard:
-            weight = self._settings.silent_weight
-            np.maximum(best, (heard[COMPANION] + weight * heard[SPECTRAL]) / (1 + weight), out=best)
+        weight = self._settings.silent_weight
+        for name, column in self._columns.items():
+            if column.supported_by in heard:
+                np.maximum(best, (heard[name] + weight * heard[column.supported_by]) / (1 + weight), out=best)
         # A row below the threshold must stay below it whatever float32 rounds to.
         below = np.minimum(best, 1 - 2.0**-20)
         return {"ensemble": (below + accused).astype(np.float32)}
@@ -204,7 +203,7 @@ class Ensemble:
         voices = state.voices or {}
         return {
             "threshold": self.threshold,
-            "spectral_accuses": state.spectral_accuses,
+            "accusing": {name: count for name, count in (state.accusing or {}).items() if count},
             "voices": {
                 name: {
                     "concept": self._vocabulary.names[voice.concept],
@@ -217,12 +216,18 @@ class Ensemble:
         }
 
     def _voters(self) -> list[str]:
-        return [name for name in self._columns if name in VOTERS]
+        return [name for name, column in self._columns.items() if column.may_speak]
 
     def _weight(self, name: str, speaks: bool) -> float:
         if speaks:
             return 1.0
-        return self._settings.silent_weight if name in VOTERS or name == SPECTRAL else self._settings.caption_weight
+        about_image = self._columns[name].about == "image"
+        return self._settings.silent_weight if about_image else self._settings.caption_weight
+
+    def _accuses(self, name: str, values: np.ndarray) -> np.ndarray:
+        """Return `[n] bool`: the pairs at or above the column's own threshold; none where it has none."""
+        threshold = self._columns[name].accuses_from
+        return np.zeros(len(values), bool) if threshold is None else values >= threshold
 
     def _values(self, table: pa.Table, name: str) -> np.ndarray:
         values = table.column(name).to_numpy()
@@ -233,7 +238,7 @@ class Ensemble:
     def _hear(self, totals: np.ndarray, counts: np.ndarray) -> Voice | None:
         """Return the loudest top of a column, or None. totals `[C+1]`, counts `[tops, C+1]`, last entry all pairs."""
         best: Voice | None = None
-        for share, count in zip(TOP_SHARES, counts, strict=True):
+        for share, count in zip(self._settings.top_shares, counts, strict=True):
             if count[-1] < self._settings.least_pairs:
                 continue
             divergence = bernoulli_divergence(count[:-1] / count[-1], totals[:-1] / totals[-1])

@@ -2,11 +2,8 @@
 
 import numpy as np
 
-TREES = 100
-"""Trees of a forest, scikit-learn's default and that of the published comparison."""
 
-
-def isolation_forest(image: np.ndarray, seed: int) -> np.ndarray:
+def isolation_forest(image: np.ndarray, seed: int, trees: int) -> np.ndarray:
     """Return `[n] float64` anomaly scores of image vectors `[n, D] float32`; higher is more suspicious.
 
     Liu, Ting and Zhou 2008, 2^(-E[h(x)] / c(n)). Raw scores of different forests are not comparable
@@ -16,5 +13,5 @@ def isolation_forest(image: np.ndarray, seed: int) -> np.ndarray:
     # seconds to import, which every worker process of every other pass would pay
     from sklearn.ensemble import IsolationForest
 
-    forest = IsolationForest(n_estimators=TREES, random_state=seed, n_jobs=1)
+    forest = IsolationForest(n_estimators=trees, random_state=seed, n_jobs=1)
     return np.asarray(-forest.fit(image).score_samples(image), dtype=np.float64)

@@ -1,7 +1,9 @@
-"""How a detector learns from a cache that does not fit in memory: rounds of summaries that merge."""
+"""What a detector is, and how it learns from a cache that does not fit in memory: rounds of summaries that merge."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -10,51 +12,85 @@ Columns = dict[str, np.ndarray]
 """Score column name -> `[n] float32`, one value a row; higher is more suspicious."""
 
 
-class StreamingDetector(Protocol):
-    """A detector whose knowledge of the data set is gathered in a few passes over the embedding cache.
+@dataclass(frozen=True, slots=True)
+class Column:
+    """What a score column is to whoever combines it with others."""
+
+    about: Literal["image", "caption"]
+    """What a high score finds odd. A column about the image weighs more: the highest rows of one about the caption
+    (duplicates, fit to the image) share a concept by nature."""
+    may_speak: bool = False
+    """Whether pairs are accused where its highest rows are all of one concept; for columns without a threshold."""
+    accuses_from: float | None = None
+    """Score from which a pair is accused by this column alone."""
+    supported_by: str | None = None
+    """Another column whose evidence, at the weight of a silent one, is averaged with this one's."""
+
+
+class StreamingDetector(ABC):
+    """A detector whose knowledge of the data set, if it has any, is gathered in a few passes over the embedding cache.
 
     In each round every chunk of the cache is summarised alone (on any worker), the summaries are merged two by two
     in the fixed order of the chunks, and `update` turns the merged summary into the next state. So the result does not
     depend on the number of workers, and no process ever holds the features of all pairs. States and summaries are
-    plain picklable data.
+    plain picklable data. A detector that learns nothing (`rounds` 0) has no more than `score`.
     """
 
+    rounds: ClassVar[int] = 0
+    """Number of passes over the cache before `score`."""
+    says: ClassVar[frozenset[str]] = frozenset()
+    """Columns of text that `texts` returns."""
+
     @property
+    def name(self) -> str:
+        """Under which its findings stand in the summary."""
+        return type(self).__name__
+
+    @property
+    @abstractmethod
     def reads(self) -> frozenset[str]:
         """Columns of the cache that it needs; `layer.*` stands for every layer column."""
-        ...
+
+    @property
+    @abstractmethod
+    def columns(self) -> Mapping[str, Column]:
+        """Score columns that `score` returns, and what they are."""
 
     @property
     def adds(self) -> frozenset[str]:
-        """Score columns that `score` returns."""
-        ...
-
-    rounds: int
-    """Number of passes over the cache before `score`; 0 for a score that needs the row alone."""
+        """All columns that it adds."""
+        return frozenset(self.columns) | self.says
 
     def start(self) -> Any:
         """Return the state before the first round."""
-        ...
+        return None
 
     def summarise(self, state: Any, table: pa.Table) -> Any:
         """Summarise one chunk of the cache for the current round."""
-        ...
+        raise self._lacks("summarise")
 
     def merge(self, left: Any, right: Any) -> Any:
         """Merge two summaries of the same round; `left` covers the earlier chunks."""
-        ...
+        raise self._lacks("merge")
 
     def update(self, state: Any, summary: Any) -> Any:
         """Return the next state from the summary of the whole cache."""
-        ...
+        return summary
 
+    @abstractmethod
     def score(self, state: Any, table: pa.Table) -> Columns:
         """Score the rows of one chunk with the final state."""
-        ...
+
+    def texts(self, state: Any, table: pa.Table) -> dict[str, list[str]]:
+        """Return what it says of each row in words, a column each."""
+        return {}
 
     def findings(self, state: Any) -> Mapping[str, Any]:
         """Return what the final state says about the data set as a whole (JSON-like), for summary and report."""
-        ...
+        return {}
+
+    def _lacks(self, method: str) -> NotImplementedError:
+        return NotImplementedError(f"{self.name} learns in {self.rounds} rounds and has no `{method}`")
 
 
 def vectors(table: pa.Table, column: str) -> np.ndarray:

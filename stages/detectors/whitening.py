@@ -2,28 +2,29 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from ..stage import config
-from .streaming import Columns, vectors
-
-SAMPLE_ROWS = 16_384
-"""Trusted vectors kept for the threshold; the 99.5 percentile then rests on 82 of them."""
+from .detector import DetectorConfig, TrustedMoments
+from .streaming import Column, Columns, StreamingDetector, vectors
 
 
 @config
-class LorexConfig:
+class LorexConfig(DetectorConfig):
     """How LoREx scores are computed."""
 
+    kind: Literal["lorex"] = "lorex"
     directions: int = 4
     """Top eigenvectors looked at: one finds one trigger, several triggers need several."""
     epsilon: float = 1e-3
     """Added to the trusted eigenvalues, as a fraction of their mean: keeps noise in empty directions small."""
     trusted_quantile: float = 0.995
     """Share of the trusted pairs that lies below the threshold."""
+    sample_rows: int = 16_384
+    """Trusted vectors kept for the threshold; the 99.5 percentile then rests on 82 of them."""
 
     def __post_init__(self) -> None:
         if self.directions < 1:
@@ -32,23 +33,15 @@ class LorexConfig:
             raise ValueError("epsilon must be positive")
         if not 0 < self.trusted_quantile < 1:
             raise ValueError("trusted_quantile must lie between 0 and 1")
+        if self.sample_rows < 1:
+            raise ValueError("sample_rows must be at least 1")
+
+    def build(self, pairs: int, trusted: TrustedMoments | None) -> "Lorex | None":
+        """Return the detector where there is a trusted set."""
+        return None if trusted is None else Lorex(self, trusted)
 
 
-@dataclass(frozen=True, slots=True)
-class TrustedMoments:
-    """What LoREx knows of the trusted set."""
-
-    count: int
-    """Number of trusted pairs."""
-    mean: np.ndarray
-    """`[D] float64`."""
-    covariance: np.ndarray
-    """`[D, D] float64`."""
-    sample: np.ndarray
-    """`[T, D] float32`, T <= 16,384 trusted vectors drawn at random, for the threshold."""
-
-
-def trusted_moments(tables: Iterable[pa.Table], seed: int = 0) -> TrustedMoments:
+def trusted_moments(tables: Iterable[pa.Table], *, sample_rows: int, seed: int = 0) -> TrustedMoments:
     """Gather the trusted set's moments from the `image` column (`[n, D]`) of its tables, one after the other.
 
     Raises:
@@ -68,7 +61,7 @@ def trusted_moments(tables: Iterable[pa.Table], seed: int = 0) -> TrustedMoments
         products = exact.T @ exact if first else products + exact.T @ exact
         keys = np.concatenate([keys, rng.random(len(image))])
         kept = image if first else np.concatenate([kept, image])
-        chosen = np.sort(np.argsort(keys, kind="stable")[:SAMPLE_ROWS])
+        chosen = np.sort(np.argsort(keys, kind="stable")[:sample_rows])
         keys, kept = keys[chosen], kept[chosen]
     if count <= len(total):
         raise ValueError(f"LoREx needs more trusted pairs ({count}) than the vectors have dimensions ({len(total)})")
@@ -98,7 +91,7 @@ class Excess:
     threshold: float
 
 
-class Lorex:
+class Lorex(StreamingDetector):
     """The greatest whitened projection on the top directions of excess variance.
 
     W = U (L + eps I)^(-1/2) U^T whitens the trusted set; the top eigenvectors v of the covariance of the whitened data
@@ -107,15 +100,12 @@ class Lorex:
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"image"})
-    adds: ClassVar[frozenset[str]] = frozenset({"lorex"})
-    rounds: int = 1
+    columns: ClassVar[Mapping[str, Column]] = {"lorex": Column(about="image", may_speak=True)}
+    rounds: ClassVar[int] = 1
 
     def __init__(self, settings: LorexConfig, trusted: TrustedMoments) -> None:
         self._settings = settings
         self._trusted = trusted
-
-    def start(self) -> None:
-        """Return the empty state."""
 
     def summarise(self, state: None, table: pa.Table) -> SuspectMoments:
         """Return count, sum and sum of outer products of one chunk."""

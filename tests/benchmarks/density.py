@@ -22,13 +22,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from clipsan.stages.detectors.density import LARGEST, RATIO_OFFSET, RESOLUTION, assign_blocks, block_ranks
+from clipsan.stages.detectors.density import DensityConfig, assign_blocks, block_ranks
 from clipsan.stages.detectors.streaming import vectors
 from clipsan.stages.evaluation.detection import auroc, average_precision
 from tests.benchmarks import photos
 from tests.benchmarks.results import Row, record
 
 COMMAND = "python -m tests.benchmarks.density"
+SETTINGS = DensityConfig()
 KS = (16, 32, 64, 128)
 BLOCK_SIZE = 2048
 DIVISIONS = 6
@@ -143,14 +144,14 @@ def density(points: Points, k: int, version: Version) -> dict[str, np.ndarray]:
         query = np.arange(images)[:, None]
         rows = rows - np.where(rows < images, rows > query, 1 + (rows - images > query))
     neighbours = found.distance if version.one_radius else found.unmasked
-    floor = RESOLUTION if version.equal_once else 0.0
+    floor = SETTINGS.resolution if version.equal_once else 0.0
     own_radius = np.maximum(found.distance[:images, k], floor)
     radius = np.maximum(neighbours[:, k], floor)
     with np.errstate(divide="ignore", invalid="ignore"):
-        inner = neighbours[:, :k] / radius[:, None] + RATIO_OFFSET
+        inner = neighbours[:, :k] / radius[:, None] + SETTINGS.ratio_offset
         if version.equal_once:
             logs = np.log(np.minimum(inner, 1.0)).sum(axis=1)
-            dimension = k / np.maximum(-logs, k / LARGEST)
+            dimension = k / np.maximum(-logs, k / SETTINGS.largest_dimension)
         else:
             dimension = -k / np.log(inner).sum(axis=1)
         ratio = own_radius[:, None] / radius[rows]
@@ -160,7 +161,9 @@ def density(points: Points, k: int, version: Version) -> dict[str, np.ndarray]:
             "dao": (dimension[rows] * np.log(ratio)).mean(axis=1),
         }
     return {
-        name: np.nan_to_num(values, nan=LARGEST, posinf=LARGEST, neginf=0.0)[points.where]
+        name: np.nan_to_num(values, nan=SETTINGS.largest_dimension, posinf=SETTINGS.largest_dimension, neginf=0.0)[
+            points.where
+        ]
         for name, values in scores.items()
     }
 

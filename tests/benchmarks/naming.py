@@ -89,7 +89,7 @@ def judge(part: pa.Table, poisoned: np.ndarray, targets: list[str]) -> dict[str,
     for _ in range(detector.rounds):
         state = detector.update(state, detector.summarise(state, part))
     concepts = detector.findings(state)["concepts"]
-    flagged = detector.score(state, part)["concept_spectral"] >= detector.threshold
+    flagged = detector.score(state, part)["concept_spectral"] >= 1
     right = [c for c in concepts if any(is_target(c["name"], target) for target in targets)]
     others = [c["statistic"] for c in concepts if c not in right]
     return {

@@ -7,7 +7,9 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 from sklearn.mixture import GaussianMixture
 
-from clipsan.stages.detectors.clip_score import BINS, ClipMixture, ClipScore, Mixture, fit_mixture
+from clipsan.stages.detectors.clip_score import ClipMixture, ClipMixtureConfig, ClipScore, Mixture, fit_mixture
+
+SETTINGS = ClipMixtureConfig()
 
 
 def table_of(cosines: np.ndarray, seed: int = 0, d: int = 16) -> pa.Table:
@@ -39,23 +41,23 @@ def two_groups(low_share: float, n: int = 4000) -> tuple[np.ndarray, np.ndarray]
 
 def test_clip_score_is_the_negated_cosine() -> None:
     cosines = np.linspace(-0.9, 0.99, 50)
-    scores = ClipScore().score(None, table_of(cosines))["clip_score"]
+    scores = ClipScore().build(0, None).score(None, table_of(cosines))["clip_score"]
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, -cosines, atol=2e-3)
-    assert ClipScore.rounds == 0
-    assert ClipScore().findings(None) == {}
+    assert ClipScore().build(0, None).rounds == 0
+    assert ClipScore().build(0, None).findings(None) == {}
 
 
 def test_clip_score_finds_mismatched_captions() -> None:
     cosines, low = two_groups(0.02)
-    scores = ClipScore().score(None, table_of(cosines))["clip_score"]
+    scores = ClipScore().build(0, None).score(None, table_of(cosines))["clip_score"]
     assert roc_auc_score(low, scores) > 0.99
 
 
 @pytest.mark.parametrize("low_share", [0.02, 0.3, 0.8])
 def test_mixture_agrees_with_the_fit_on_the_raw_values(low_share: float) -> None:
     cosines, low = two_groups(low_share, 20_000)
-    fit = fit_mixture(np.histogram(cosines, BINS, (-1, 1))[0])
+    fit = fit_mixture(np.histogram(cosines, SETTINGS.bins, (-1, 1))[0], SETTINGS)
     raw = GaussianMixture(2, means_init=[[0.05], [0.32]], tol=1e-8, max_iter=1000).fit(cosines[:, None])
     np.testing.assert_allclose(fit.means, raw.means_.ravel(), atol=2e-3)
     np.testing.assert_allclose(fit.weights, raw.weights_, atol=5e-3)
@@ -96,19 +98,19 @@ def test_mixture_finds_mismatched_captions_and_says_so() -> None:
 
 def test_control_one_group_has_no_separation() -> None:
     cosines = np.random.default_rng(0).normal(0.3, 0.05, 5000)
-    assert fit_mixture(np.histogram(cosines, BINS, (-1, 1))[0]).separation < 2
+    assert fit_mixture(np.histogram(cosines, SETTINGS.bins, (-1, 1))[0], SETTINGS).separation < 2
 
 
 def test_equal_cosines_are_all_alike() -> None:
-    counts = np.zeros(BINS, np.int64)
+    counts = np.zeros(SETTINGS.bins, np.int64)
     counts[3000] = 7
-    fit = fit_mixture(counts)
+    fit = fit_mixture(counts, SETTINGS)
     assert np.isfinite([*fit.means, *fit.deviations, *fit.weights]).all()
-    probability = fit.low_probability(np.full(3, 3000.5 * 2 / BINS - 1))
+    probability = fit.low_probability(np.full(3, 3000.5 * 2 / SETTINGS.bins - 1))
     assert np.isfinite(probability).all()
     assert len(set(probability)) == 1
 
 
 def test_no_pairs_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one pair"):
-        fit_mixture(np.zeros(BINS, np.int64))
+        fit_mixture(np.zeros(SETTINGS.bins, np.int64), SETTINGS)

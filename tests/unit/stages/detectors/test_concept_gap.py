@@ -4,19 +4,21 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from clipsan.stages.detectors.concept_gap import ALL_LAYERS, CUTS, SINGLE_LAYER, clearest_views, find_gaps, wilson_low
+from clipsan.stages.detectors.concept_gap import ALL_LAYERS, GapConfig, clearest_views, find_gaps, wilson_low
 from clipsan.stages.detectors.concept_moments import BINS, bin_index
 from clipsan.stages.evaluation.intervals import wilson
 
+GAP = GapConfig()
+
 
 def gaps_of(*distances: np.ndarray):
-    return find_gaps(np.stack([np.bincount(bin_index(d), minlength=BINS) for d in distances]))
+    return find_gaps(np.stack([np.bincount(bin_index(d), minlength=BINS) for d in distances]), GAP)
 
 
 def by_counting(values: np.ndarray) -> float:
     """The clearest gap, from its definition, on the values."""
     best = 0.0
-    for cut in CUTS:
+    for cut in GAP.cuts:
         beyond, half = int((values >= cut).sum()), int((values >= cut / 2).sum())
         if beyond:
             best = max(best, wilson(beyond, half)[0])
@@ -33,9 +35,9 @@ def test_share_is_that_of_counting_on_the_values(seed: int) -> None:
 
 def test_wilson_low_is_the_formula_of_the_intervals() -> None:
     for successes, trials in [(1, 1), (9, 9), (40, 54), (100, 101)]:
-        got = wilson_low(np.array([successes]), np.array([trials]))[0]
+        got = wilson_low(np.array([successes]), np.array([trials]), GAP.z)[0]
         assert got == pytest.approx(wilson(successes, trials)[0], abs=1e-4)
-    assert wilson_low(np.array([0, 0]), np.array([0, 50])).tolist() == [0, 0]
+    assert wilson_low(np.array([0, 0]), np.array([0, 50]), GAP.z).tolist() == [0, 0]
 
 
 def test_trailing_distributions_have_no_gap() -> None:
@@ -74,13 +76,13 @@ def test_a_single_layer_is_heard_only_where_its_gap_is_plain() -> None:
     plain, faint = np.concatenate([bulk, rng.normal(15, 1, 60)]), np.concatenate([bulk, rng.normal(9, 2.5, 12)])
     count = [np.bincount(bin_index(values), minlength=BINS) for values in (bulk, plain, faint)]
     # two concepts: the mean shows nothing, the second layer one plain and one faint gap
-    views = clearest_views(np.array([[count[0], count[0]], [count[0], count[0]], [count[1], count[2]]]), 0.7)
+    views = clearest_views(np.array([[count[0], count[0]], [count[0], count[0]], [count[1], count[2]]]), 0.7, GAP)
     assert views.view.tolist() == [1, ALL_LAYERS]
-    assert views.share[0] == pytest.approx(find_gaps(count[1][None]).share[0] - SINGLE_LAYER)
+    assert views.share[0] == pytest.approx(find_gaps(count[1][None], GAP).share[0] - GAP.single_layer)
     assert views.beyond[0] == 60
 
 
 def test_all_layers_are_preferred_when_they_show_the_gap_too() -> None:
     values = np.concatenate([np.random.default_rng(4).normal(size=500), np.full(40, 15.0)])
     count = np.bincount(bin_index(values), minlength=BINS)
-    assert clearest_views(np.array([[count], [count], [count]]), 0.7).view.tolist() == [ALL_LAYERS]
+    assert clearest_views(np.array([[count], [count], [count]]), 0.7, GAP).view.tolist() == [ALL_LAYERS]

@@ -27,6 +27,7 @@ from clipsan.stages.detectors.concept_state import SpectralState
 CONCEPTS = ("anvil", "bottle", "candle", "drum", "easel", "flute")
 COLOURS = ("crimson", "azure", "olive")
 WIDTH = 24
+SETTINGS = ConceptSpectralConfig()
 
 
 def cache(
@@ -76,7 +77,7 @@ def membership(group: np.ndarray) -> sp.csr_matrix:
 
 def test_regression_on_one_concept_a_pair_is_the_group_mean(one_group_a_pair) -> None:
     group, z = one_group_a_pair
-    (effect,) = solve_regression(regression_sums(membership(group), [z]))
+    (effect,) = solve_regression(regression_sums(membership(group), [z]), SETTINGS.ridge_pairs)
     for k in range(3):
         # A ridge of one pair moves a mean of 30 pairs by 1/31 of its distance from the common one.
         want = z[group == k].mean(axis=0)
@@ -87,7 +88,7 @@ def test_covariance_from_sums_is_the_covariance_of_the_residuals(one_group_a_pai
     group, z = one_group_a_pair
     members = membership(group)
     sums = regression_sums(members, [z])
-    (effect,) = solve_regression(sums)
+    (effect,) = solve_regression(sums, SETTINGS.ridge_pairs)
     residual = z - np.hstack([members.toarray(), np.ones((90, 1))]) @ effect
     np.testing.assert_allclose(residual_covariance(sums, 0, effect), residual.T @ residual / 90, atol=1e-10)
 
@@ -96,8 +97,8 @@ def test_whitened_residuals_have_unit_covariance(one_group_a_pair) -> None:
     group, z = one_group_a_pair
     members = membership(group)
     sums = regression_sums(members, [z])
-    (effect,) = solve_regression(sums)
-    w = whiten(members, z, effect, whitening(residual_covariance(sums, 0, effect)))
+    (effect,) = solve_regression(sums, SETTINGS.ridge_pairs)
+    w = whiten(members, z, effect, whitening(residual_covariance(sums, 0, effect), SETTINGS.shrinkage))
     variances = np.linalg.eigvalsh(w.T @ w / 90)
     assert variances.max() <= 1 + 1e-9
     assert variances.mean() > 0.85  # the shrinkage takes something off the smallest
@@ -105,9 +106,9 @@ def test_whitened_residuals_have_unit_covariance(one_group_a_pair) -> None:
 
 def test_whitening_refuses_constant_and_infinite_features() -> None:
     with pytest.raises(ValueError, match="vary"):
-        whitening(np.zeros((3, 3)))
+        whitening(np.zeros((3, 3)), SETTINGS.shrinkage)
     with pytest.raises(ValueError, match="finite"):
-        whitening(np.full((3, 3), np.inf))
+        whitening(np.full((3, 3), np.inf), SETTINGS.shrinkage)
 
 
 def test_top_direction_is_the_first_singular_vector_and_excess_uses_the_edge() -> None:
@@ -159,7 +160,7 @@ def test_fewer_than_least_pairs_do_not_move_the_moments() -> None:
 def test_calibration_keeps_the_order_and_puts_the_accused_on_top() -> None:
     s = np.array([[-50.0, 0.0, 100.0, 1e6, 30.0, -np.inf]])
     accused = np.array([[False, False, False, False, True, False]])
-    got = calibrate(s, accused)[0]
+    got = calibrate(s, accused, SETTINGS.half_score)[0]
     np.testing.assert_allclose(got[:3], [-1 / 3, 0, 0.5])
     assert got[2] < got[3] < 1 <= got[4]
     assert got[5] == -np.inf

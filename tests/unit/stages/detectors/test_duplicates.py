@@ -5,8 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clipsan.stages.detectors import duplicates
-from clipsan.stages.detectors.duplicates import CaptionDuplicates, DuplicateCounts, bare_caption
+from clipsan.stages.detectors.duplicates import CaptionDuplicates, DuplicateCounts, DuplicatesConfig, bare_caption
 
 
 def table_of(captions: list[str], hashes: list[int] | None = None) -> pa.Table:
@@ -51,10 +50,9 @@ def drawn(n: int, distinct: int) -> pa.Table:
 
 
 @pytest.mark.parametrize("exact_keys", [1 << 18, 300, 40])
-def test_chunks_merge_to_the_state_of_one_chunk(exact_keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_merge_to_the_state_of_one_chunk(exact_keys: int) -> None:
     """Also where some chunks alone are small enough for exact counts and the whole is not."""
-    monkeypatch.setattr(duplicates, "EXACT_KEYS", exact_keys)
-    table, detector = drawn(2000, 500), CaptionDuplicates(2000)
+    table, detector = drawn(2000, 500), CaptionDuplicates(2000, DuplicatesConfig(exact_keys=exact_keys))
     whole = learned(detector, [table])
     parts = learned(
         detector, [table.slice(0, 1), table.slice(1, 30), table.slice(31, 0), table.slice(31, 900), table.slice(931)]
@@ -74,9 +72,8 @@ def test_exact_counts_are_the_true_ones() -> None:
         np.testing.assert_allclose(np.expm1(scores[name]), [tally[value] for value in values], rtol=1e-5)
 
 
-def test_sketch_never_counts_too_low_and_seldom_too_high(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates, "EXACT_KEYS", 100)
-    table, detector = drawn(6000, 3000), CaptionDuplicates(6000)
+def test_sketch_never_counts_too_low_and_seldom_too_high() -> None:
+    table, detector = drawn(6000, 3000), CaptionDuplicates(6000, DuplicatesConfig(exact_keys=100))
     state = learned(detector, [table])
     assert not detector.findings(state)["exact"]
     for name, column in (("caption_duplicates", "caption"), ("image_duplicates", "dhash")):

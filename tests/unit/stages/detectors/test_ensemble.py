@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 
 from clipsan.stages.captions import name_vocabulary
+from clipsan.stages.detectors import DetectorsConfig, build_suite
 from clipsan.stages.detectors.ensemble import (
     Ensemble,
     EnsembleConfig,
@@ -39,7 +40,8 @@ def scores(poisoned: int, speaker: str | None, seed: int = 0) -> tuple[pa.Table,
 
 
 def combine(table: pa.Table, chunk: int = 3000) -> tuple[Ensemble, EnsembleState, np.ndarray]:
-    columns = [name for name in table.column_names if name != "caption"]
+    known = build_suite(DetectorsConfig(), pairs=1, trusted=None).columns
+    columns = {name: known[name] for name in table.column_names if name != "caption"}
     ensemble = Ensemble(EnsembleConfig(), columns, name_vocabulary(dict.fromkeys(NAMES, ())))
     state = ensemble.start()
     for _ in range(ensemble.rounds):

@@ -5,10 +5,10 @@ import pyarrow as pa
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from clipsan.stages.detectors import whitening
 from clipsan.stages.detectors.whitening import Excess, Lorex, LorexConfig, trusted_moments
 
 D = 12
+ROWS = LorexConfig().sample_rows
 
 
 def table_of(image: np.ndarray) -> pa.Table:
@@ -37,26 +37,25 @@ def learned(detector: Lorex, tables: list[pa.Table]) -> Excess:
 def test_trusted_moments_are_those_of_all_tables() -> None:
     tables = [table_of(natural(n, seed)) for seed, n in enumerate((50, 0, 3, 70))]
     rows = np.concatenate([np.array(t.column("image").to_pylist(), np.float64).reshape(-1, D) for t in tables])
-    trusted = trusted_moments(tables)
+    trusted = trusted_moments(tables, sample_rows=ROWS)
     assert trusted.count == 123
     np.testing.assert_allclose(trusted.mean, rows.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(trusted.covariance, np.cov(rows.T, bias=True), rtol=1e-9, atol=1e-12)
     np.testing.assert_array_equal(trusted.sample, rows.astype(np.float32))
 
 
-def test_trusted_sample_is_bounded_and_spread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(whitening, "SAMPLE_ROWS", 50)
+def test_trusted_sample_is_bounded_and_spread() -> None:
     rows = np.arange(1000)[:, None] + np.zeros(D)
-    sample = trusted_moments([table_of(rows[:400]), table_of(rows[400:])], seed=2).sample[:, 0]
+    sample = trusted_moments([table_of(rows[:400]), table_of(rows[400:])], sample_rows=50, seed=2).sample[:, 0]
     assert len(sample) == 50
     assert 10 <= (sample < 400).sum() <= 30
-    again = trusted_moments([table_of(rows[:400]), table_of(rows[400:])], seed=2).sample[:, 0]
+    again = trusted_moments([table_of(rows[:400]), table_of(rows[400:])], sample_rows=50, seed=2).sample[:, 0]
     np.testing.assert_array_equal(sample, again)
 
 
 def test_too_few_trusted_pairs_are_refused() -> None:
     with pytest.raises(ValueError, match=r"more trusted pairs \(12\)"):
-        trusted_moments([table_of(natural(12, 0))])
+        trusted_moments([table_of(natural(12, 0))], sample_rows=ROWS)
 
 
 def test_scores_match_the_formula() -> None:
@@ -71,7 +70,7 @@ def test_scores_match_the_formula() -> None:
     expected = np.abs(white @ right[:2].T).max(axis=1)
     threshold = np.quantile(np.abs((a - a.mean(axis=0)) @ whiten @ right[:2].T).max(axis=1), 0.995)
 
-    detector = Lorex(settings, trusted_moments([trusted_table]))
+    detector = Lorex(settings, trusted_moments([trusted_table], sample_rows=ROWS))
     state = learned(detector, [table])
     scores = detector.score(state, table)["lorex"]
     assert scores.dtype == np.float32
@@ -82,7 +81,7 @@ def test_scores_match_the_formula() -> None:
 
 def test_chunks_merge_to_the_state_of_one_chunk() -> None:
     table = table_of(with_poison(500, 10, 1)[0])
-    detector = Lorex(LorexConfig(), trusted_moments([table_of(natural(400, 0))]))
+    detector = Lorex(LorexConfig(), trusted_moments([table_of(natural(400, 0))], sample_rows=ROWS))
     whole = learned(detector, [table])
     parts = learned(detector, [table.slice(0, 1), table.slice(1, 200), table.slice(201, 0), table.slice(201)])
     np.testing.assert_allclose(*(detector.score(state, table)["lorex"] for state in (whole, parts)), rtol=1e-5)
@@ -92,7 +91,7 @@ def test_chunks_merge_to_the_state_of_one_chunk() -> None:
 
 
 def test_finds_poison_in_a_quiet_direction_and_is_silent_without() -> None:
-    detector = Lorex(LorexConfig(directions=1), trusted_moments([table_of(natural(3000, 0))]))
+    detector = Lorex(LorexConfig(directions=1), trusted_moments([table_of(natural(3000, 0))], sample_rows=ROWS))
     image, poisoned = with_poison(3000, 60, 1)
     table = table_of(image)
     state = learned(detector, [table])
@@ -108,7 +107,7 @@ def test_finds_poison_in_a_quiet_direction_and_is_silent_without() -> None:
 
 
 def test_no_pairs_is_refused() -> None:
-    detector = Lorex(LorexConfig(), trusted_moments([table_of(natural(100, 0))]))
+    detector = Lorex(LorexConfig(), trusted_moments([table_of(natural(100, 0))], sample_rows=ROWS))
     with pytest.raises(ValueError, match="at least one pair"):
         learned(detector, [table_of(np.empty((0, D)))])
 
