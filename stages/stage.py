@@ -23,7 +23,7 @@ def config(cls: type[T]) -> type[T]:
     line with the path of the field. A class that derives from the base of a family joins it (see registry.py).
     """
     cls.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
-    between: Callable[[Any], None] = cls.__dict__.get("__post_init__", lambda _: None)
+    between: Callable[[Any], None] = getattr(cls, "__post_init__", lambda _: None)
 
     def check(self: Any) -> None:
         check_limits(self)
