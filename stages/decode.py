@@ -7,13 +7,30 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
 from .samples import Reject
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""What may be decoded. Pillow knows more, among them PostScript, which it hands to an interpreter."""
+Image.init()
+FORMATS = tuple(
+    form for form in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000") if form in Image.OPEN
+)
+"""What may be decoded, where Pillow was built with it. Pillow knows more, among them PostScript, which it hands to an
+interpreter: those are never opened."""
+
+MAX_SIDE_RATIO = 200
+"""Longer side to shorter side. A model's input has the shorter side at its own size, and what is cut away is resized with the
+rest: 1 x 20,000 pixels become 224 x 4,480,000, of which an image of 164 bytes takes 4.7 GiB."""
+
+MAX_JPEG_SCANS = 64
+"""Scans of a JPEG; encoders write about ten, and each goes over the whole image."""
+
+MIN_PROGRESSIVE_BITS = 64
+"""Pixels that one bit of a JPEG can stand for at most: every block of 8 x 8 has a bit of its mean at least."""
+
+MAX_TILE_RATIO = 16
+"""Pixels of a TIFF's tile to those of the image: a tile is read whole, however little of it shows."""
 
 MAX_PIXELS = 89_478_485
 """Pillow's own limit on width x height: 0.25 GiB as RGB."""
@@ -63,6 +80,8 @@ def decode(data: bytes, max_pixels: int) -> Decoded:
     if not data:
         raise BadImage(Reject.IMAGE_EMPTY, "0 bytes")
     check_webp_size(data, max_pixels)
+    if data.startswith(b"version https://git-lfs.github.com/spec/"):
+        raise BadImage(Reject.IMAGE_UNREADABLE, "this is a git-lfs pointer and not the file; run `git lfs pull`")
     # Pillow's plugins raise nearly anything (struct.error, SyntaxError, IndexError, ...) on hostile headers and bodies.
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -70,16 +89,17 @@ def decode(data: bytes, max_pixels: int) -> Decoded:
         raise BadImage(Reject.IMAGE_TOO_LARGE, str(error)) from error
     except Exception as error:
         reason = Reject.IMAGE_TRUNCATED if has_signature(data) else Reject.IMAGE_UNREADABLE
-        raise BadImage(reason, f"{len(data)} bytes: {type(error).__name__}") from error
+        raise BadImage(reason, f"{len(data)} bytes: {_words(error)}") from error
     with image:
         width, height = image.size
         check_size(width, height, max_pixels)
+        check_work(image, data, max_pixels)
         try:
             rgb = np.asarray(to_rgb(image))
         except Image.DecompressionBombError as error:
             raise BadImage(Reject.IMAGE_TOO_LARGE, str(error)) from error
         except Exception as error:
-            raise BadImage(Reject.IMAGE_TRUNCATED, f"{image.format} body: {error}") from error
+            raise BadImage(Reject.IMAGE_TRUNCATED, f"{image.format} body: {_words(error)}") from error
     return Decoded(rgb=rgb, width=width, height=height)
 
 
@@ -104,6 +124,39 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
         raise BadImage(Reject.IMAGE_TOO_LARGE, f"{width} x {height} is more than {max_pixels} pixels")
     if width * height == 0:
         raise BadImage(Reject.IMAGE_UNREADABLE, f"{width} x {height} has no pixels")
+
+
+def check_work(image: Image.Image, data: bytes, max_pixels: int) -> None:
+    """Raise BadImage for an opened, undecoded image that would cost far more than its pixels to decode or to resize."""
+    width, height = image.size
+    if max(width, height) > MAX_SIDE_RATIO * min(width, height):
+        told = f"{width} x {height} has one side more than {MAX_SIDE_RATIO} times as long as the other"
+        raise BadImage(Reject.IMAGE_TOO_LARGE, told)
+    if image.format in ("JPEG", "MPO"):
+        scans = data.count(b"\xff\xda")
+        if scans > MAX_JPEG_SCANS:
+            raise BadImage(Reject.IMAGE_TOO_LARGE, f"a JPEG of {scans} scans, more than {MAX_JPEG_SCANS}")
+        if 8 * len(data) * MIN_PROGRESSIVE_BITS < width * height:
+            raise BadImage(Reject.IMAGE_TRUNCATED, f"{len(data)} bytes cannot hold a JPEG of {width} x {height}")
+    if image.format == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        tile = _number(tags.get(TILE_WIDTH)) * _number(tags.get(TILE_HEIGHT))
+        if tile > max(MAX_TILE_RATIO * width * height, 2**20) or tile > max_pixels:
+            raise BadImage(Reject.IMAGE_TOO_LARGE, f"a TIFF of {width} x {height} in tiles of {tile} pixels")
+
+
+TILE_WIDTH, TILE_HEIGHT = 322, 323
+"""Tags of TIFF 6.0, section 15."""
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _words(error: Exception) -> str:
+    """Return Pillow's own words; its address of a stream in memory says nothing."""
+    text = " ".join(str(error).split())
+    return "Pillow knows no such image" if isinstance(error, UnidentifiedImageError) or not text else text[:200]
 
 
 def check_webp_size(data: bytes, max_pixels: int) -> None:

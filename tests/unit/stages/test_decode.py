@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from clipsan.stages.decode import BadImage, decode, image_facts
 from clipsan.stages.samples import Reject
@@ -174,3 +174,65 @@ def test_dhash_survives_a_codec_and_tells_photos_apart() -> None:
     )
     assert (one ^ again).bit_count() <= 6
     assert (one ^ far).bit_count() >= 16
+
+
+@pytest.mark.parametrize("form", ["AVIF", "JPEG2000"])
+def test_newer_formats_are_read_where_pillow_reads_them(form: str) -> None:
+    Image.init()
+    if form not in Image.SAVE:
+        pytest.skip(f"this Pillow has no {form}")
+    data = encode(photo(), form)
+    np.testing.assert_array_equal(decode(data, LIMIT).rgb, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+    assert reason(data, 96 * 96 - 1) == Reject.IMAGE_TOO_LARGE
+    assert reason(data[: len(data) // 2]) in (Reject.IMAGE_TRUNCATED, Reject.IMAGE_UNREADABLE)
+
+
+@pytest.mark.parametrize("form", ["EPS", "PPM", "TGA", "PCX", "ICNS", "SGI", "DIB"])
+def test_formats_that_nobody_trains_on_are_not_opened(form: str) -> None:
+    assert reason(encode(photo(128), form)) == Reject.IMAGE_UNREADABLE
+
+
+@pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1), (3, 601)])
+def test_a_strip_is_refused_before_it_is_resized(size: tuple[int, int]) -> None:
+    data = encode(Image.new("1", size), "PNG")
+    with pytest.raises(BadImage, match="times as long"):
+        decode(data, LIMIT)
+    assert decode(encode(Image.new("1", (3, 600)), "PNG"), LIMIT).height == 600
+
+
+def test_a_jpeg_of_a_thousand_scans_is_not_decoded() -> None:
+    data = encode(photo(), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    assert decode(data, LIMIT).width == 96
+    with pytest.raises(BadImage, match="scans"):
+        decode(data[:-2] + data[last:-2] * 1000 + data[-2:], LIMIT)
+
+
+def test_a_jpeg_too_small_for_its_pixels_is_refused_and_a_plain_one_is_not() -> None:
+    plain = encode(Image.new("L", (3000, 3000)), "JPEG", progressive=True, optimize=True)
+    assert decode(plain, LIMIT).width == 3000
+    tracemalloc.start()
+    with pytest.raises(BadImage, match="cannot hold"):
+        decode(plain[:600], LIMIT)
+    assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    tracemalloc.stop()
+
+
+def test_a_tiff_of_one_huge_tile_is_refused() -> None:
+    tags = {256: 96, 257: 96, 258: 8, 259: 1, 262: 1, 277: 1, 322: 30_000, 323: 30_000, 324: 8, 325: 9216}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    data = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4 + 9216)
+    with pytest.raises(BadImage, match="in tiles of") as error:
+        decode(data, 2**31)
+    assert error.value.reason == Reject.IMAGE_TOO_LARGE
+
+
+def test_a_rejection_keeps_the_words_of_pillow() -> None:
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("note", "x" * (3 * 2**20), zip=True)
+    with pytest.raises(BadImage, match="MAX_TEXT_CHUNK"):
+        decode(encode(photo(), "PNG", pnginfo=chunks), LIMIT)
+    with pytest.raises(BadImage, match="git lfs pull"):
+        decode(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", LIMIT)
+    with pytest.raises(BadImage, match="42 bytes: Pillow knows no such image"):
+        decode(b"<html>404 not found</html>" + b" " * 16, LIMIT)
