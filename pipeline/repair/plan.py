@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from clipsan.stages.model.checkpoints import check_softmax
 from clipsan.stages.model.clip import ModelConfig, load_clip
 from clipsan.stages.repair import Role
 from clipsan.stages.repair.unlearn import Unlearn
@@ -180,6 +181,7 @@ def make_plan(settings: RepairConfig) -> Plan:
         section, notes = "method.blind", (NOTHING_ACCUSED,)
     check_batch(settings, section)
     clip = load_clip(settings.model)
+    check_softmax(clip.model_cfg)
     check_out(settings)
     classes = _classes(settings, scan)
     main, beside = _pairs(settings, scan, classes)

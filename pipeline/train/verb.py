@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clipsan.stages.decode import MAX_PIXELS, MaxPixels
-from clipsan.stages.model.checkpoints import load_weights
+from clipsan.stages.model.checkpoints import check_softmax, load_weights
 from clipsan.stages.model.clip import ModelConfig, load_clip, save_clip
 from clipsan.stages.samples import Unit
 from clipsan.stages.sources import SourceConfig, identity, list_units
@@ -156,6 +156,7 @@ def make_plan(settings: TrainConfig) -> Plan:
     settings = dataclasses.replace(settings, model=settings.model.absolute())
     units = list_units(settings.data)
     clip = load_clip(settings.model, init_seed=settings.seed)
+    check_softmax(clip.model_cfg)
     free = ("out", "cluster", "tracking", "retries", "checkpoint_every_epochs")
     tree = as_tree(settings)
     # a length in epochs is named as it was before there were steps, so that older runs go on

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..stage import config
+from .layouts import (
+    OPENAI_EXTRAS,
+    LayoutError,
+    from_transformers,
+    is_transformers,
+    transformers_cfg,
+    transformers_preprocess,
+    unwrapped,
+)
 
+TRANSFORMERS_CONFIG = "config.json"
+TRANSFORMERS_PREPROCESS = "preprocessor_config.json"
+LFS_POINTER = b"version https://git-lfs.github.com/spec"
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 WEIGHT_FILES = (
@@ -50,7 +63,8 @@ class ModelConfig:
     config: str | None = None
     """Architecture from a local JSON file, in the format of open_clip's model_configs/."""
     path: str | None = None
-    """Weights: a folder with open_clip_config.json in it, or one .safetensors or .pt file beside name or config."""
+    """Weights: a folder with open_clip_config.json in it, or that of transformers' CLIPModel; or one .safetensors or .pt file
+    beside name or config."""
     adapter: str | None = None
     """Visual prompts for these weights: a folder that a repair by prompts wrote."""
 
@@ -90,6 +104,7 @@ def resolve_model(model: ModelConfig) -> ResolvedModel:
         ModelError: an unknown name, a missing or unreadable file, or a combination that leaves the architecture open.
     """
     if model.path is not None and Path(model.path).is_dir():
+        _check_no_training_folder(Path(model.path))
         if model.name is not None or model.config is not None:
             raise ModelError(f"path {model.path} is a folder with its own {CONFIG_FILE}; leave out name and config")
         return _resolve_folder(Path(model.path))
@@ -105,18 +120,57 @@ def resolve_model(model: ModelConfig) -> ResolvedModel:
         model_cfg = stored.get("model_cfg", stored)
         preprocess_cfg = stored.get("preprocess_cfg", {})
     else:
-        model_cfg, preprocess_cfg = open_clip.get_model_config(model.name), {}
+        model_cfg, preprocess_cfg = open_clip.get_model_config(model.name), named_preprocess(str(model.name))
         if model_cfg is None:
             raise ModelError(f"name: open_clip has no model {model.name!r}; open_clip.list_models() lists them")
     return ResolvedModel(_checked_model_cfg(model_cfg, model.config or str(model.name)), preprocess_cfg, weights, None)
 
 
+def named_preprocess(name: str) -> dict[str, Any]:
+    """Return the preprocessing that all published weights of a built-in architecture have in common; empty where they differ.
+
+    A name alone does not say which weights a file holds: where they differ, open_clip's own default stands.
+    """
+    keys = ("mean", "std", "interpolation", "resize_mode")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    told = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
+    found = [{key: told_one[key] for key in keys if key in told_one} for told_one in told]
+    return found[0] if found and all(one == found[0] for one in found) else {}
+
+
+def _check_no_training_folder(folder: Path) -> None:
+    """Refuse a folder of open_clip's own training: it holds several checkpoints, and no architecture.
+
+    Raises:
+        ModelError: naming the checkpoints.
+    """
+    if (folder / CONFIG_FILE).is_file() or (folder / TRANSFORMERS_CONFIG).is_file():
+        return
+    found = sorted(
+        [*folder.glob("epoch_*.pt"), *folder.glob("checkpoints/epoch_*.pt")], key=lambda file: file.stat().st_mtime
+    )
+    if found:
+        raise ModelError(
+            f"path: {folder} holds {len(found)} checkpoints of a training with open_clip and no architecture; name one of them "
+            f"and its architecture, as path={found[-1]} and name=ViT-B-32 (its `model:` in params.txt)"
+        )
+
+
 def _resolve_folder(folder: Path) -> ResolvedModel:
-    stored = _read_json(folder / CONFIG_FILE)
-    model_cfg = _checked_model_cfg(stored.get("model_cfg"), str(folder / CONFIG_FILE))
+    if not (folder / CONFIG_FILE).is_file() and (folder / TRANSFORMERS_CONFIG).is_file():
+        try:
+            model_cfg = transformers_cfg(_read_json(folder / TRANSFORMERS_CONFIG))
+        except LayoutError as error:
+            raise ModelError(f"path: {folder} is {error}") from error
+        own = folder / TRANSFORMERS_PREPROCESS
+        preprocess_cfg = transformers_preprocess(_read_json(own)) if own.is_file() else {}
+    else:
+        stored = _read_json(folder / CONFIG_FILE)
+        model_cfg, preprocess_cfg = stored.get("model_cfg", {}), stored.get("preprocess_cfg", {})
+    model_cfg = _checked_model_cfg(model_cfg, str(folder / CONFIG_FILE))
     for name in WEIGHT_FILES:
         if (folder / name).is_file():
-            return ResolvedModel(model_cfg, stored.get("preprocess_cfg", {}), folder / name, folder)
+            return ResolvedModel(model_cfg, preprocess_cfg, folder / name, folder)
     raise ModelError(f"path: {folder} holds no weights; looked for {', '.join(WEIGHT_FILES)}")
 
 
@@ -144,14 +198,16 @@ def _checked_model_cfg(model_cfg: Any, where: str) -> dict[str, Any]:
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     """Read weights on the CPU without running any code that the file carries.
 
-    A training checkpoint's `state_dict` entry is taken, and DDP's `module.` prefix is dropped.
+    Of a training checkpoint the weights are taken, without the prefixes of wrappers: see layouts.
 
     Raises:
-        ModelError: a pickle with anything but tensors and plain data, a TorchScript archive, a damaged file.
+        ModelError: an empty file, a git-lfs pointer, a pickle with anything but tensors and plain data, a TorchScript archive, a
+            damaged file.
     """
+    _check_content(path)
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            return dict(unwrapped(load_file(path)))
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path} is not a readable safetensors file: {error}") from error
     try:
@@ -160,13 +216,27 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         raise ModelError(_refusal(path, str(error))) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise ModelError(_refusal(path, str(error))) from error
-    if isinstance(stored, dict) and isinstance(stored.get("state_dict"), dict):
-        stored = stored["state_dict"]
+    stored = unwrapped(stored)
     if not isinstance(stored, dict) or not stored or not all(isinstance(v, torch.Tensor) for v in stored.values()):
         raise ModelError(f"{path} holds no state dict (a mapping from parameter names to tensors)")
-    if all(name.startswith("module.") for name in stored):
-        stored = {name.removeprefix("module."): tensor for name, tensor in stored.items()}
     return stored
+
+
+def _check_content(path: Path) -> None:
+    """Tell what is no checkpoint at all from one that cannot be read.
+
+    Raises:
+        ModelError: nothing is in the file, or a git-lfs pointer.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(LFS_POINTER))
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    if not start:
+        raise ModelError(f"{path} is empty (0 bytes): its download or its copy was not finished")
+    if start == LFS_POINTER:
+        raise ModelError(f"{path} is a git-lfs pointer and not the weights; fetch them with `git lfs pull`")
 
 
 def _refusal(path: Path, message: str) -> str:
@@ -207,13 +277,15 @@ def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], where
     """Load a state dict into a model, strictly.
 
     Older layouts that open_clip itself understands are accepted: a built-in text tower for a model with a custom one,
-    OpenAI's extra integers, a logit scale with one element in place of a scalar. Position embeddings are never
-    interpolated: another image size is another model.
+    OpenAI's extra integers, a logit scale with one element in place of a scalar; and transformers' names of a CLIPModel.
+    Position embeddings are never interpolated: another image size is another model.
 
     Raises:
-        ModelError: naming the first missing and unexpected keys and the first shapes that differ.
+        ModelError: naming the first missing and unexpected keys and the first shapes that differ; or the first weights that are
+            not finite, or a tower that is zero.
     """
-    weights = dict(weights)
+    weights = from_transformers(weights) if is_transformers(weights) else dict(weights)
+    _check_values(weights, where)
     for name in ("input_resolution", "context_length", "vocab_size", "text.transformer.embeddings.position_ids"):
         weights.pop(name, None)
     target = model.state_dict()
@@ -239,6 +311,63 @@ def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], where
     model.load_state_dict(weights)
 
 
+def _check_values(weights: dict[str, torch.Tensor], where: str) -> None:
+    """Refuse weights that embed nothing, before hours are spent on them.
+
+    Raises:
+        ModelError: NaN or infinite numbers, or a tower or a projection that is zero.
+    """
+    broken = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
+        more = f" and {len(broken) - SHOWN_KEYS} more" if len(broken) > SHOWN_KEYS else ""
+        raise ModelError(
+            f"{where} holds numbers that are NaN or infinite, in {', '.join(broken[:SHOWN_KEYS])}{more}; such a model embeds nothing"
+        )
+    # the prompts of an adapter may well begin at zero
+    matrices = {name: tensor for name, tensor in weights.items() if tensor.ndim > 1 and ".prompts." not in name}
+    towers = {
+        "the image tower": [tensor for name, tensor in matrices.items() if name.startswith("visual.")],
+        "the text tower": [tensor for name, tensor in matrices.items() if not name.startswith("visual.")],
+    }
+    zero = [tower for tower, parts in towers.items() if parts and not any(part.any() for part in parts)]
+    zero += [name for name in ("visual.proj", "text_projection") if name in matrices and not matrices[name].any()]
+    if zero:
+        raise ModelError(f"{where}: {', '.join(zero)} is zero throughout; such a model embeds nothing")
+
+
+def activation_doubt(model: ModelConfig, weights: dict[str, torch.Tensor]) -> str | None:
+    """Return why weights were probably trained with QuickGELU although the named architecture has GELU; None: nothing says so.
+
+    Weights have the same names and shapes with both activations, and no number in them tells which it was. Two things are
+    evidence: integers that only OpenAI's archives hold, and a name of which all published weights have QuickGELU. Weights that
+    were trained further from OpenAI's without these integers, under another name, cannot be told.
+    """
+    name = model.name
+    if name is None or f"{name}-quickgelu" not in open_clip.list_models():
+        return None
+    published = [open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
+    if any(extra in weights for extra in OPENAI_EXTRAS):
+        reason = f"the weights are of OpenAI's own archive ({', '.join(e for e in OPENAI_EXTRAS if e in weights)})"
+    elif published and all(cfg.get("quick_gelu") for cfg in published):
+        reason = f"all published weights of {name} were trained with QuickGELU"
+    else:
+        return None
+    return f"{reason}, and name={name} computes GELU: unless you trained them so, give name={name}-quickgelu"
+
+
+def check_softmax(model_cfg: dict[str, Any]) -> None:
+    """Refuse to train a model whose loss this version does not have.
+
+    Raises:
+        ModelError: a SigLIP, trained with the sigmoid loss.
+    """
+    if model_cfg.get("init_logit_bias") is not None:
+        raise ModelError(
+            "a SigLIP (init_logit_bias) is trained with the sigmoid loss, which is not supported; it can be scanned and evaluated, "
+            "and trained on or repaired with no method"
+        )
+
+
 def save_clip(
     model: torch.nn.Module, model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any], folder: str | Path
 ) -> None:
@@ -248,21 +377,22 @@ def save_clip(
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(fresh, ignore_errors=True)
+    fresh = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     fresh.mkdir()
     # clone: safetensors refuses tensors that share memory, as tied weights do
     weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, fresh / WEIGHTS_FILE)
     stored = {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
     (fresh / CONFIG_FILE).write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
+    save_file(weights, fresh / WEIGHTS_FILE)
+    # safetensors leaves its file to the owner alone; the other one has the mode that the user asks for
+    (fresh / WEIGHTS_FILE).chmod((fresh / CONFIG_FILE).stat().st_mode & 0o777)
     put_in_place(fresh, folder)
 
 
 def put_in_place(fresh: Path, folder: Path) -> None:
     """Rename a finished folder to its place; one that stands there already goes only when the new one is there."""
     if folder.exists():
-        stale = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        stale = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.old")
         folder.rename(stale)
         fresh.rename(folder)
         shutil.rmtree(stale)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from .checkpoints import (
     ModelConfig,
     ModelError,
     ResolvedModel,
+    activation_doubt,
     build_model,
     load_weights,
     read_state_dict,
@@ -245,6 +247,9 @@ def load_clip(
         network = build_model(resolved.model_cfg)
     if resolved.weights is not None:
         weights = read_state_dict(resolved.weights)
+        doubt = activation_doubt(model, weights)
+        if doubt is not None:
+            warnings.warn(f"{resolved.weights}: {doubt}", stacklevel=2)
         if STORED in weights:
             attach_shaped(network, weights[STORED])
         load_weights(network, weights, str(resolved.weights))
@@ -339,6 +344,11 @@ def _tokenizer(resolved: ResolvedModel) -> Callable[[list[str]], torch.Tensor]:
         loaded: Callable[[list[str]], torch.Tensor] = HFTokenizer(
             source, context_length=context_length, tokenizer_mode=mode, **settings
         )
-    except (OSError, ValueError, ImportError) as error:
+    except ImportError as error:
+        raise ModelError(
+            f"the tokenizer {name} (hf_tokenizer_name) is read by the package transformers, which is not on this machine: "
+            "pip install transformers sentencepiece"
+        ) from error
+    except (OSError, ValueError) as error:
         raise ModelError(f"the tokenizer {source} is not on this machine (hf_tokenizer_name): {error}") from error
     return loaded
