@@ -207,7 +207,7 @@ echo "scontrol $*" >> "$SLURM_TEST_LOG"
 if [[ $1 == show ]]; then printf 'node-a\\nnode-b\\n'; fi
 """,
     "hostname": "echo '127.0.0.1 '\n",
-    "clipsan": 'exec python -m pipeline "$@"\n',
+    "clipsan": 'exec python -m clipsan.pipeline "$@"\n',
 }
 """Slurm's two commands for an allocation of node-a and node-b that are both this machine."""
 

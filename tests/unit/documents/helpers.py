@@ -92,6 +92,8 @@ def make_world(home: Path, checkpoint: Path) -> Path:
     (home / "runs" / "detectors").mkdir()
     (home / "runs" / "detectors" / "detectors.yaml").symlink_to(ROOT / "conf" / "detectors" / "default.yaml")
     (home / "conf").symlink_to(ROOT / "conf")
+    for shown in fences((ROOT / "stages" / "README.md").read_text(encoding="utf-8"), "python"):
+        (home / shown.splitlines()[0].removeprefix("# ")).write_text(shown)
     return home
 
 

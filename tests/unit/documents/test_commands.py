@@ -2,10 +2,13 @@
 
 import argparse
 import json
+import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -66,12 +69,24 @@ def test_a_command_works(
 ) -> None:
     if len(words) > 2 and words[0] == "clipsan" and not whole:
         words = [*words[:2], *BEFORE.get(words[1], []), *(word for word in words[2:] if word != "...")]
-    while re.fullmatch(r"[A-Z_]+=\S*", words[0]):
-        words = words[1:]
     monkeypatch.chdir(world)
+    variables = list(takewhile(lambda word: re.fullmatch(r"[A-Z_]+=\S*", word), words))
+    words = words[len(variables) :]
+    if any(variable.startswith("CLIPSAN_EXTENSIONS=") for variable in variables):
+        extend(variables, [at_home(word, world) for word in words], world)
+        return
     monkeypatch.setattr("sys.argv", words)
     TRY[words[0]](words[1:], world, monkeypatch)
     capsys.readouterr()
+
+
+def extend(variables: list[str], words: list[str], home: Path) -> None:
+    """Plan a command with an extension that the document shows, in a process of its own: families are read once a process."""
+    environment = {**os.environ, **dict(variable.split("=", 1) for variable in variables)}
+    environment["PYTHONPATH"] = os.pathsep.join([str(home), *sys.path])
+    command = [sys.executable, "-m", "clipsan.pipeline", *words[1:], "--dry-run"]
+    done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 HEADED = [
