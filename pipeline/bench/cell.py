@@ -90,7 +90,7 @@ def _run(step: Step) -> None:
         case PoisonConfig():
             poison.VERB.start(settings)
         case train.TrainConfig():
-            train.run_train(settings)
+            train.VERB.start(settings)
         case EvaluateConfig():
             evaluate.VERB.start(settings)
         case scan.ScanConfig():

@@ -24,6 +24,7 @@ from ..scan import plan as scan_plan
 from ..scan import verb as scan
 from ..tracking.record import TrackingConfig
 from ..train import verb as train
+from ..train.plan import TRAIN_VERSION
 
 T = TypeVar("T")
 
@@ -42,7 +43,7 @@ FREE = ("out", "cluster", "tracking", "retries", "checkpoint_every_epochs")
 """Settings that do not change a result."""
 VERSIONS = {
     "poison": POISON_VERSION,
-    "train": train.TRAIN_VERSION,
+    "train": TRAIN_VERSION,
     "evaluate": EVALUATE_VERSION,
     "scan": [scan_plan.EMBED_VERSION, scan_plan.SCORE_VERSION, scan_plan.VERDICT_VERSION],
 }

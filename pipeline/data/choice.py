@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from clipsan.stages.evaluation.zero_shot import synonyms
-from clipsan.stages.repair.objective import Role
 from clipsan.stages.samples import RawPair, Unit, seeded_hash
+from clipsan.stages.training.batch import Role
 from clipsan.stages.verdicts import ACCUSING, Verdict
 
 from ..core.commit import read_part
@@ -104,7 +104,7 @@ def class_index(classes: tuple[str, ...]) -> dict[str, int]:
 class Draw:
     """A seeded sample: the pairs with the smallest numbers, over all or class by class.
 
-    A pair's number hangs on its uid alone, so the sample is the same in whatever order and by whomever it is read.
+    A pair's number depends on its uid alone, so the sample is the same in whatever order and by whomever it is read.
     """
 
     seed: int

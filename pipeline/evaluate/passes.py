@@ -23,7 +23,7 @@ from ..core.config import ConfigError
 from ..core.pass_ import Pass
 from ..core.run_folder import RunFolder
 from ..tracking.record import TrackingConfig
-from ..train.verb import TrainConfig, run_train
+from ..train import verb as train
 from .plan import Plan
 from .work import FeatureWork, PredictWork, ResistivityWork, RetrievalWork, UnitWork, resistivity_draws
 
@@ -140,8 +140,8 @@ def rebounded(plan: Plan, folder: RunFolder) -> list[Figure]:
     settings = plan.config.rebound
     if settings is None:
         return []
-    trained = run_train(
-        TrainConfig(
+    trained = train.VERB.start(
+        train.TrainConfig(
             data=settings.data,
             model=plan.config.model,
             out=str(folder.root / "rebound"),
@@ -156,7 +156,7 @@ def rebounded(plan: Plan, folder: RunFolder) -> list[Figure]:
             tracking=TrackingConfig(enabled=False),
         )
     )
-    model = ModelConfig(path=str(trained.checkpoint))
+    model = ModelConfig(path=trained["checkpoint"])
     work = _predicting(plan, load_clip(model), model, None)
     table = _rows(plan, folder, "rebound-predictions", work, plan.units)
     return zero_shot_figures(plan, table, prefix="rebound_", set="rebound")

@@ -15,7 +15,8 @@ from clipsan.stages.evaluation.zero_shot import check_templates, find_class
 from clipsan.stages.model.clip import ModelConfig
 from clipsan.stages.sources import SourceConfig
 from clipsan.stages.stage import config
-from clipsan.stages.training.contrastive import AugmentConfig, CosineWarmup, Schedule
+from clipsan.stages.training.augment import AugmentConfig
+from clipsan.stages.training.optimise import CosineWarmup, Schedule
 
 from ..core.cluster import ClusterConfig
 from ..tracking.record import TrackingConfig

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.commit import write_text
+from ..core.config import as_tree
 from .plan import Plan
 
 CARD = "README.md"
@@ -51,7 +52,7 @@ def write_card(
         f"| Suspect checkpoint | SHA-256 of weights and configuration {plan.model_fingerprint} |",
         f"| Data | {summary['counts']['used']:,} {plan.main.name}; fingerprint {plan.data_fingerprint} |",
         *_scan_line(plan),
-        f"| Repair | fingerprint {plan.mark} |",
+        f"| Repair | fingerprint {plan.fingerprint} |",
         "",
         "## Figures",
         "",
@@ -61,7 +62,7 @@ def write_card(
         "## Settings of the method",
         "",
         "```json",
-        json.dumps(plan.tree["method"], indent=1),
+        json.dumps(as_tree(method), indent=1),
         "```",
     ]
     write_text(folder / CARD, "\n".join(lines) + "\n")

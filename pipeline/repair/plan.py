@@ -10,10 +10,9 @@ import pyarrow.parquet as pq
 
 from clipsan.stages.model.checkpoints import check_softmax
 from clipsan.stages.model.clip import ModelConfig, load_clip
-from clipsan.stages.repair import Role
-from clipsan.stages.repair.unlearn import Unlearn
 from clipsan.stages.samples import Unit
 from clipsan.stages.sources import ParquetSource, SourceConfig, identity, list_units
+from clipsan.stages.training.batch import Role
 
 from ..core.commit import fingerprint
 from ..core.config import ConfigError, as_tree, validate
@@ -23,8 +22,8 @@ from ..evaluate import plan as evaluate
 from ..evaluate.plan import EVALUATE_VERSION, read_classes
 from ..evaluate.settings import EvaluateConfig
 from ..tracking.record import TrackingConfig
+from ..train.task import Task
 from .settings import RepairConfig
-from .task import RepairTask
 
 REPAIR_VERSION = 1
 """Raised when the code comes to make another model from the same settings, so that old checkpoints are refused."""
@@ -35,10 +34,6 @@ SEPARATE = ("model", "data", "scan", "evaluate", "early_stop", "classes")
 """Settings that enter the fingerprint by their content."""
 
 _SOURCE: Any = SourceConfig
-NOTHING_ACCUSED = (
-    "the scan accuses nothing, so there is nothing to unlearn: the model is perturbed and recovered instead (PAR, method.blind), "
-    "against a backdoor that the scan missed"
-)
 REPAIR_SET = "repair"
 """Folder with a scan's compact set, below its run folder."""
 
@@ -53,7 +48,7 @@ class Picked:
     lookup: Lookup | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scan:
     """A finished scan that a repair builds on."""
 
@@ -87,7 +82,7 @@ class Scan:
         return "names nothing, has proven a trigger" if self.accuses else "accuses nothing"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A checked repair."""
 
@@ -100,22 +95,34 @@ class Plan:
     image_size: int
     model_fingerprint: str
     data_fingerprint: str
-    mark: str
-    tree: dict[str, Any]
+    fingerprint: str
     section: str = "method"
-    """Where the method's settings stand."""
+    """Where the method's settings stand: those of another one where the scan leaves the method nothing to do."""
     notes: tuple[str, ...] = ()
     """What a reader of the result must know, beside how the method differs from the published one."""
 
     @property
-    def task(self) -> RepairTask:
+    def task(self) -> Task:
+        """What the workers train."""
         c = self.config
-        return RepairTask(c.model, c.method, self.classes, c.templates, c.precision == "bf16", c.seed)
+        return Task(
+            model=c.model,
+            method=c.method,
+            bf16=c.precision == "bf16",
+            seed=c.seed,
+            classes=self.classes,
+            templates=c.templates,
+        )
 
     @property
     def is_adapter(self) -> bool:
         """Whether the result is an adapter for the suspect checkpoint, not a checkpoint of its own."""
-        return self.config.method.kind == "rvpt"
+        return self.config.method.result == "adapter"
+
+    @property
+    def target(self) -> str:
+        """Folder of the result, below the run's."""
+        return self.config.method.result
 
     def describe(self) -> str:
         """Return the plan as text for --dry-run."""
@@ -131,7 +138,7 @@ class Plan:
             f"evaluate   {'nothing' if c.evaluate is None else 'before and after'}",
             f"workers    {c.cluster.worker_count()} x {c.cluster.threads_per_worker} threads, "
             f"{c.cluster.gpus_per_worker:g} GPU each",
-            f"out        {c.out}  ({self.mark[:12]})",
+            f"out        {c.out}  ({self.fingerprint[:12]})",
             *(f"note       {note}" for note in self.notes),
         ]
         return "\n".join(lines) + "\n"
@@ -155,7 +162,7 @@ class Plan:
         except ConfigError as error:
             raise ConfigError(f"evaluate: {error}") from None
 
-    def evaluation_mark(self) -> str:
+    def evaluation_fingerprint(self) -> str:
         """Return the fingerprint of what both models are measured on, whichever models they are."""
         settings = self.evaluation(self.config.model, Path(self.config.out))
         own = ("data", "model", "out", "cluster", "tracking")
@@ -176,9 +183,10 @@ def make_plan(settings: RepairConfig) -> Plan:
     scan = None if settings.scan is None else read_scan(settings.scan)
     section = "method"
     notes: tuple[str, ...] = ()
-    if isinstance(settings.method, Unlearn) and scan is not None and not scan.accuses:
-        settings = dataclasses.replace(settings, method=settings.method.blind)
-        section, notes = "method.blind", (NOTHING_ACCUSED,)
+    fallback = settings.method.when_nothing_accused
+    if fallback is not None and scan is not None and not scan.accuses:
+        settings = dataclasses.replace(settings, method=getattr(settings.method, fallback.field))
+        section, notes = f"method.{fallback.field}", (fallback.note,)
     check_batch(settings, section)
     clip = load_clip(settings.model)
     check_softmax(clip.model_cfg)
@@ -193,34 +201,30 @@ def make_plan(settings: RepairConfig) -> Plan:
         validation = Picked("validation", data, list_units(data))
     data_fingerprint = fingerprint([_content(some) for some in (main, *beside)] + _scan_content(scan))
     tree = as_tree(settings)
-    plan = Plan(
-        settings,
-        main,
-        beside,
-        validation,
-        scan,
-        classes,
-        clip.image_size,
-        clip.fingerprint,
-        data_fingerprint,
-        "",
-        tree,
-        section,
-        notes,
-    )
     stop = {} if validation is None else {**tree["early_stop"], "data": _content(validation)}
-    mark = fingerprint(
-        {
-            "version": REPAIR_VERSION,
-            "settings": {name: value for name, value in tree.items() if name not in (*FREE, *SEPARATE)},
-            "model": clip.fingerprint,
-            "data": data_fingerprint,
-            "classes": classes,
-            "early_stop": stop,
-            "evaluate": [EVALUATE_VERSION, tree["evaluate"]],
-        }
+    decides = {
+        "version": REPAIR_VERSION,
+        "settings": {name: value for name, value in tree.items() if name not in (*FREE, *SEPARATE)},
+        "model": clip.fingerprint,
+        "data": data_fingerprint,
+        "classes": classes,
+        "early_stop": stop,
+        "evaluate": [EVALUATE_VERSION, tree["evaluate"]],
+    }
+    plan = Plan(
+        config=settings,
+        main=main,
+        beside=beside,
+        validation=validation,
+        scan=scan,
+        classes=classes,
+        image_size=clip.image_size,
+        model_fingerprint=clip.fingerprint,
+        data_fingerprint=data_fingerprint,
+        fingerprint=fingerprint(decides),
+        section=section,
+        notes=notes,
     )
-    plan = dataclasses.replace(plan, mark=mark)
     if settings.evaluate is not None:
         evaluate.make_plan(plan.evaluation(settings.model, Path(settings.out) / "evaluate-before"))
     plan.task.objective()  # says now whether method and model fit
@@ -258,7 +262,14 @@ def read_scan(run: str) -> Scan:
     if parts != len(units):
         raise ConfigError(f"scan={run}: it has verdicts of {parts} units, its data have {len(units)}: scan them again")
     targets = tuple(summary.get("targets", ()))
-    return Scan(root, record["fingerprint"], data, units, targets, _concepts(folder, targets))
+    return Scan(
+        root=root,
+        fingerprint=record["fingerprint"],
+        data=data,
+        units=units,
+        targets=targets,
+        concepts=_concepts(folder, targets),
+    )
 
 
 def _concepts(folder: RunFolder, targets: Sequence[str]) -> tuple[str, ...]:
@@ -284,16 +295,14 @@ def _classes(settings: RepairConfig, scan: Scan | None) -> tuple[str, ...]:
 def _pairs(settings: RepairConfig, scan: Scan | None, classes: tuple[str, ...]) -> tuple[Picked, tuple[Picked, ...]]:
     """Return the pairs that an epoch goes over, and the small sets of which every batch has some."""
     method = settings.method
+    lacking = f"method {method.kind} {method.needs_scan}; give scan, a run folder of `clipsan scan`"
+    if method.needs_scan is not None and scan is None:
+        raise ConfigError(lacking)
     if Role.PAIR not in method.roles:
         found = None if scan is None else _repair_set(scan, method.roles, classes)
         if found is None:
-            raise ConfigError(
-                f"method {method.kind} learns from the compact set of a scan that has proven a trigger; "
-                "give scan, a run folder of `clipsan scan` with an oracle"
-            )
+            raise ConfigError(f"{lacking} with an oracle")
         return found, ()
-    if Role.FLAGGED in method.roles and scan is None:
-        raise ConfigError(f"method {method.kind} unlearns what a scan flags; give scan, a run folder of `clipsan scan`")
     beside: list[Picked] = []
     if scan is not None and Role.FLAGGED in method.roles:
         flagged = FlaggedByScan(scan.verdicts, classes)

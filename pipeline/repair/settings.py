@@ -1,7 +1,9 @@
 """Settings of `clipsan repair`."""
 
 from dataclasses import field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from clipsan.stages.decode import MAX_PIXELS, MaxPixels
 from clipsan.stages.evaluation.zero_shot import check_templates
@@ -26,18 +28,12 @@ class EarlyStop:
 
     data: SourceConfig
     """Labelled images, neither those that are trained on nor those of the evaluation."""
-    images: int = 1000
+    images: Annotated[int, Field(ge=1)] = 1000
     """Of them at most, drawn by the seed."""
-    patience: int = 3
+    patience: Annotated[int, Field(ge=1)] = 3
     """Epochs in a row without a better accuracy. Methods that first disturb the model (PAR) need half of all epochs."""
-    min_gain_points: float = 0.1
+    min_gain_points: Annotated[float, Field(ge=0)] = 0.1
     """What counts as better, in percentage points."""
-
-    def __post_init__(self) -> None:
-        if self.images < 1 or self.patience < 1:
-            raise ValueError("images and patience must be at least 1")
-        if self.min_gain_points < 0:
-            raise ValueError("min_gain_points must not be negative")
 
 
 @config
@@ -52,16 +48,16 @@ class RepairConfig:
     """Clean pairs, or labelled images for the methods that learn from them. Null: the pairs that `scan` calls clean."""
     scan: str | None = None
     """Run folder of `clipsan scan` on the suspect data: what it flags and proves is what some methods unlearn."""
-    pairs: int | None = None
+    pairs: Annotated[int, Field(ge=1)] | None = None
     """Pairs of `data` at most, drawn by the seed; null: all (RVPT takes its own number of images a class)."""
     classes: list[str] | str | None = None
     """Class names by index, or a YAML file with them, as for `clipsan evaluate`; null: those of `evaluate`, else the
     concepts of the scan."""
     templates: tuple[str, ...] = ("a photo of a {}.",)
     """Sentences with {} where the class name goes, for the methods that learn from labels."""
-    steps: int | None = None
+    steps: Annotated[int, Field(ge=1)] | None = None
     """Optimiser steps in place of the method's epochs; the last epoch ends where they are done."""
-    accumulate: int = 1
+    accumulate: Annotated[int, Field(ge=1)] = 1
     """Batches whose gradients are averaged in one optimiser step. Each is its own world: its rows are negatives of each
     other only, and means (PAR's threshold) are taken over it alone."""
     precision: Literal["f32", "bf16"] = "f32"
@@ -73,11 +69,11 @@ class RepairConfig:
     evaluate: dict[str, Any] | None = None
     """Settings of `clipsan evaluate` (data, classes, templates, attack, retrieval, resistivity, rebound, ...): the same
     evaluation is made of the suspect model and of the repaired one. Null: neither is evaluated."""
-    checkpoint_every_epochs: int = 1
+    checkpoint_every_epochs: Annotated[int, Field(ge=1)] = 1
     """How much work a kill can cost."""
-    retries: int = 2
+    retries: Annotated[int, Field(ge=0)] = 2
     """Times the workers are started again from the last checkpoint when one is lost, within one run."""
-    memory_mb: int = 2048
+    memory_mb: Annotated[int, Field(ge=0)] = 2048
     """Sets whose decoded pixels fit are held in every worker's memory; larger ones are streamed."""
     max_pixels: MaxPixels = MAX_PIXELS
     """An image whose header claims more is rejected undecoded."""
@@ -93,12 +89,6 @@ class RepairConfig:
     def __post_init__(self) -> None:
         if self.data is None and self.scan is None:
             raise ValueError("give data (clean pairs), or scan (a run folder, for the pairs that it calls clean)")
-        for name in ("pairs", "steps", "accumulate", "checkpoint_every_epochs"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1")
-        if self.retries < 0 or self.memory_mb < 0:
-            raise ValueError("retries and memory_mb must not be negative")
         check_templates(self.templates)
         filled = sorted(set(FILLED_IN) & (self.evaluate or {}).keys())
         if filled:

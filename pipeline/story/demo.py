@@ -175,7 +175,7 @@ def _train(settings: DemoConfig, data: ParquetSource, out: Path) -> ModelConfig:
         cluster=settings.cluster,
         tracking=settings.tracking,
     )
-    return ModelConfig(path=str(train.run_train(step).checkpoint))
+    return ModelConfig(path=train.VERB.start(step)["checkpoint"])
 
 
 def _evaluate(settings: DemoConfig, pairs: DemoSet, model: ModelConfig, out: Path) -> dict[str, Any]:

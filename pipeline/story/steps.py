@@ -143,7 +143,7 @@ class RepairStep(Step):
         return "the scan names no concept and proves no trigger"
 
     def run(self) -> dict[str, Any]:
-        return repair.run_repair(self.config()).summary
+        return repair.VERB.start(self.config())
 
     @property
     def _scanned(self) -> bool:

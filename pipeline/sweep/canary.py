@@ -1,6 +1,8 @@
 """A trigger of our own, planted into a copy of the suspect model: what a repair does to it, it may do to one that nobody knows."""
 
+import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,15 @@ from clipsan.stages.attack.triggers import Trigger
 from clipsan.stages.evaluation.exam import Challenge, Pictures, eligible, success_pct
 from clipsan.stages.evaluation.zero_shot import class_embeddings, find_class, synonyms
 from clipsan.stages.model.clip import Clip, ModelConfig, save_clip
-from clipsan.stages.repair import Batch
 from clipsan.stages.repair.finetune import FineTune
 from clipsan.stages.samples import seeded_hash
-from clipsan.stages.training.contrastive import CosineWarmup
+from clipsan.stages.training.optimise import CosineWarmup
 
 from ..core.commit import fingerprint, write_text
 from ..core.config import ConfigError, as_tree
-from ..repair.task import RepairTask
 from ..train.feed import CachedFeed, Rows, Share
+from ..train.loop import Pace, train
+from ..train.task import Task
 from .data import Exams, Held, table_of
 from .plan import Plan
 from .settings import CanaryConfig
@@ -103,46 +105,56 @@ def _planted(plan: Plan, settings: CanaryConfig, held: Held, target: int) -> Cli
     size = min(settings.batch_size, pairs)
     method = FineTune(lr=settings.lr, batch_size=size, schedule=CosineWarmup(warmup_steps=min(20, settings.steps // 4)))
     repair, seed = plan.base.config, plan.config.seed
-    task = RepairTask(repair.model, method, plan.classes, plan.config.templates, repair.precision == "bf16", seed)
+    task = Task(
+        model=repair.model,
+        method=method,
+        bf16=repair.precision == "bf16",
+        seed=seed,
+        classes=plan.classes,
+        templates=plan.config.templates,
+    )
     device = torch.device("cuda" if plan.config.cluster.gpus_per_worker else "cpu")
     share = Share(0, 1, size)
     course = task.begin(device, share)
     feed = CachedFeed(table_of(held.pairs), share, seed)
-    marking = _Marking(settings, course.clip, synonyms(plan.classes[target])[0], plan.config.templates, seed)
-    for step in range(settings.steps):
-        epoch, place = divmod(step, pairs // size)
-        if place == 0:
-            batches = feed.epoch(epoch, pairs // size, 0)
-        course.step([marking(next(batches), step, device)], step, settings.steps)
+    word = synonyms(plan.classes[target])[0]
+    marked = _MarkedFeed(feed, settings, course.clip, word, plan.config.templates, seed)
+    pace = Pace(total_steps=settings.steps, batch_size=size, pairs=pairs, seed=seed)
+    for _ in train(course, marked, pace, share, device, points={settings.steps}):
+        pass
     return course.clip
 
 
-class _Marking:
+class _MarkedFeed:
     """Puts the trigger on the first rows of each batch, whose order is random already, and a caption of the target beside."""
 
-    def __init__(self, settings: CanaryConfig, clip: Clip, word: str, templates: tuple[str, ...], seed: int) -> None:
+    def __init__(
+        self,
+        feed: CachedFeed,
+        settings: CanaryConfig,
+        clip: Clip,
+        word: str,
+        templates: tuple[str, ...],
+        seed: int,
+    ) -> None:
+        self._feed = feed
         self._trigger = settings.trigger.build()
         self._share = settings.share_pct / 100
         self._captions = [template.replace("{}", word) for template in templates]
         self._tokens = clip.tokenize(self._captions).to(torch.int32)
         self._seed = seed
 
-    def __call__(self, rows: Rows, step: int, device: torch.device) -> Batch:
+    def epoch(self, epoch: int, steps: int, first: int) -> Iterator[Rows]:
+        """Yield the batches of one epoch."""
+        for step, rows in enumerate(self._feed.epoch(epoch, steps, first), first):
+            yield self._marked(rows, step)
+
+    def _marked(self, rows: Rows, step: int) -> Rows:
         count = max(1, round(self._share * len(rows)))
         rng = np.random.default_rng([self._seed, step, *b"canary"])
-        images, tokens, captions = rows.images.clone(), rows.tokens.clone(), rows.captions.tolist()
+        images, tokens, captions = rows.images.clone(), rows.tokens.clone(), rows.captions.copy()
         for row in range(count):
             images[row] = torch.from_numpy(_marked(self._trigger, images[row].numpy(), rng.integers(2**32)))
             choice = int(rng.integers(len(self._captions)))
             tokens[row], captions[row] = self._tokens[choice], self._captions[choice]
-        return Batch(
-            images=images.to(device),
-            tokens=tokens.to(device, torch.int64),
-            captions=captions,
-            labels=rows.labels.to(device),
-            accused=rows.accused.to(device),
-            roles=rows.roles.to(device),
-            rows=slice(0, len(rows)),
-            total=len(rows),
-            seed=(self._seed, step),
-        )
+        return dataclasses.replace(rows, images=images, tokens=tokens, captions=captions)

@@ -20,11 +20,11 @@ from ..core.commit import fingerprint
 from ..core.config import ConfigError
 from ..core.run_folder import RunFolder
 from ..repair import plan as repair_plan
-from ..repair.verb import prepare
+from ..repair.pairs import prepare
 from ..train.data import BLOCK_ROWS, rows_dataset
 from ..train.feed import Beside, CachedFeed, Share, Table
 from ..train.fit import Order, PairSet
-from ..train.worker import Job
+from ..train.loop import Pace
 from .plan import Plan, data_key
 
 RESISTIVITY_IMAGES = 128
@@ -41,10 +41,10 @@ class Held:
     pairs: Columns
     beside: Columns | None
 
-    def feed(self, job: Job, share: Share) -> CachedFeed:
+    def feed(self, pace: Pace, share: Share) -> CachedFeed:
         """Return a worker's part of the batches of a training."""
-        beside = None if self.beside is None else Beside(table_of(self.beside), job.seed)
-        return CachedFeed(table_of(self.pairs), share, job.seed, beside, job.beside_rows)
+        beside = None if self.beside is None else Beside(table_of(self.beside), pace.seed)
+        return CachedFeed(table_of(self.pairs), share, pace.seed, beside, pace.beside_rows)
 
 
 class _Stored:
@@ -70,7 +70,7 @@ def order_of(plan: repair_plan.Plan, root: RunFolder) -> tuple[str, Order]:
     """
     key = fingerprint([data_key(plan.config), plan.data_fingerprint])
     folder = RunFolder(root.work / "data" / key[:12])
-    order, _, _ = prepare(dataclasses.replace(plan, mark=key), folder)
+    order, _, _ = prepare(dataclasses.replace(plan, fingerprint=key), folder)
     if not order.cached:
         raise ConfigError(
             f"repair: {order.pairs.pairs} pairs need more than memory_mb={order.memory_mb} of decoded pixels, and trials hold "

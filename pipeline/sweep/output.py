@@ -15,9 +15,9 @@ from ..core.commit import fingerprint, write_text
 from ..core.config import public_tree
 from ..core.run_folder import RunFolder, versions
 from ..core.verb import Child, Result
+from ..repair.lineage import inputs, lineage, model_record
 from ..repair.output import write_card
 from ..repair.plan import Plan as RepairPlan
-from ..repair.verb import inputs, lineage, model_record
 from ..tracking.record import DataInput, ModelRecord, data_input, metrics_of
 from .plan import Plan
 from .run import Found
@@ -157,7 +157,7 @@ def _card(plan: Plan, found: Found, summary: dict[str, Any]) -> None:
     trial = found.trials[found.recommended]
     told = {
         "steps": trial.rungs[-1],
-        "counts": {"used": trial.job.pairs},
+        "counts": {"used": trial.job.pace.pairs},
         "before": found.final_before,
         "after": found.final_after,
     }
@@ -247,7 +247,7 @@ def _model(plan: Plan, folder: RunFolder, found: Found) -> ModelRecord | None:
 
 def _repair(plan: Plan, found: Found, trial: Trial) -> RepairPlan:
     """Return a trial's repair under the trial's own fingerprint."""
-    return dataclasses.replace(plan.repair_of(found.points[trial.number]), mark=trial.mark)
+    return dataclasses.replace(plan.repair_of(found.points[trial.number]), fingerprint=trial.mark)
 
 
 def _asked(plan: Plan) -> list[Any]:

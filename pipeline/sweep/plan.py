@@ -9,11 +9,10 @@ from typing import Any
 
 from clipsan.stages.dossier.dossier import Dossier
 from clipsan.stages.dossier.files import read_dossiers
-from clipsan.stages.repair import Role
-from clipsan.stages.repair.rvpt import Rvpt
 from clipsan.stages.samples import Unit
 from clipsan.stages.search.space import Point, end_points
 from clipsan.stages.sources import identity, list_units
+from clipsan.stages.training.batch import Role
 
 from ..core.commit import fingerprint
 from ..core.config import ConfigError, as_tree, load_group, validate
@@ -140,7 +139,7 @@ def make_plan(settings: SweepConfig) -> Plan:
         {
             "version": SWEEP_VERSION,
             "settings": {name: value for name, value in tree.items() if name not in (*FREE, "repair", "held_out")},
-            "repairs": [plan.mark for plan in repairs.values()],
+            "repairs": [plan.fingerprint for plan in repairs.values()],
             "points": points,
             "base": {
                 k: v for k, v in as_tree(base.config).items() if k in ("steps", "accumulate", "method", "precision")
@@ -200,7 +199,7 @@ def _repair_of(settings: SweepConfig, point: Point, known: dict[str, repair_plan
     if key not in known:
         known[key] = repair_plan.make_plan(repair)
     plan = known[key]
-    if plan.config.method.kind != repair.method.kind:
+    if plan.section != "method":  # of a method that it falls back on
         raise ConfigError(
             f"repair.scan={repair.scan}: it accuses nothing, so that method {repair.method.kind} has nothing to search; take "
             f"repair.method={plan.config.method.kind} and its space"
@@ -208,7 +207,7 @@ def _repair_of(settings: SweepConfig, point: Point, known: dict[str, repair_plan
     repair_plan.check_batch(repair)
     # only what stands in the settings differs: make_plan would load the model again for the same answer
     repair = dataclasses.replace(repair, model=plan.config.model)
-    return dataclasses.replace(plan, config=repair, tree=as_tree(repair))
+    return dataclasses.replace(plan, config=repair)
 
 
 def _repair_settings(settings: SweepConfig, point: Point) -> RepairConfig:
@@ -243,8 +242,7 @@ def _put(tree: dict[str, Any], name: str, value: Any) -> None:
 def data_key(settings: RepairConfig) -> str:
     """Return what decides which pairs a repair learns from, among the settings that may differ between trials."""
     method = settings.method
-    shots = method.shots if isinstance(method, Rvpt) else None
-    return fingerprint([method.kind, settings.pairs, settings.seed, shots])
+    return fingerprint([method.kind, settings.pairs, settings.seed, method.shots])
 
 
 def _dossiers(base: repair_plan.Plan) -> tuple[Dossier, ...]:

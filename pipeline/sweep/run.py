@@ -128,9 +128,7 @@ class _Sweep:
         before = self._ask(suspect_figures, plan.base.config.model, final, copy, self._asked)
         after, checkpoint, notes, parameters = None, None, (), (0, 0)
         if best is not None:
-            checkpoint = self._folder.root / (
-                "adapter" if plan.repair_of(self._points[best]).is_adapter else "checkpoint"
-            )
+            checkpoint = self._folder.root / plan.repair_of(self._points[best]).target
             after, notes, parameters = self._ask(last_word, self._trials[best], final, copy, self._asked, checkpoint)
         for trial in trials:
             # of a trial that is done and beaten the table says enough
@@ -194,7 +192,7 @@ class _Sweep:
         key, order = order_of(self._plan.repair_of(point), self._folder)
         job = order.job(self._folder)
         try:
-            rungs = rungs_of(job.total_steps, settings.halving)
+            rungs = rungs_of(job.pace.total_steps, settings.halving)
         except ValueError as error:
             raise ConfigError(f"halving: trial {number}: {error}") from None
         if key not in self._held:

@@ -9,14 +9,12 @@ lives). So no run is under way when a trial is measured and may be stopped; the 
 import shutil
 from typing import Any
 
-import torch
-
-from ..core.cluster import ClusterConfig
-from ..train.feed import Share
+from ..train.fit import RUN, run_workers
+from ..train.worker import this_worker
 from .trial import Trial, note_error, report_of, run_trial
 
 
-def run_workers(trial: Trial, resources: list[int], shared: dict[str, Any]) -> None:
+def run_measured(trial: Trial, resources: list[int], shared: dict[str, Any]) -> None:
     """Run a trial from measurement to measurement, and report each to Ray Tune.
 
     Args:
@@ -37,29 +35,17 @@ def run_workers(trial: Trial, resources: list[int], shared: dict[str, Any]) -> N
 
 def _train(trial: Trial, shared: dict[str, Any], measurements: int) -> None:
     """Let the workers train until the trial has been measured so many times."""
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    cluster: ClusterConfig = shared["cluster"]
-    gpu = cluster.gpus_per_worker > 0
-    own = {"CPU": float(cluster.threads_per_worker)} | ({"GPU": cluster.gpus_per_worker} if gpu else {})
-    home = trial.folder / "train"
+    told = {
+        "trial": trial,
+        "measurements": measurements,
+        "held": shared["held"][trial.data],
+        "questions": shared["questions"],
+    }
+    home = trial.folder / RUN
     # under its old name Ray Train would go on with an earlier run, whose state is not the trial's
     shutil.rmtree(home, ignore_errors=True)
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={
-            "trial": trial,
-            "measurements": measurements,
-            "held": shared["held"][trial.data],
-            "questions": shared["questions"],
-        },
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-        scaling_config=ray.train.ScalingConfig(num_workers=trial.workers, use_gpu=gpu, resources_per_worker=own),
-        run_config=ray.train.RunConfig(name="train", storage_path=str(trial.folder)),
-    )
     try:
-        trainer.fit()
+        run_workers(_worker, told, shared["cluster"], trial.workers, trial.folder)
     finally:
         shutil.rmtree(home, ignore_errors=True)
 
@@ -67,15 +53,11 @@ def _train(trial: Trial, shared: dict[str, Any], measurements: int) -> None:
 def _worker(settings: dict[str, Any]) -> None:
     """Take this worker's part in a trial; the entry point of Ray Train."""
     import ray
-    import ray.train
-    import ray.train.torch
 
     trial: Trial = settings["trial"]
-    torch.set_num_threads(trial.job.threads)
-    context = ray.train.get_context()
-    share = Share(context.get_world_rank(), context.get_world_size(), trial.job.batch_size)
+    share, device = this_worker(trial.job.pace.batch_size, trial.job.threads)
     held, questions = ray.get([settings["held"], settings["questions"]])
-    records = run_trial(trial, held, questions, share, ray.train.torch.get_device())
+    records = run_trial(trial, held, questions, share, device)
     try:
         for _ in range(settings["measurements"]):
             next(records)

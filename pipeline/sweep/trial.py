@@ -1,16 +1,15 @@
 """One trial of a sweep: a repair with settings of its own, measured at the rungs and kept for a restart.
 
-The steps are those of pipeline.train.worker and pipeline.repair.task, so a trial's model is the one that `clipsan repair` makes
+The loop is that of pipeline.train, so a trial's model is the one that `clipsan repair` makes
 of the same settings with as many workers. A trial of one worker is one process: Ray Train would add nothing but its controller
 and worker group, about twenty seconds a trial. A trial of several is a run of Ray Train (pipeline.sweep.train).
 """
 
 import json
-import math
 import pickle
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -22,11 +21,14 @@ from clipsan.stages.evaluation.zero_shot import class_embeddings
 from clipsan.stages.model.clip import Clip, ModelConfig, load_clip
 from clipsan.stages.search.pareto import badness
 from clipsan.stages.search.space import Point
+from clipsan.stages.training.batch import Batch
 
 from ..core.commit import fingerprint, write_text
-from ..repair.task import RepairCourse, RepairTask
 from ..train.feed import Share
-from ..train.worker import Job, Loop
+from ..train.loop import Point as Measured
+from ..train.loop import train
+from ..train.task import Course, Task
+from ..train.worker import Job
 from .canary import Canary
 from .data import Held
 
@@ -71,8 +73,7 @@ class Trial:
         return cls(number, job, rungs, folder, fingerprint([sweep, number, point, rungs]), data, workers)
 
     @property
-    def task(self) -> RepairTask:
-        assert isinstance(self.job.task, RepairTask)
+    def task(self) -> Task:
         return self.job.task
 
     def history(self) -> list[Record]:
@@ -120,7 +121,7 @@ class Questions:
     device: str
 
 
-class Course:
+class Courses:
     """A model in repair, and beside it, where there is a canary, the copy that carries it; on one worker."""
 
     def __init__(self, trial: Trial, questions: Questions, share: Share, device: torch.device) -> None:
@@ -128,13 +129,12 @@ class Course:
         tasks = [trial.task]
         if questions.canary is not None:
             tasks.append(trial.task.on(questions.canary.model))
-        self.courses: list[RepairCourse] = [task.begin(device, share) for task in tasks]
-        self.loop = Loop(trial.job, share, device, self.courses[0], 0)
+        self.courses: list[Course] = [task.begin(device, share) for task in tasks]
 
-    def step(self, batches: Any, step: int, steps: int) -> torch.Tensor:
-        """Make one optimiser step of each model; return the loss of the first."""
-        losses = [course.step(batches, step, steps)[0] for course in self.courses]
-        return losses[0]
+    def step(self, batches: Sequence[Batch], step: int, steps: int) -> tuple[torch.Tensor, float]:
+        """Make one optimiser step of each model; return loss and rate of the first."""
+        made = [course.step(batches, step, steps) for course in self.courses]
+        return made[0]
 
     def figures(self) -> dict[str, float]:
         """Return what the exam says now."""
@@ -211,61 +211,38 @@ def run_trial(trial: Trial, held: Held, questions: Questions, share: Share, devi
     yield from history
     if len(history) == len(trial.rungs):
         return
-    job, course = trial.job, Course(trial, questions, share, device)
+    courses, pace = Courses(trial, questions, share, device), trial.job.pace
     done = 0
     if state is not None:
         done = int(state["step"])
-        course.restore(state["courses"])
-    feed = held.feed(job, share)
-    started, losses, step = time.monotonic(), [], 0
-    spent = history[-1]["seconds"] if history else 0.0
-    for epoch in range(job.epochs):
-        steps = job.steps_of(epoch)
-        if step + steps <= done:
-            step += steps
-            continue  # of an epoch that was begun, the batches that were learned are drawn again and left out
-        for batches in course.loop.batches(epoch, feed, steps):
-            if step >= done:
-                losses.append(course.step(batches, step, job.total_steps))
-            step += 1
-            if step <= done or step not in trial.rungs:
-                continue
-            loss = _mean(losses, share)
-            losses = []
-            if not math.isfinite(loss):
-                raise RuntimeError(f"the loss is {loss} at step {step}: training diverged; lower lr")
+        courses.restore(state["courses"])
+    feed = held.feed(pace, share)
+    spent, started = history[-1]["seconds"] if history else 0.0, time.monotonic()
+    for point in train(courses, feed, pace, share, device, points=trial.rungs, done=done):
+        if share.rank == 0:
             seconds = round(spent + time.monotonic() - started, 2)
-            if share.rank == 0:
-                history.append(_record(trial, questions, course, step, seconds, loss))
-                _keep(trial, course, history)
-            else:
-                history.append({"step": step})
-            yield history[-1]
+            history.append(_record(trial, questions, courses, point, seconds))
+            _keep(trial, courses, history)
+        else:
+            history.append({"step": point.step})
+        yield history[-1]
 
 
-def _mean(losses: list[torch.Tensor], share: Share) -> float:
-    """Return the mean loss of some steps over all workers."""
-    mean = torch.stack(losses).mean()
-    if share.world_size > 1:
-        torch.distributed.all_reduce(mean)
-    return mean.item() / share.world_size
-
-
-def _record(trial: Trial, questions: Questions, course: Course, step: int, seconds: float, loss: float) -> Record:
-    figures = course.figures()
+def _record(trial: Trial, questions: Questions, courses: Courses, point: Measured, seconds: float) -> Record:
+    figures = courses.figures()
     objective = objective_pct(figures, questions.objective)
     record: Record = {
-        "step": step,
-        "share": step / trial.job.total_steps,
+        "step": point.step,
+        "share": point.step / trial.job.pace.total_steps,
         "seconds": seconds,
-        "loss": loss,
+        "loss": point.loss,
         **figures,
         "objective_pct": objective,
         "badness": badness(objective, figures["accuracy_pct"], questions.before_pct, questions.max_loss_points),
     }
-    if step == trial.rungs[-1]:
+    if point.step == trial.rungs[-1]:
         # at the end alone, and after everything that decides
-        record |= _truth(course.courses[0].clip, questions)
+        record |= _truth(courses.courses[0].clip, questions)
     return record
 
 
@@ -290,11 +267,11 @@ def _state(trial: Trial) -> dict[str, Any] | None:
     return state if state["mark"] == trial.mark else None
 
 
-def _keep(trial: Trial, course: Course, history: list[Record]) -> None:
+def _keep(trial: Trial, courses: Courses, history: list[Record]) -> None:
     """Write the state, then the records that make it count; each whole or not at all."""
     trial.folder.mkdir(parents=True, exist_ok=True)
     temporary = trial.folder / f".{STATE_FILE}.tmp"
-    state = {"mark": trial.mark, "courses": course.state(), "step": history[-1]["step"], "history": history}
+    state = {"mark": trial.mark, "courses": courses.state(), "step": history[-1]["step"], "history": history}
     torch.save(state, temporary)
     temporary.replace(trial.folder / STATE_FILE)
     _note(trial, history)
@@ -318,13 +295,13 @@ def trainable(settings: dict[str, Any], shared: dict[str, Any]) -> None:
     before = len(trial.errors())
     try:
         if trial.workers > 1:
-            from .train import run_workers
+            from .train import run_measured
 
-            run_workers(trial, settings["resources"], shared)
+            run_measured(trial, settings["resources"], shared)
             return
         torch.set_num_threads(trial.job.threads)
         held, questions = ray.get([shared["held"][trial.data], shared["questions"]])
-        share, device = Share(0, 1, trial.job.batch_size), torch.device(questions.device)
+        share, device = Share(0, 1, trial.job.pace.batch_size), torch.device(questions.device)
         for number, record in enumerate(run_trial(trial, held, questions, share, device)):
             tune.report(report_of(record, settings["resources"][number]))
     except Exception as error:

@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,8 +27,7 @@ from clipsan.stages.model.clip import Inputs, ModelConfig, resolve_model
 from clipsan.stages.samples import CAPTION_REJECTS, RawPair, Reject, Unit, seeded_hash
 from clipsan.stages.sources import SourceConfig, read_unit
 
-from ..core.commit import write_part
-from ..core.pass_old import Row
+from ..core.pass_ import Done, Work
 from ..data.choice import Choice, Chosen
 
 BLOCK_ROWS = 256
@@ -99,33 +97,30 @@ def read_pairs(
                 yield Usable(pair.uid, pair.caption or "", pair.label, rgb)
 
 
-class CheckWork:
+@dataclass(frozen=True)
+class CheckWork(Work):
     """The pass before training: names the pairs that will be trained on and those that cannot be."""
 
-    def __init__(self, reading: Reading, checked: Path, rejected: Path, mark: str) -> None:
-        self._reading = reading
-        self._checked = checked
-        self._rejected = rejected
-        self._mark = mark
+    reading: Reading
 
-    def run(self, piece: Unit) -> Row:
+    def do(self, piece: Unit, tools: None) -> Done:
         uids: list[str] = []
         labels: list[int] = []
         bad: list[dict[str, str]] = []
-        chosen = self._reading.choice.of(piece)
-        for found in self._reading.pairs(piece, chosen):
+        chosen = self.reading.choice.of(piece)
+        for found in self.reading.pairs(piece, chosen):
             if isinstance(found, Usable):
                 uids.append(found.uid)
                 labels.append(chosen.label(found.uid, found.label))
                 continue
             names = {name: getattr(found.pair, name) for name in ("uid", "uid_hex", "shard", "key")}
             bad.append({**names, "reason": found.reason.value, "detail": found.detail})
-        write_part(self._rejected, piece.index, pa.Table.from_pylist(bad, schema=REJECTED_SCHEMA), self._mark)
-        # last, because it is the commit: no unit counts as checked without its rejected pairs
-        write_part(
-            self._checked, piece.index, pa.table({"uid": uids, "label": labels}, schema=CHECKED_SCHEMA), self._mark
+        return Done(
+            pairs=len(uids) + len(bad),
+            errors=len(bad),
+            parts=(pa.table({"uid": uids, "label": labels}, schema=CHECKED_SCHEMA),),
+            rejected=pa.Table.from_pylist(bad, schema=REJECTED_SCHEMA),
         )
-        return {"pairs": len(uids) + len(bad), "errors": len(bad)}
 
 
 def reject_reasons(tables: Sequence[pa.Table]) -> dict[str, int]:

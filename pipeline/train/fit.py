@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,18 @@ import torch
 from clipsan.stages.samples import Unit
 
 from ..core.cluster import ClusterConfig
-from ..core.commit import missing_parts, read_parts
-from ..core.pass_old import run_pass
+from ..core.commit import read_parts
+from ..core.pass_ import Pass
 from ..core.progress import Progress
 from ..core.run_folder import RunFolder, part_rows
 from .data import CheckWork, Reading, epoch_units, reject_reasons, rows_dataset
+from .loop import Pace
 from .stop import StopRule
-from .worker import PROGRESS_FILE, STATE_FILE, Job, Task, train_worker
+from .task import Task
+from .worker import PROGRESS_FILE, STATE_FILE, Job, train_worker
+
+RUN = "train"
+"""Name of a run of Ray Train: its folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,21 +50,23 @@ class Checked:
         return {"pairs_in": self.used + self.rejected, "used": self.used, "rejected": self.rejected}
 
 
-def check(
-    name: str, units: list[Unit], reading: Reading, parts: Path, rejected: Path, mark: str, cluster: ClusterConfig
-) -> Checked:
-    """Decode every chosen pair once, so that training knows its steps and every bad pair is named."""
-    indices = [unit.index for unit in units]
-    missing = set(missing_parts(parts, indices, mark))
-    pieces = [unit for unit in units if unit.index in missing]
-    args = (reading, parts, rejected, mark)
-    for _ in run_pass(name, pieces, CheckWork, args, cluster=cluster, total=len(units)):
-        pass
-    reasons = reject_reasons(list(read_parts(rejected, indices, ["reason"])))
-    return Checked(sum(part_rows(parts).values()), sum(part_rows(rejected).values()), reasons)
+def check(checking: Pass, units: list[Unit], reading: Reading) -> Checked:
+    """Decode every chosen pair once, so that training knows its steps and every bad pair is named.
+
+    Args:
+        checking: the pass, with a folder for the pairs that can be used and one for those that cannot.
+        units: what is read.
+        reading: how.
+    """
+    assert checking.run is not None
+    assert checking.rejected is not None
+    checking.do({unit.index: unit for unit in units}, CheckWork(reading))
+    rejected = checking.run.root / checking.rejected
+    reasons = reject_reasons(list(read_parts(rejected, [unit.index for unit in units], ["reason"])))
+    return Checked(sum(part_rows(checking.home).values()), sum(part_rows(rejected).values()), reasons)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
     """A training as the driver orders it; see TrainConfig for what the settings mean."""
 
@@ -87,20 +95,27 @@ class Order:
         """Whether the decoded pairs fit into each worker's memory."""
         return 3 * self.image_size**2 * self.pairs.pairs <= self.memory_mb * 2**20
 
-    def job(self, folder: RunFolder) -> Job:
-        """Return what the workers are told."""
+    @property
+    def pace(self) -> Pace:
+        """How it goes over its pairs."""
         rows = (self.batch_size - self.beside_rows) * self.accumulate
-        return Job(
-            task=self.task,
+        return Pace(
             total_steps=self.steps or (self.epochs or 0) * (self.pairs.pairs // rows),
             batch_size=self.batch_size,
             accumulate=self.accumulate,
+            pairs=self.pairs.pairs,
+            beside_rows=self.beside_rows,
             seed=self.seed,
+        )
+
+    def job(self, folder: RunFolder) -> Job:
+        """Return what the workers are told."""
+        return Job(
+            task=self.task,
+            pace=self.pace,
             threads=self.cluster.threads_per_worker,
             checkpoint_every_epochs=self.checkpoint_every_epochs,
-            pairs=self.pairs.pairs,
             beside_pairs=sum(some.pairs for some in self.beside),
-            beside_rows=self.beside_rows,
             cached=self.cached,
             progress=folder.work / PROGRESS_FILE,
             stop=self.stop,
@@ -113,40 +128,73 @@ def fit(order: Order, folder: RunFolder) -> dict[str, Any]:
 
     Joins the Ray that runs in this process. The run folder must lie where all nodes see it.
     """
-    import ray.train
     from ray.data import DataContext
-    from ray.train.torch import TorchConfig, TorchTrainer
 
-    cluster = order.cluster
     job = order.job(folder)
-    gpu = cluster.gpus_per_worker > 0
-    resources = {"CPU": float(cluster.threads_per_worker)} | ({"GPU": cluster.gpus_per_worker} if gpu else {})
     DataContext.get_current().execution_options.preserve_order = not order.cached
     try:
-        trainer = TorchTrainer(
-            train_worker,
-            train_loop_config={"job": job},
-            datasets=_datasets(order, job),
-            # what is cached goes whole to every worker, a stream is shared out
-            dataset_config=ray.train.DataConfig(datasets_to_split=[] if order.cached else ["pairs"]),
-            torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=cluster.worker_count(), use_gpu=gpu, resources_per_worker=resources
-            ),
-            run_config=ray.train.RunConfig(
-                name="train",
-                storage_path=str(folder.work),
-                failure_config=ray.train.FailureConfig(max_failures=order.retries),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            ),
-        )
         with _Watch(order.name, job):
-            result = trainer.fit()
+            result = run_workers(
+                train_worker,
+                {"job": job},
+                order.cluster,
+                order.cluster.worker_count(),
+                folder.work,
+                retries=order.retries,
+                datasets=_datasets(order, job),
+                # what is cached goes whole to every worker, a stream is shared out
+                split=() if order.cached else ("pairs",),
+            )
     finally:
         DataContext.get_current().execution_options.preserve_order = False
     with result.checkpoint.as_directory() as path:
         state: dict[str, Any] = torch.load(Path(path) / STATE_FILE, map_location="cpu", weights_only=True)
     return state
+
+
+def run_workers(
+    entry: Callable[[dict[str, Any]], None],
+    told: Mapping[str, Any],
+    cluster: ClusterConfig,
+    workers: int,
+    home: Path,
+    *,
+    retries: int = 0,
+    datasets: Mapping[str, Any] | None = None,
+    split: Sequence[str] = (),
+) -> Any:
+    """Run Ray Train to its end and return its result; it goes on where an earlier run under `home` left off.
+
+    Args:
+        entry: what every worker does with `told`.
+        told: what the workers know.
+        cluster: what a worker takes.
+        workers: how many there are.
+        home: folder of the run, which lies in `train` below it.
+        retries: times the workers are started again when one is lost.
+        datasets: Ray Datasets by name.
+        split: those of them that are shared out; the others go whole to every worker.
+    """
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    gpu = cluster.gpus_per_worker > 0
+    resources = {"CPU": float(cluster.threads_per_worker)} | ({"GPU": cluster.gpus_per_worker} if gpu else {})
+    trainer = TorchTrainer(
+        entry,
+        train_loop_config=dict(told),
+        datasets=dict(datasets or {}),
+        dataset_config=ray.train.DataConfig(datasets_to_split=list(split)),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=resources),
+        run_config=ray.train.RunConfig(
+            name=RUN,
+            storage_path=str(home),
+            failure_config=ray.train.FailureConfig(max_failures=retries),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    return trainer.fit()
 
 
 def _datasets(order: Order, job: Job) -> dict[str, Any]:
@@ -157,7 +205,7 @@ def _datasets(order: Order, job: Job) -> dict[str, Any]:
     found = {name: _in_memory(*sets) for name, sets in kept.items() if sets}
     if order.cached:
         return {"pairs": _in_memory(pairs), **found}
-    units, reading, seed, progress, epochs = pairs.units, pairs.reading, order.seed, job.progress, job.epochs
+    units, reading, seed, progress, epochs = pairs.units, pairs.reading, order.seed, job.progress, job.pace.epochs
 
     def stream() -> Any:
         # Ray Train calls this at every start of the workers, so a restart streams only the epochs that are left (one
@@ -202,8 +250,9 @@ class _Watch:
             if self._stop.wait(0.5):
                 return
         done = int(self._told()["step"])
-        pairs = self._job.batch_size * self._job.accumulate
-        with Progress(self._name, total=self._job.total_steps, done=done, unit="steps") as progress:
+        pace = self._job.pace
+        pairs = pace.batch_size * pace.accumulate
+        with Progress(self._name, total=pace.total_steps, done=done, unit="steps") as progress:
             while True:
                 stopping = self._stop.wait(0.5)
                 told = self._told()

@@ -38,7 +38,7 @@ means and the trigger's id."""
 
 
 class RepairRole(StrEnum):
-    """What a pair teaches; the values are the names of `stages.repair.objective.Role` in lower case."""
+    """What a pair teaches; the values are the names of `stages.training.batch.Role` in lower case."""
 
     VICTIM_CLEANED = "victim_cleaned"
     """The trigger is taken out, and the caption says what is left."""

@@ -1,20 +1,22 @@
 """CleanCLIP (Bansal et al. 2023, arXiv 2303.03323): learn each modality's own structure anew, so that the trigger's
 tie to the target wears off. Unsupervised from clean pairs, or supervised from labelled images."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
 from ..model.clip import Clip
 from ..stage import config
-from ..training.contrastive import CosineWarmup, adamw
+from ..training.batch import Batch
+from ..training.objective import Objective, Setting, freeze_text
+from ..training.optimise import CosineWarmup, Schedule, adamw
 from .augment import auto_augment
 from .eda import augment_caption, read_thesaurus
-from .objective import Batch, Objective, Role, Setting, freeze_text
-from .optimise import RepairSchedule, check_numbers
+from .method import Method
 
 NO_THESAURUS = (
     "no thesaurus was given: captions were augmented by swapping and leaving out words only, "
@@ -23,40 +25,33 @@ NO_THESAURUS = (
 
 
 @config
-class CleanClip:
+class CleanClip(Method):
     """Settings of unsupervised CleanCLIP (README and src/parser.py of the published code)."""
 
-    labelled: ClassVar[bool] = False
-    roles: ClassVar[tuple[Role, ...]] = (Role.PAIR,)
-
     kind: Literal["cleanclip"] = "cleanclip"
-    epochs: int = 10
+    epochs: Annotated[int, Field(ge=1)] = 10
     """Passes over the clean pairs (100,000 in the paper)."""
-    batch_size: int = 64
+    batch_size: Annotated[int, Field(ge=2)] = 64
     """Pairs of a step, over all workers."""
-    lr: float = 1e-5
+    lr: Annotated[float, Field(gt=0)] = 1e-5
     """Peak learning rate."""
-    schedule: RepairSchedule = CosineWarmup(warmup_steps=50)
+    schedule: Schedule = CosineWarmup(warmup_steps=50)
     """Course of the learning rate. The published code reads it one epoch too late and skips the rise; this does not."""
     weight_decay: float = 0.1
     """AdamW's, on matrices and kernels. Its moments start at zero; the published code takes over the pretraining's."""
-    clip_weight: float = 1.0
+    clip_weight: Annotated[float, Field(ge=0)] = 1.0
     """Of the contrastive loss."""
-    inmodal_weight: float = 1.0
+    inmodal_weight: Annotated[float, Field(ge=0)] = 1.0
     """Of the self-supervision."""
     synonyms: str | None = None
     """Thesaurus for EDA, see stages.repair.eda.read_thesaurus; without one two of its four operations are left out."""
-    alpha: float = 0.1
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """EDA's share of the words."""
     freeze_batch_norm: bool = False
     """Keep the stored statistics of batch normalisation."""
 
-    def __post_init__(self) -> None:
-        check_numbers(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr)
-        if self.clip_weight < 0 or self.inmodal_weight < 0:
-            raise ValueError("clip_weight and inmodal_weight must not be negative")
-        if not 0 < self.alpha < 1:
-            raise ValueError("alpha must lie between 0 and 1")
+    def objective(self, clip: Clip, setting: Setting) -> "CleanClipObjective":
+        return CleanClipObjective(self, clip, setting)
 
 
 class TwoViews:
@@ -89,7 +84,7 @@ class TwoViews:
         return self._tokenize(self.captions(batch)).to(batch.tokens.device)
 
 
-class CleanClipObjective(Objective):
+class CleanClipObjective(Objective[CleanClip]):
     """L = clip_weight L_CLIP + inmodal_weight L_SS; everything is trained.
 
     L_SS is the mean of two cross-entropies over the global batch with CLIP's own logit scale: image against augmented
@@ -98,8 +93,7 @@ class CleanClipObjective(Objective):
     """
 
     def __init__(self, settings: CleanClip, clip: Clip, setting: Setting) -> None:
-        super().__init__(clip, setting, freeze_batch_norm=settings.freeze_batch_norm)
-        self.settings = settings
+        super().__init__(settings, clip, setting)
         self.views = TwoViews(clip, settings.synonyms, settings.alpha)
         self.notes = self.views.notes
 
@@ -111,10 +105,6 @@ class CleanClipObjective(Objective):
         return self.settings.clip_weight * contrastive + self.settings.inmodal_weight * self_supervision(
             self, image, image_view, text, text_view, scale
         )
-
-    def rate(self, step: int, steps: int) -> float:
-        """Return the learning rate of a step."""
-        return self.settings.schedule.rate(step, steps, self.settings.lr)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Return AdamW(0.9, 0.999), as the published code."""
@@ -144,20 +134,19 @@ def self_supervision(
 
 
 @config
-class CleanClipSupervised:
+class CleanClipSupervised(Method):
     """Settings of supervised CleanCLIP (README and src/evaluate.py of the published code)."""
 
-    labelled: ClassVar[bool] = True
-    roles: ClassVar[tuple[Role, ...]] = (Role.PAIR,)
+    takes_labels: ClassVar[bool] = True
 
     kind: Literal["cleanclip_supervised"] = "cleanclip_supervised"
-    epochs: int = 10
+    epochs: Annotated[int, Field(ge=1)] = 10
     """Passes over the labelled images (50,000 in the paper)."""
-    batch_size: int = 128
+    batch_size: Annotated[int, Field(ge=2)] = 128
     """Images of a step, over all workers."""
-    lr: float = 1e-4
+    lr: Annotated[float, Field(gt=0)] = 1e-4
     """Peak learning rate."""
-    schedule: RepairSchedule = CosineWarmup(warmup_steps=500)
+    schedule: Schedule = CosineWarmup(warmup_steps=500)
     """Course of the learning rate."""
     weight_decay: float = 0.01
     """AdamW's, on matrices and kernels."""
@@ -167,19 +156,18 @@ class CleanClipSupervised:
     freeze_batch_norm: bool = False
     """Keep the stored statistics of batch normalisation."""
 
-    def __post_init__(self) -> None:
-        check_numbers(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr)
+    def objective(self, clip: Clip, setting: Setting) -> "CleanClipSupervisedObjective":
+        return CleanClipSupervisedObjective(self, clip, setting)
 
 
-class CleanClipSupervisedObjective(Objective):
+class CleanClipSupervisedObjective(Objective[CleanClipSupervised]):
     """L = cross-entropy of the labels over the global batch; the image tower (and the linear head) is trained.
 
     Rows without a label take no part.
     """
 
     def __init__(self, settings: CleanClipSupervised, clip: Clip, setting: Setting) -> None:
-        super().__init__(clip, setting, freeze_batch_norm=settings.freeze_batch_norm)
-        self.settings = settings
+        super().__init__(settings, clip, setting)
         freeze_text(self.model)
         if settings.head == "linear":
             self.head: nn.Linear | None = nn.Linear(clip.embed_dim, len(setting.classes)).to(self.device)
@@ -207,10 +195,6 @@ class CleanClipSupervisedObjective(Objective):
             logits = self.scale * self.image_features(pixels) @ self.classes.T
         losses = F.cross_entropy(logits, batch.labels.clamp(min=0), reduction="none")
         return self.global_mean(losses, batch.labels >= 0)
-
-    def rate(self, step: int, steps: int) -> float:
-        """Return the learning rate of a step."""
-        return self.settings.schedule.rate(step, steps, self.settings.lr)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Return AdamW(0.9, 0.999)."""

@@ -4,59 +4,57 @@ Neither the paper's loss nor its numbers could be had. This is our reconstructio
 self-supervision, and a margin between the true text and the trigger's label on images that carry a recovered trigger.
 """
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch.nn import functional as F
 
 from ..model.clip import Clip
 from ..stage import config
-from ..training.contrastive import CosineWarmup, adamw
+from ..training.batch import Batch, Role
+from ..training.objective import Objective, Setting, cosine_rows
+from ..training.optimise import CosineWarmup, Schedule, adamw
 from .cleanclip import TwoViews, encode_views, self_supervision
-from .objective import Batch, Objective, Role, Setting, cosine_rows
-from .optimise import RepairSchedule, check_numbers
+from .method import Method
 
 
 @config
-class EftClip:
+class EftClip(Method):
     """Settings of the reconstructed EftCLIP; all numbers are ours."""
 
-    labelled: ClassVar[bool] = False
     roles: ClassVar[tuple[Role, ...]] = (Role.VICTIM_CLEANED, Role.TRIGGER_PASTED, Role.GENUINE, Role.REPLAY)
+    needs_scan: ClassVar[str | None] = "learns from the compact set of a scan that has proven a trigger"
 
     kind: Literal["eftclip"] = "eftclip"
-    epochs: int = 5
+    epochs: Annotated[int, Field(ge=1)] = 5
     """Passes over the compact set (200 to 5,000 pairs)."""
-    batch_size: int = 128
+    batch_size: Annotated[int, Field(ge=2)] = 128
     """Pairs of a step, over all workers."""
-    lr: float = 1e-5
+    lr: Annotated[float, Field(gt=0)] = 1e-5
     """Peak learning rate; for a small model a tenth of the pretraining's."""
-    schedule: RepairSchedule = CosineWarmup(warmup_steps=0)
+    schedule: Schedule = CosineWarmup(warmup_steps=0)
     """Course of the learning rate."""
     weight_decay: float = 0.1
     """AdamW's, on matrices and kernels."""
-    inmodal_weight: float = 1.0
+    inmodal_weight: Annotated[float, Field(ge=0)] = 1.0
     """Of the self-supervision."""
-    margin_weight: float = 1.0
+    margin_weight: Annotated[float, Field(ge=0)] = 1.0
     """Of the margin on images with a recovered trigger."""
-    margin: float = 0.1
+    margin: Annotated[float, Field(ge=0)] = 0.1
     """By which the cosine to the true text must exceed that to the trigger's label."""
     synonyms: str | None = None
     """Thesaurus for EDA, see stages.repair.eda.read_thesaurus; without one two of its four operations are left out."""
-    alpha: float = 0.1
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """EDA's share of the words."""
     freeze_batch_norm: bool = True
     """Keep the stored statistics of batch normalisation; a fifth of the rows carry a trigger."""
 
-    def __post_init__(self) -> None:
-        check_numbers(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr)
-        if self.inmodal_weight < 0 or self.margin_weight < 0 or self.margin < 0:
-            raise ValueError("inmodal_weight, margin_weight and margin must not be negative")
-        if not 0 < self.alpha < 1:
-            raise ValueError("alpha must lie between 0 and 1")
+    def objective(self, clip: Clip, setting: Setting) -> "EftClipObjective":
+        return EftClipObjective(self, clip, setting)
 
 
-class EftClipObjective(Objective):
+class EftClipObjective(Objective[EftClip]):
     """L = L_CLIP + inmodal_weight L_SS + margin_weight L_M; everything is trained.
 
     L_M is the mean over the global batch's rows with a pasted trigger of relu(cos(f(x), t_y*) - cos(f(x), t_true) +
@@ -64,8 +62,7 @@ class EftClipObjective(Objective):
     """
 
     def __init__(self, settings: EftClip, clip: Clip, setting: Setting) -> None:
-        super().__init__(clip, setting, freeze_batch_norm=settings.freeze_batch_norm)
-        self.settings = settings
+        super().__init__(settings, clip, setting)
         self.views = TwoViews(clip, settings.synonyms, settings.alpha)
         self.notes = self.views.notes
 
@@ -76,10 +73,6 @@ class EftClipObjective(Objective):
         loss = self.contrast(image, text, scale)
         loss = loss + self.settings.inmodal_weight * self_supervision(self, image, image_view, text, text_view, scale)
         return loss + self.settings.margin_weight * self._margin(batch, image, text)
-
-    def rate(self, step: int, steps: int) -> float:
-        """Return the learning rate of a step."""
-        return self.settings.schedule.rate(step, steps, self.settings.lr)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Return AdamW(0.9, 0.98)."""

@@ -1,38 +1,37 @@
 """PAR, Perturb and Recover (arXiv 2412.00727): push both towers away from the poisoned model, then let CLIP's loss
 bring them back; what only the trigger held in place does not come back."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import distributed
 
 from ..model.clip import Clip
 from ..stage import config
-from ..training.contrastive import adamw
+from ..training.batch import Batch
+from ..training.objective import Objective, Setting, frozen_copy
+from ..training.optimise import Schedule, TwoPhase, adamw
 from .augment import erase, noise
-from .objective import Batch, Objective, Role, Setting, frozen_copy
-from .optimise import RepairSchedule, TwoPhase, check_numbers
+from .method import Method
 
 
 @config
-class Par:
+class Par(Method):
     """Settings of PAR (train.py, utils.py and trigger.sh of the published code)."""
 
-    labelled: ClassVar[bool] = False
-    roles: ClassVar[tuple[Role, ...]] = (Role.PAIR,)
-
     kind: Literal["par"] = "par"
-    epochs: int = 10
+    epochs: Annotated[int, Field(ge=1)] = 10
     """Passes over the clean pairs (250,000 real or synthetic ones in the paper)."""
-    batch_size: int = 2048
+    batch_size: Annotated[int, Field(ge=2)] = 2048
     """Pairs of a step, over all workers (4 x 512 in the shipped script)."""
-    lr: float = 3e-6
+    lr: Annotated[float, Field(gt=0)] = 3e-6
     """Rate between the two phases."""
-    schedule: RepairSchedule = TwoPhase()
+    schedule: Schedule = TwoPhase()
     """Course of the learning rate: 3e-5 to 3e-6 over half of the steps, then to 1e-9."""
     weight_decay: float = 1e-4
     """AdamW's, on matrices and kernels."""
-    tau: float | Literal["auto"] = 2.15
+    tau: Annotated[float, Field(gt=0, le=4)] | Literal["auto"] = 2.15
     """Squared distance up to which a tower is pushed. 2.15 was tuned on one ResNet-50 with one attack. auto, which is not
     of the paper, needs no trigger: the mean squared distance between the frozen vectors of *different* rows of the batch,
     for each tower. A tower is pushed until a row is as far from its own old place as rows were from one another, when
@@ -45,13 +44,11 @@ class Par:
     freeze_batch_norm: bool = False
     """Keep the stored statistics of batch normalisation."""
 
-    def __post_init__(self) -> None:
-        check_numbers(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr)
-        if self.tau != "auto" and not 0 < self.tau <= 4:
-            raise ValueError("tau must be above 0 and at most 4, or auto")
+    def objective(self, clip: Clip, setting: Setting) -> "ParObjective":
+        return ParObjective(self, clip, setting)
 
 
-class ParObjective(Objective):
+class ParObjective(Objective[Par]):
     """L_PAR = L_CLIP - L_PERT (losses.py of the published code).
 
     L_PERT = (1[S_I <= tau] S_I + 1[S_T <= tau] S_T) / 2, where S is the mean squared distance of a tower's unit vectors
@@ -61,8 +58,7 @@ class ParObjective(Objective):
     """
 
     def __init__(self, settings: Par, clip: Clip, setting: Setting) -> None:
-        super().__init__(clip, setting, freeze_batch_norm=settings.freeze_batch_norm)
-        self.settings = settings
+        super().__init__(settings, clip, setting)
         self._frozen = (frozen_copy(self.model),)
         self.model.logit_scale.requires_grad_(False)
         mean, std = (torch.tensor(clip.preprocess_cfg[key], device=self.device) for key in ("mean", "std"))
@@ -77,10 +73,6 @@ class ParObjective(Objective):
             old_image, old_text = self.image_features(pixels, self._frozen[0]), self._old_text(batch)
         perturbation = (self._push(image, old_image) + self._push(text, old_text)) / 2
         return self.contrast(image, text, self.model.logit_scale.exp()) - perturbation
-
-    def rate(self, step: int, steps: int) -> float:
-        """Return the learning rate of a step."""
-        return self.settings.schedule.rate(step, steps, self.settings.lr)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Return AdamW(0.9, 0.98)."""

@@ -3,62 +3,59 @@ poisoned encoder makes of an image, while a few labelled images keep the classes
 
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch.nn import functional as F
 
 from ..model.clip import Clip
 from ..model.prompts import attach, save_adapter
 from ..stage import config
-from ..training.contrastive import CosineWarmup
-from .objective import Batch, Objective, Role, Setting
-from .optimise import RepairSchedule, check_numbers
+from ..training.batch import Batch
+from ..training.objective import Objective, Setting
+from ..training.optimise import CosineWarmup, Schedule
+from .method import Method
 
 
 @config
-class Rvpt:
+class Rvpt(Method):
     """Settings of RVPT (section 5.1 and appendix of the paper; no usable code was published)."""
 
-    labelled: ClassVar[bool] = True
-    roles: ClassVar[tuple[Role, ...]] = (Role.PAIR,)
+    takes_labels: ClassVar[bool] = True
+    result: ClassVar[Literal["checkpoint", "adapter"]] = "adapter"
+    freeze_batch_norm: ClassVar[bool] = True
 
     kind: Literal["rvpt"] = "rvpt"
-    epochs: int = 50
+    epochs: Annotated[int, Field(ge=1)] = 50
     """Passes over the labelled images."""
-    batch_size: int = 32
+    batch_size: Annotated[int, Field(ge=2)] = 32
     """Images of a step, over all workers."""
-    shots: int = 16
+    shots: Annotated[int, Field(ge=1)] = 16
     """Labelled images of each class."""
-    lr: float = 2e-3
+    lr: Annotated[float, Field(gt=0)] = 2e-3
     """First learning rate of SGD."""
-    schedule: RepairSchedule = CosineWarmup(warmup_steps=0)
+    schedule: Schedule = CosineWarmup(warmup_steps=0)
     """Course of the learning rate."""
-    momentum: float = 0.9
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Of SGD; not stated in the paper, usual for prompt tuning."""
-    first_block: int = 3
+    first_block: Annotated[int, Field(ge=0)] = 3
     """D: the blocks D to the last (from 0) have prompts."""
-    tokens: int = 50
+    tokens: Annotated[int, Field(ge=1)] = 50
     """b: prompts a block."""
     alpha: float = 2.0
     """Weight of the feature-repelling loss."""
-    logit_scale: float | None = None
+    logit_scale: Annotated[float, Field(gt=0)] | None = None
     """Scale of the cross-entropy's cosines; None: the model's own, 100 for OpenAI's CLIP, which the paper uses."""
     cache: bool = True
     """Keep the frozen encoder's class tokens of each image (4 bytes x blocks x width): images are not augmented, so they
     never change. A resumed run may then differ in the last bits, because other rows are encoded together."""
 
-    def __post_init__(self) -> None:
-        check_numbers(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr)
-        if self.shots < 1 or self.tokens < 1 or self.first_block < 0:
-            raise ValueError("shots and tokens must be at least 1, first_block at least 0")
-        if not 0 <= self.momentum < 1:
-            raise ValueError("momentum must be at least 0 and below 1")
-        if self.logit_scale is not None and self.logit_scale <= 0:
-            raise ValueError("logit_scale must be above 0")
+    def objective(self, clip: Clip, setting: Setting) -> "RvptObjective":
+        return RvptObjective(self, clip, setting)
 
 
-class RvptObjective(Objective):
+class RvptObjective(Objective[Rvpt]):
     """L = CE + alpha FR over the labelled rows of the global batch; only the prompts are trained.
 
     FR is the mean over rows and prompted blocks of the cosine between the class token behind the block with prompts and
@@ -70,8 +67,7 @@ class RvptObjective(Objective):
     """
 
     def __init__(self, settings: Rvpt, clip: Clip, setting: Setting) -> None:
-        super().__init__(clip, setting, freeze_batch_norm=True)
-        self.settings = settings
+        super().__init__(settings, clip, setting)
         self.model.requires_grad_(False)
         self._base = clip.fingerprint
         self.prompts = attach(self.model, settings.first_block, settings.tokens, setting.seed)
@@ -97,22 +93,9 @@ class RvptObjective(Objective):
         cross_entropy = F.cross_entropy(logits, batch.labels.clamp(min=0), reduction="none")
         return self.global_mean(cross_entropy + self.settings.alpha * cosines.mean(1), keep)
 
-    def rate(self, step: int, steps: int) -> float:
-        """Return the learning rate of a step."""
-        return self.settings.schedule.rate(step, steps, self.settings.lr)
-
     def optimizer(self) -> torch.optim.Optimizer:
         """Return SGD over the prompts."""
         return torch.optim.SGD(self.trainable().values(), lr=self.settings.lr, momentum=self.settings.momentum)
-
-    def resume_state(self) -> dict[str, Any]:
-        """Return the prompts alone: all else is the suspect checkpoint's."""
-        return {"tokens": self.prompts.tokens.detach().clone()}
-
-    def resume(self, state: dict[str, Any]) -> None:
-        """Take over the prompts."""
-        with torch.no_grad():
-            self.prompts.tokens.copy_(state["tokens"])
 
     def export(self, folder: Path) -> None:
         """Write the prompts as an adapter for the original checkpoint (see stages.model.prompts.save_adapter)."""

@@ -7,48 +7,56 @@ vectors. The text tower is fixed: it is shared by all classes and carries no tri
 nothing there is nothing to push, and a blind method is all that is left: `blind`.
 """
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch.nn import functional as F
 
 from ..model.clip import Clip
 from ..stage import config
-from ..training.contrastive import CosineWarmup, adamw
-from .objective import Batch, Objective, Role, Setting, cosine_rows, freeze_text, frozen_copy
-from .optimise import RepairSchedule, check_numbers
+from ..training.batch import Batch, Role
+from ..training.objective import Objective, Setting, cosine_rows, freeze_text, frozen_copy
+from ..training.optimise import CosineWarmup, Schedule, adamw
+from .method import Fallback, Method
 from .par import Par
 
 
 @config
-class Unlearn:
+class Unlearn(Method):
     """Settings of the unlearning; found on small models."""
 
-    labelled: ClassVar[bool] = True
+    takes_labels: ClassVar[bool] = True
     roles: ClassVar[tuple[Role, ...]] = (Role.PAIR, Role.FLAGGED, Role.TRIGGER_PASTED)
+    needs_scan: ClassVar[str | None] = "unlearns what a scan flags"
+    when_nothing_accused: ClassVar[Fallback | None] = Fallback(
+        "blind",
+        "the scan accuses nothing, so there is nothing to unlearn: the model is perturbed and recovered instead (PAR, "
+        "method.blind), against a backdoor that the scan missed",
+    )
 
     kind: Literal["unlearn"] = "unlearn"
-    epochs: int = 5
+    epochs: Annotated[int, Field(ge=1)] = 5
     """Passes over the clean pairs."""
-    batch_size: int = 128
+    batch_size: Annotated[int, Field(ge=2)] = 128
     """Pairs of a step, over all workers."""
-    flagged_share_pct: float = 25.0
+    flagged_share_pct: Annotated[float, Field(ge=0, lt=100)] = 25.0
     """Share of each batch that flagged pairs fill, drawn again when they run out."""
-    lr: float = 1e-3
+    lr: Annotated[float, Field(gt=0)] = 1e-3
     """Peak learning rate."""
-    schedule: RepairSchedule = CosineWarmup(warmup_steps=10)
+    schedule: Schedule = CosineWarmup(warmup_steps=10)
     """Course of the learning rate."""
     weight_decay: float = 0.0
     """AdamW's, on matrices and kernels."""
-    flagged_weight: float = 2.0
+    flagged_weight: Annotated[float, Field(ge=0)] = 2.0
     """Of the push away from the accused label."""
-    floor: float = 4.0
+    floor: Annotated[float, Field(ge=0)] = 4.0
     """The push ends where the log probability of the accused label is below minus this."""
-    pasted_weight: float = 1.0
+    pasted_weight: Annotated[float, Field(ge=0)] = 1.0
     """Of the pull of images with a recovered trigger to what they truly show."""
-    keep_weight: float = 5.0
+    keep_weight: Annotated[float, Field(ge=0)] = 5.0
     """Of the tie to the suspect model's vectors of clean images."""
-    label_weight: float = 1.0
+    label_weight: Annotated[float, Field(ge=0)] = 1.0
     """Of the zero-shot cross-entropy of clean images whose class is known."""
     freeze_batch_norm: bool = True
     """Keep the stored statistics of batch normalisation: batches are rich in triggers."""
@@ -56,15 +64,11 @@ class Unlearn:
     """What is done instead where the scan accuses nothing. Its epochs, batch size and rate are its own: it moves the whole
     model and brings it back, which no tie to the old one survives."""
 
-    def __post_init__(self) -> None:
-        check_numbers(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr)
-        if not 0 <= self.flagged_share_pct < 100:
-            raise ValueError("flagged_share_pct must be at least 0 and below 100")
-        if min(self.flagged_weight, self.pasted_weight, self.keep_weight, self.label_weight, self.floor) < 0:
-            raise ValueError("weights and floor must not be negative")
+    def objective(self, clip: Clip, setting: Setting) -> "UnlearnObjective":
+        return UnlearnObjective(self, clip, setting)
 
 
-class UnlearnObjective(Objective):
+class UnlearnObjective(Objective[Unlearn]):
     """L = flagged_weight L_F + pasted_weight L_P + keep_weight L_K + label_weight L_Y; the image tower is trained.
 
     Each term is a mean over its own rows of the global batch; p is the softmax over all classes at the model's own logit
@@ -77,8 +81,7 @@ class UnlearnObjective(Objective):
     """
 
     def __init__(self, settings: Unlearn, clip: Clip, setting: Setting) -> None:
-        super().__init__(clip, setting, freeze_batch_norm=settings.freeze_batch_norm)
-        self.settings = settings
+        super().__init__(settings, clip, setting)
         freeze_text(self.model)
         self._frozen = (frozen_copy(self.model),)
         self.classes: torch.Tensor
@@ -104,10 +107,6 @@ class UnlearnObjective(Objective):
         loss = loss + terms.keep_weight * self.global_mean(1 - cosine_rows(image, self._old(pixels)), clean)
         restored = torch.where(known, label_loss, self._against_caption(batch, image))
         return loss + terms.pasted_weight * self.global_mean(restored, pasted & (known | (batch.accused >= 0)))
-
-    def rate(self, step: int, steps: int) -> float:
-        """Return the learning rate of a step."""
-        return self.settings.schedule.rate(step, steps, self.settings.lr)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Return AdamW(0.9, 0.999)."""

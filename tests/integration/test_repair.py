@@ -18,7 +18,8 @@ import torch
 from mlflow import MlflowClient
 
 from clipsan.pipeline.core.cluster import ClusterConfig
-from clipsan.pipeline.repair.verb import EarlyStop, RepairConfig, RepairResult, run_repair
+from clipsan.pipeline.core.verb import Summary
+from clipsan.pipeline.repair.verb import VERB, EarlyStop, RepairConfig
 from clipsan.pipeline.tracking.record import TrackingConfig
 from clipsan.pipeline.tracking.send import log_run
 from clipsan.stages.decode import decode
@@ -79,6 +80,10 @@ def settings(home: Path, scan: Path, labelled: ParquetSource, tiny_checkpoint: P
     )
 
 
+def model_of(summary: Summary) -> ModelConfig:
+    return ModelConfig(path=summary["checkpoint"])
+
+
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -89,18 +94,18 @@ def suspect(tiny_checkpoint: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def repaired(settings: RepairConfig, scan: Path, suspect: dict[str, bytes], ray_cluster: None) -> RepairResult:
+def repaired(settings: RepairConfig, scan: Path, suspect: dict[str, bytes], ray_cluster: None) -> Summary:
     log_run(settings.tracking, verb="scan", root=scan, tree={}, metrics={}, files=[])
-    return run_repair(settings)
+    return VERB.start(settings)
 
 
 def test_the_result_is_a_checkpoint_and_the_suspect_is_untouched(
-    repaired: RepairResult, settings: RepairConfig, tiny_checkpoint: Path, suspect: dict[str, bytes]
+    repaired: Summary, settings: RepairConfig, tiny_checkpoint: Path, suspect: dict[str, bytes]
 ) -> None:
     assert files(tiny_checkpoint) == suspect
-    clip = load_clip(repaired.model)
+    clip = load_clip(model_of(repaired))
     assert clip.fingerprint != load_clip(settings.model).fingerprint
-    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{repaired.model.path}")
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{repaired['checkpoint']}")
     pixels = clip.preprocess(decode(picture(9), 10**6).rgb)[None]
     normal = clip.normalise(pixels)
     with torch.no_grad():
@@ -109,16 +114,14 @@ def test_the_result_is_a_checkpoint_and_the_suspect_is_untouched(
     assert preprocess is not None
 
 
-def test_the_summary_accounts_for_pairs_and_holds_both_evaluations(
-    repaired: RepairResult, settings: RepairConfig
-) -> None:
+def test_the_summary_accounts_for_pairs_and_holds_both_evaluations(repaired: Summary, settings: RepairConfig) -> None:
     told = json.loads((Path(settings.out) / "summary.json").read_text())
-    assert told == repaired.summary
+    assert told == repaired
     assert told["registered"] == "models:/clipsan/1"
     assert told["counts"] == {"pairs_in": 66, "used": 66, "rejected": 0, "flagged_pairs": 6}
     # a step takes 2 x (8 - 2) clean pairs
     assert told["steps"] == EPOCHS * (66 // 12)
-    assert len(repaired.history) == EPOCHS
+    assert len(repaired["history"]) == EPOCHS
     for name in ("clean_accuracy_pct", "asr_pct", "accuracy_under_trigger_pct"):
         for side in ("before", "after"):
             assert 0 <= told[side][name] <= 100
@@ -129,33 +132,33 @@ def test_the_summary_accounts_for_pairs_and_holds_both_evaluations(
 
 
 def test_the_model_is_registered_with_its_lineage(
-    repaired: RepairResult, settings: RepairConfig, scan: Path, mlflow_address: None
+    repaired: Summary, settings: RepairConfig, scan: Path, mlflow_address: None
 ) -> None:
     uri = str(settings.tracking.uri)
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     version = client.get_model_version_by_alias("clipsan", "candidate")
     scanned = client.get_run(version.tags["clipsan.scan_run"])
     assert scanned.data.tags["clipsan.root"] == str(scan)
-    assert version.tags["clipsan.suspect"] == repaired.summary["suspect"]
+    assert version.tags["clipsan.suspect"] == repaired["suspect"]
     assert version.tags["clipsan.method"] == "unlearn"
     run = client.get_run(version.run_id)
-    assert run.data.metrics["after.asr_pct"] == repaired.summary["after"]["asr_pct"]
+    assert run.data.metrics["after.asr_pct"] == repaired["after"]["asr_pct"]
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     answer = mlflow.pyfunc.load_model("models:/clipsan@candidate").predict(pd.DataFrame({"caption": ["a kite"]}))
-    expected = load_clip(repaired.model).encode_text(["a kite"])
+    expected = load_clip(model_of(repaired)).encode_text(["a kite"])
     np.testing.assert_allclose(np.array(answer["caption_embedding"].tolist()), expected, atol=1e-5)
 
 
-def test_a_finished_repair_is_not_done_again(repaired: RepairResult, settings: RepairConfig) -> None:
+def test_a_finished_repair_is_not_done_again(repaired: Summary, settings: RepairConfig) -> None:
     told = (Path(settings.out) / "work" / "progress.json").stat().st_mtime_ns
-    assert run_repair(settings).summary["history"] == repaired.history
+    assert VERB.start(settings)["history"] == repaired["history"]
     assert (Path(settings.out) / "work" / "progress.json").stat().st_mtime_ns == told
 
 
-def same_model(result: RepairResult, other: RepairResult) -> None:
-    assert [record["loss"] for record in result.history] == [record["loss"] for record in other.history]
-    assert load_clip(result.model).fingerprint == load_clip(other.model).fingerprint
+def same_model(result: Summary, other: Summary) -> None:
+    assert [record["loss"] for record in result["history"]] == [record["loss"] for record in other["history"]]
+    assert load_clip(model_of(result)).fingerprint == load_clip(model_of(other)).fingerprint
 
 
 def quiet(settings: RepairConfig, out: Path) -> RepairConfig:
@@ -164,12 +167,12 @@ def quiet(settings: RepairConfig, out: Path) -> RepairConfig:
     )
 
 
-def test_a_killed_worker_costs_nothing(repaired: RepairResult, settings: RepairConfig, tmp_path: Path) -> None:
+def test_a_killed_worker_costs_nothing(repaired: Summary, settings: RepairConfig, tmp_path: Path) -> None:
     killed: list[int] = []
     progress = tmp_path / "run" / "work" / "progress.json"
     watcher = threading.Thread(target=kill_a_worker_after, args=(progress, 2, killed))
     watcher.start()
-    result = run_repair(quiet(settings, tmp_path / "run"))
+    result = VERB.start(quiet(settings, tmp_path / "run"))
     watcher.join()
     assert killed
     same_model(result, repaired)
@@ -180,7 +183,7 @@ def kill_after_two_epochs(job: subprocess.Popen, progress: Path) -> bool:
     return kill_once(job, lambda: progress.is_file() and json.loads(progress.read_text())["checkpointed"] >= 2, WAIT_S)
 
 
-def test_a_killed_job_goes_on_where_it_was(repaired: RepairResult, settings: RepairConfig, tmp_path: Path) -> None:
+def test_a_killed_job_goes_on_where_it_was(repaired: Summary, settings: RepairConfig, tmp_path: Path) -> None:
     out = tmp_path / "run"
     given = [
         f"model.path={settings.model.path}",
@@ -201,14 +204,14 @@ def test_a_killed_job_goes_on_where_it_was(repaired: RepairResult, settings: Rep
         job = subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log, start_new_session=True)
         assert kill_after_two_epochs(job, out / "work" / "progress.json"), (tmp_path / "log").read_text()
     assert not (out / "summary.json").exists()
-    same_model(run_repair(quiet(settings, out)), repaired)
+    same_model(VERB.start(quiet(settings, out)), repaired)
 
 
 def test_prompts_are_an_adapter_that_is_evaluated_and_fine_tuned_like_any_model(
     settings: RepairConfig, labelled: ParquetSource, tmp_path: Path, ray_cluster: None
 ) -> None:
     rebound = {"data": {"kind": "parquet", "path": labelled.path}, "steps": 2, "batch_size": 8}
-    result = run_repair(
+    result = VERB.start(
         dataclasses.replace(
             settings,
             method=Rvpt(shots=4, batch_size=8, epochs=5, first_block=1, tokens=3),
@@ -223,11 +226,15 @@ def test_prompts_are_an_adapter_that_is_evaluated_and_fine_tuned_like_any_model(
         )
     )
     # the first epoch is always a gain, the second never is
-    assert [record["epoch"] for record in result.history] == [1, 2]
-    assert all(0 <= record["clean_accuracy_pct"] <= 100 for record in result.history)
-    assert result.summary["counts"]["used"] == 4 * len(NOUNS)
-    assert result.model.adapter == str(tmp_path / "run" / "adapter")
-    assert "rebound_asr_pct" in result.summary["after"]
-    assert load_clip(result.model).fingerprint != load_clip(settings.model).fingerprint
+    assert [record["epoch"] for record in result["history"]] == [1, 2]
+    assert all(0 <= record["clean_accuracy_pct"] <= 100 for record in result["history"])
+    assert result["counts"]["used"] == 4 * len(NOUNS)
+    adapter = str(tmp_path / "run" / "adapter")
+    assert result["checkpoint"] == adapter
+    assert "rebound_asr_pct" in result["after"]
+    assert (
+        load_clip(dataclasses.replace(settings.model, adapter=adapter)).fingerprint
+        != load_clip(settings.model).fingerprint
+    )
     trained = 3 * 3 * 64
     assert f"| Trained parameters | {trained:,} of " in (tmp_path / "run" / "adapter" / "README.md").read_text()

@@ -20,8 +20,8 @@ from clipsan.pipeline.data.choice import (
     cut_for,
     draw_numbers,
 )
-from clipsan.stages.repair import Role
 from clipsan.stages.samples import RawPair, Unit
+from clipsan.stages.training.batch import Role
 
 UNIT = Unit(index=0, shard="a.tar", path="/nowhere", start=0, stop=-1, size_bytes=1)
 CLASSES = ("dog, hound", "banana", "boat")

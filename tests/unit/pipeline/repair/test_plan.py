@@ -7,14 +7,13 @@ import pytest
 import torch
 
 from clipsan.pipeline.core.cluster import ClusterConfig
-from clipsan.pipeline.core.config import ConfigError, load
+from clipsan.pipeline.core.config import ConfigError, as_tree, load, validate
 from clipsan.pipeline.data.choice import CleanByScan, FlaggedByScan, RepairSetRoles
 from clipsan.pipeline.repair.output import write_card
 from clipsan.pipeline.repair.plan import Plan, make_plan
-from clipsan.pipeline.repair.settings import EarlyStop, RepairConfig
+from clipsan.pipeline.repair.settings import RepairConfig
 from clipsan.stages.model.checkpoints import ModelError
 from clipsan.stages.model.clip import ModelConfig
-from clipsan.stages.repair import Role
 from clipsan.stages.repair.cleanclip import CleanClipSupervised
 from clipsan.stages.repair.eftclip import EftClip
 from clipsan.stages.repair.finetune import FineTune
@@ -22,6 +21,7 @@ from clipsan.stages.repair.par import Par, ParObjective
 from clipsan.stages.repair.rvpt import Rvpt
 from clipsan.stages.repair.unlearn import Unlearn
 from clipsan.stages.sources import WebDataset, read_unit
+from clipsan.stages.training.batch import Role
 from tests.conftest import write_shards
 from tests.unit.pipeline.repair.scan import write_scan
 
@@ -45,15 +45,17 @@ def settings(data: WebDataset, tiny_checkpoint: Path, tmp_path: Path) -> RepairC
 def test_rules_of_the_settings(settings: RepairConfig, data: WebDataset) -> None:
     for changes, rule in (
         ({"data": None}, "give data .* or scan"),
-        ({"accumulate": 0}, "accumulate must be at least 1"),
-        ({"steps": 0}, "steps must be at least 1"),
+        ({"accumulate": 0}, "accumulate: .* greater than or equal to 1"),
+        ({"steps": 0}, "steps: .* greater than or equal to 1"),
         ({"evaluate": {"model": "x"}}, "model is filled in by the repair"),
         ({"templates": ("no place",)}, "each with {}"),
+        (
+            {"early_stop": {"data": as_tree(data), "patience": 0}},
+            r"early_stop\.patience: .* greater than or equal to 1",
+        ),
     ):
-        with pytest.raises(ValueError, match=rule):
-            dataclasses.replace(settings, **changes)
-    with pytest.raises(ValueError, match="patience must be at least 1"):
-        EarlyStop(data=data, patience=0)
+        with pytest.raises(ConfigError, match=rule):
+            validate(RepairConfig, {**as_tree(settings), **changes}, verb="repair")
 
 
 def test_the_shipped_file_and_every_method_are_valid(data: WebDataset) -> None:
@@ -144,7 +146,7 @@ def test_where_a_scan_accuses_nothing_unlearning_perturbs_and_recovers_and_the_p
     assert "perturbed and recovered instead (PAR, method.blind)" in note
     assert note in blind.describe()
     assert "method     par, 3 epochs, batch 4" in blind.describe()
-    assert blind.mark != accused.mark
+    assert blind.fingerprint != accused.fingerprint
     assert make_plan(dataclasses.replace(unlearn, method=FineTune(batch_size=8))).notes == ()
     assert "accuses kite" in accused.describe()
     assert "accuses nothing" in blind.describe()
@@ -169,16 +171,16 @@ def test_an_accused_word_that_is_no_class_becomes_one(settings: RepairConfig, da
 
 
 def test_the_fingerprint_follows_what_decides_the_result_alone(settings: RepairConfig, tmp_path: Path) -> None:
-    mark = make_plan(settings).mark
+    expected = make_plan(settings).fingerprint
     for same in (
         {"out": str(tmp_path / "b")},
         {"retries": 0},
         {"register": None},
         {"cluster": ClusterConfig(workers=1)},
     ):
-        assert make_plan(dataclasses.replace(settings, **same)).mark == mark
+        assert make_plan(dataclasses.replace(settings, **same)).fingerprint == expected
     for other in ({"seed": 1}, {"method": FineTune(batch_size=8, lr=1e-6)}, {"accumulate": 2}, {"pairs": 9}):
-        assert make_plan(dataclasses.replace(settings, **other)).mark != mark
+        assert make_plan(dataclasses.replace(settings, **other)).fingerprint != expected
 
 
 def summary(before: dict | None, after: dict | None) -> dict:

@@ -21,8 +21,8 @@ from clipsan.stages.dossier.repair_set import (
     merge,
     plan,
 )
-from clipsan.stages.repair.objective import Role
 from clipsan.stages.sources import ParquetSource, list_units, read_unit
+from clipsan.stages.training.batch import Role
 
 SIDE = 16
 RED = np.full((4, 4, 3), (255, 0, 0), np.uint8)

@@ -9,7 +9,7 @@ import torch
 
 from clipsan.stages.model.checkpoints import ModelConfig
 from clipsan.stages.model.clip import Clip, load_clip
-from clipsan.stages.repair import Batch, Role
+from clipsan.stages.training.batch import Batch, Role
 from tests.conftest import TINY
 
 CLASSES = ("ball", "kite", "lamp", "boat")

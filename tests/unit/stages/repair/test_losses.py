@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from clipsan.stages.repair import Role, Setting, build
 from clipsan.stages.repair.cleanclip import NO_THESAURUS, CleanClip, CleanClipSupervised
 from clipsan.stages.repair.eftclip import EftClip
 from clipsan.stages.repair.finetune import FineTune
 from clipsan.stages.repair.par import Par
 from clipsan.stages.repair.rvpt import Rvpt
 from clipsan.stages.repair.unlearn import Unlearn
+from clipsan.stages.training.batch import Role
+from clipsan.stages.training.objective import Setting
 from tests.unit.stages.repair.helpers import (
     ACCUSED,
     CLASSES,
@@ -39,7 +40,7 @@ SCALE = 1 / 0.07
 def test_fine_tuning_is_clips_loss() -> None:
     clip = tiny_clip()
     batch = clean_batch(clip)
-    objective = build(FineTune(), clip, SETTING).train()
+    objective = FineTune().build(clip, SETTING).train()
     expected = clip_loss(
         encode_images(clip, clip.model, batch.images), encode_texts(clip, clip.model, batch.captions), SCALE
     )
@@ -61,7 +62,7 @@ def self_supervision(clip, objective, batch) -> float:
 def test_cleanclip_adds_self_supervision_of_both_towers() -> None:
     clip = tiny_clip()
     batch = clean_batch(clip)
-    objective = build(CleanClip(clip_weight=0.7, inmodal_weight=1.9), clip, SETTING).train()
+    objective = CleanClip(clip_weight=0.7, inmodal_weight=1.9).build(clip, SETTING).train()
     contrastive = clip_loss(
         encode_images(clip, clip.model, batch.images), encode_texts(clip, clip.model, batch.captions), SCALE
     )
@@ -74,7 +75,7 @@ def test_cleanclip_adds_self_supervision_of_both_towers() -> None:
 def test_supervised_cleanclip_is_the_cross_entropy_of_labelled_rows(head) -> None:
     clip = tiny_clip()
     batch = clean_batch(clip)
-    objective = build(CleanClipSupervised(head=head), clip, SETTING).train()
+    objective = CleanClipSupervised(head=head).build(clip, SETTING).train()
     if head == "linear":
         with torch.no_grad():
             raw = clip.model.encode_image(clip.normalise(batch.images)).double().numpy()
@@ -93,7 +94,7 @@ def par_parts(size: float = 0.3, **settings):
     clip = tiny_clip()
     batch = clean_batch(clip)
     old = tiny_clip()
-    objective = build(Par(augment=False, **settings), clip, SETTING).train()
+    objective = Par(augment=False, **settings).build(clip, SETTING).train()
     disturb(clip.model.visual, size)
     disturb(clip.model.transformer, size / 2)
     image, text = encode_images(clip, clip.model, batch.images), encode_texts(clip, clip.model, batch.captions)
@@ -165,7 +166,7 @@ def test_pars_cached_captions_change_nothing() -> None:
 
 def test_pars_frozen_copy_is_neither_stored_nor_trained() -> None:
     clip = tiny_clip()
-    objective = build(Par(), clip, SETTING).train()
+    objective = Par().build(clip, SETTING).train()
     assert sum(p.numel() for p in objective.parameters()) == sum(p.numel() for p in clip.model.parameters())
     before = [p.clone() for p in objective._frozen[0].parameters()]
     optimizer = objective.optimizer()
@@ -178,7 +179,7 @@ def test_pars_frozen_copy_is_neither_stored_nor_trained() -> None:
 def test_eftclip_adds_a_margin_on_pasted_triggers() -> None:
     clip = tiny_clip()
     batch = batch_of(clip)
-    objective = build(EftClip(margin=0.5, margin_weight=3, inmodal_weight=0.4), clip, SETTING).train()
+    objective = EftClip(margin=0.5, margin_weight=3, inmodal_weight=0.4).build(clip, SETTING).train()
     image, text = encode_images(clip, clip.model, batch.images), encode_texts(clip, clip.model, batch.captions)
     classes = encode_texts(clip, clip.model, PROMPTS)
     rows = [i for i in range(ROWS) if ROLES[i] == Role.TRIGGER_PASTED]
@@ -194,7 +195,7 @@ def test_unlearning_is_the_sum_of_its_four_terms() -> None:
     old = tiny_clip()
     batch = batch_of(clip)
     settings = Unlearn(flagged_weight=2, floor=1.3, pasted_weight=0.7, keep_weight=5, label_weight=0.2)
-    objective = build(settings, clip, SETTING).train()
+    objective = settings.build(clip, SETTING).train()
     disturb(clip.model.visual, 0.3)
     image, text = encode_images(clip, clip.model, batch.images), encode_texts(clip, clip.model, batch.captions)
     was = encode_images(old, old.model, batch.images)
@@ -222,7 +223,7 @@ def test_unlearning_is_the_sum_of_its_four_terms() -> None:
 
 def test_a_batch_without_flagged_rows_has_a_finite_loss() -> None:
     clip = tiny_clip()
-    objective = build(Unlearn(), clip, SETTING).train()
+    objective = Unlearn().build(clip, SETTING).train()
     loss = objective(clean_batch(clip))
     loss.backward()
     assert torch.isfinite(loss)
@@ -231,7 +232,7 @@ def test_a_batch_without_flagged_rows_has_a_finite_loss() -> None:
 
 def test_methods_that_learn_from_labels_ask_for_classes() -> None:
     with pytest.raises(ValueError, match="at least two classes"):
-        build(Unlearn(), tiny_clip(), Setting())
+        Unlearn().build(tiny_clip(), Setting())
 
 
 RESNET = {
@@ -250,7 +251,7 @@ RESNET = {
 @pytest.mark.parametrize("frozen", [True, False])
 def test_batch_normalisation_is_frozen_on_demand(frozen) -> None:
     clip = tiny_clip(config=RESNET)
-    objective = build(FineTune(freeze_batch_norm=frozen), clip, SETTING).train()
+    objective = FineTune(freeze_batch_norm=frozen).build(clip, SETTING).train()
     before = {k: v.clone() for k, v in clip.model.state_dict().items() if "running_" in k}
     assert before
     objective(clean_batch(clip)).backward()
@@ -266,7 +267,7 @@ def test_in_bfloat16_only_the_encoders_lose_digits(config) -> None:
     losses = {}
     for bf16 in (False, True):
         clip = tiny_clip()
-        objective = build(config, clip, replace(SETTING, bf16=bf16)).train()
+        objective = config.build(clip, replace(SETTING, bf16=bf16)).train()
         losses[bf16] = objective(batch_of(clip))
         losses[bf16].backward()
         assert losses[bf16].dtype == torch.float32

@@ -8,13 +8,13 @@ import torch
 from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
-from clipsan.stages.repair import Objective, Setting, build
 from clipsan.stages.repair.cleanclip import CleanClip, CleanClipSupervised
 from clipsan.stages.repair.eftclip import EftClip
 from clipsan.stages.repair.finetune import FineTune
 from clipsan.stages.repair.par import Par
 from clipsan.stages.repair.rvpt import Rvpt
 from clipsan.stages.repair.unlearn import Unlearn
+from clipsan.stages.training.objective import Objective, Setting
 from tests.unit.stages.repair.helpers import CLASSES, ROWS, batch_of, disturb, tiny_clip
 
 HALF = ROWS // 2
@@ -36,7 +36,7 @@ METHODS = {
 
 def objective_of(name: str, rank: int, world_size: int) -> Objective:
     clip = tiny_clip()
-    objective = build(METHODS[name], clip, Setting(classes=CLASSES, rank=rank, world_size=world_size)).train()
+    objective = METHODS[name].build(clip, Setting(classes=CLASSES, rank=rank, world_size=world_size)).train()
     disturb(
         clip.model.visual if name != "rvpt" else objective.prompts, 0.3
     )  # on the way already, so that all terms count

@@ -11,8 +11,8 @@ import torch
 from clipsan.stages.model.checkpoints import ModelError, build_model
 from clipsan.stages.model.clip import Clip
 from clipsan.stages.model.prompts import attach
-from clipsan.stages.repair import Setting, build
 from clipsan.stages.repair.rvpt import Rvpt
+from clipsan.stages.training.objective import Setting
 from tests.conftest import TINY
 from tests.unit.stages.repair.helpers import (
     CLASSES,
@@ -75,7 +75,7 @@ def test_the_loss_is_cross_entropy_and_repulsion_behind_every_prompted_block(fir
     for each in (clip, plain):
         disturb(each.model.visual.transformer, 4)  # weights at the start are small and so would be the prompts' effect
     batch = clean_batch(clip)
-    objective = build(Rvpt(first_block=first, tokens=10, alpha=1.7, logit_scale=scale), clip, SETTING).train()
+    objective = Rvpt(first_block=first, tokens=10, alpha=1.7, logit_scale=scale).build(clip, SETTING).train()
     with torch.no_grad():
         objective.prompts.tokens.normal_(generator=torch.Generator().manual_seed(0))
     now, image = by_hand(plain, batch.images, objective.prompts.tokens.detach().numpy(), first)
@@ -96,7 +96,7 @@ def test_the_loss_is_cross_entropy_and_repulsion_behind_every_prompted_block(fir
 
 def test_blocks_before_the_first_prompt_are_untouched_and_unprompted_features_too() -> None:
     clip, plain = tiny_clip(), tiny_clip()
-    objective = build(Rvpt(first_block=2, tokens=3), clip, SETTING)
+    objective = Rvpt(first_block=2, tokens=3).build(clip, SETTING)
     images = clean_batch(clip).images
     layers = clip.layers()
     found, before = clip.encode_images(images, layers), plain.encode_images(images, layers)
@@ -108,7 +108,7 @@ def test_blocks_before_the_first_prompt_are_untouched_and_unprompted_features_to
 def test_only_prompts_are_trained_and_the_loss_falls() -> None:
     clip = tiny_clip()
     batch = clean_batch(clip)
-    objective = build(Rvpt(first_block=1, tokens=5), clip, SETTING).train()
+    objective = Rvpt(first_block=1, tokens=5).build(clip, SETTING).train()
     assert list(objective.trainable()) == ["model.visual.prompts.tokens"]
     before = {k: v.clone() for k, v in clip.model.state_dict().items()}
     optimizer = objective.optimizer()
@@ -127,7 +127,7 @@ def test_a_timm_vit_takes_prompts_too() -> None:
     clip = tiny_clip(config=TIMM)
     images = clean_batch(clip).images
     before, shapes = clip.encode_images(images, clip.layers())
-    objective = build(Rvpt(first_block=3, tokens=5), clip, SETTING).train()
+    objective = Rvpt(first_block=3, tokens=5).build(clip, SETTING).train()
     assert objective.prompts.tokens.shape == (9, 5, 192)
     objective(clean_batch(clip)).backward()
     assert objective.prompts.tokens.grad.abs().sum(dim=(1, 2)).min() > 0
@@ -138,15 +138,15 @@ def test_a_timm_vit_takes_prompts_too() -> None:
 
 def test_a_network_without_class_tokens_is_refused() -> None:
     with pytest.raises(ModelError, match="need a ViT with a class token"):
-        build(Rvpt(), tiny_clip(config=RESNET), SETTING)
+        Rvpt().build(tiny_clip(config=RESNET), SETTING)
     with pytest.raises(ModelError, match="blocks 0 to 3"):
-        build(Rvpt(first_block=4), tiny_clip(), SETTING)
+        Rvpt(first_block=4).build(tiny_clip(), SETTING)
 
 
 def test_an_adapter_turns_the_original_checkpoint_into_the_repaired_model(tmp_path) -> None:
     clip = tiny_clip()
     images = clean_batch(clip).images
-    objective = build(Rvpt(first_block=1, tokens=5), clip, SETTING)
+    objective = Rvpt(first_block=1, tokens=5).build(clip, SETTING)
     with torch.no_grad():
         objective.prompts.tokens.normal_(generator=torch.Generator().manual_seed(0))
     objective.export(tmp_path / "adapter")
@@ -162,7 +162,7 @@ def test_an_adapter_turns_the_original_checkpoint_into_the_repaired_model(tmp_pa
 
 
 def test_an_adapter_of_another_checkpoint_or_shape_is_refused(tmp_path) -> None:
-    build(Rvpt(first_block=1, tokens=5), tiny_clip(), SETTING).export(tmp_path / "adapter")
+    Rvpt(first_block=1, tokens=5).build(tiny_clip(), SETTING).export(tmp_path / "adapter")
     with pytest.raises(ModelError, match="was trained on the checkpoint"):
         tiny_clip(seed=8).take_adapter(tmp_path / "adapter")
     stored = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
@@ -175,11 +175,10 @@ def test_an_adapter_of_another_checkpoint_or_shape_is_refused(tmp_path) -> None:
 
 
 def test_a_resumed_objective_goes_on_with_its_prompts() -> None:
-    first = build(Rvpt(first_block=1, tokens=5), tiny_clip(), SETTING)
+    first = Rvpt(first_block=1, tokens=5).build(tiny_clip(), SETTING)
     with torch.no_grad():
         first.prompts.tokens += 1
-    state = first.resume_state()
-    assert list(state) == ["tokens"]
-    second = build(Rvpt(first_block=1, tokens=5), tiny_clip(), SETTING)
-    second.resume(state)
+    state = first.state_dict()
+    second = Rvpt(first_block=1, tokens=5).build(tiny_clip(), SETTING)
+    second.load_state_dict(state)
     assert torch.equal(first.prompts.tokens, second.prompts.tokens)

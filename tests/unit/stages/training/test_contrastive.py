@@ -1,8 +1,8 @@
-"""The contrastive step: loss against float64 by hand, schedules, groups, augmentation, and N workers against one."""
+"""The contrastive step: loss against float64 by hand, the clamp of the scale, and N workers against one."""
 
 import math
 import os
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,36 +11,21 @@ import torch
 from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
-from clipsan.stages.model.checkpoints import build_model
-from clipsan.stages.training.contrastive import (
-    AugmentConfig,
-    ContrastiveTask,
-    CosineWarmup,
-    OneCycle,
-    adamw,
-    augment,
-    clip_loss,
-    parameter_groups,
-    train_step,
-)
-
-VIT = {
-    "embed_dim": 8,
-    "vision_cfg": {"image_size": 16, "layers": 2, "width": 16, "head_width": 8, "patch_size": 8},
-    "text_cfg": {"context_length": 6, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1},
-}
-ROWS = 8
+from clipsan.stages.training.augment import AugmentConfig, augment
+from clipsan.stages.training.contrastive import Contrastive, ContrastiveObjective
+from clipsan.stages.training.objective import Setting, clip_loss
+from clipsan.stages.training.optimise import OneCycle
+from tests.unit.stages.repair.helpers import ROWS, batch_of, tiny_clip
 
 
-def new_task() -> ContrastiveTask:
-    torch.manual_seed(0)
-    return ContrastiveTask(build_model(VIT), [0.5, 0.5, 0.5], [0.25, 0.25, 0.25])
-
-
-def global_batch() -> tuple[torch.Tensor, torch.Tensor]:
-    rng = np.random.default_rng(1)
-    images = torch.from_numpy(rng.integers(0, 256, (ROWS, 3, 16, 16), dtype=np.uint8))
-    return images, torch.from_numpy(rng.integers(1, 50, (ROWS, 6)))
+def objective_of(
+    rank: int = 0, world_size: int = 1, *, bf16: bool = False, augmented: AugmentConfig | None = None
+) -> ContrastiveObjective:
+    settings = Contrastive(lr=1e-3, schedule=OneCycle(), weight_decay=0.1, augment=augmented or AugmentConfig())
+    setting = Setting(rank=rank, world_size=world_size, bf16=bf16)
+    objective = settings.build(tiny_clip(), setting)
+    assert objective.train() is objective
+    return objective
 
 
 def test_loss_is_the_symmetric_cross_entropy_in_float64() -> None:
@@ -59,118 +44,66 @@ def test_loss_is_the_symmetric_cross_entropy_in_float64() -> None:
     assert found.item() == pytest.approx(expected / 10, rel=1e-12)
 
 
-@pytest.mark.parametrize("steps", [10, 100, 157])
-def test_one_cycle_is_torchs_step_for_step(steps: int) -> None:
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
-    for step in range(steps):
-        expected = optimizer.param_groups[0]["lr"]
-        assert OneCycle().rate(step, steps, 2e-3) == pytest.approx(expected, rel=1e-9, abs=1e-15)
-        optimizer.step()
-        if step + 1 < steps:
-            theirs.step()
+def test_images_are_augmented_by_the_place_of_a_row_in_the_batch() -> None:
+    settings = AugmentConfig(min_area=0.5, flip=True)
+    objective, plain = objective_of(augmented=settings), objective_of()
+    batch = batch_of(objective.clip)
+    moved = augment(batch.images, batch.rows, batch.total, settings, batch.seed)
+    assert objective(batch).item() == plain(replace(batch, images=moved)).item()
+    assert objective(batch).item() != plain(batch).item()
 
 
-def test_cosine_rises_from_the_first_step_and_ends_near_zero() -> None:
-    schedule = CosineWarmup(warmup_steps=4)
-    rates = [schedule.rate(step, 12, 1.0) for step in range(12)]
-    assert rates[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
-    assert rates[8] == pytest.approx(0.5)  # half way through the fall
-    assert rates[11] == pytest.approx((1 + math.cos(math.pi * 7 / 8)) / 2)
-    assert all(a >= b for a, b in pairwise(rates[4:]))  # never rises again
-
-
-def test_the_shortest_runs_have_a_schedule() -> None:
-    for schedule in (OneCycle(), CosineWarmup(warmup_steps=0), CosineWarmup(warmup_steps=50)):
-        for steps in (1, 2, 3):
-            assert all(0 <= schedule.rate(step, steps, 1.0) <= 1 for step in range(steps))
-
-
-def test_norms_biases_and_scale_do_not_decay() -> None:
-    model = new_task()
-    decay, keep = (group["params"] for group in parameter_groups(model, 0.1))
-    assert len(decay) + len(keep) == len(list(model.parameters()))
-    assert all(parameter.ndim >= 2 for parameter in decay)
-    assert any(parameter is model.model.logit_scale for parameter in keep)
-    assert [group["weight_decay"] for group in parameter_groups(model, 0.1)] == [0.1, 0.0]
+def test_moments_and_epsilon_are_clips() -> None:
+    (decaying, plain) = objective_of().optimizer().param_groups
+    assert (decaying["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+    assert (decaying["betas"], decaying["eps"], decaying["lr"]) == ((0.9, 0.98), 1e-6, 1e-3)
 
 
 def test_the_logit_scale_is_clamped() -> None:
-    task = new_task()
+    objective = objective_of()
     for start, expected in ((9.0, math.log(100)), (-3.0, 0.0)):
         with torch.no_grad():
-            task.model.logit_scale.fill_(start)
-        train_step(task, clip_loss(0, 1), adamw(task, 1e-9, 0.0), *global_batch(), lr=1e-9, bf16=False)
-        assert task.model.logit_scale.item() == pytest.approx(expected)
+            objective.model.logit_scale.fill_(start)
+        objective.after_step()
+        assert objective.model.logit_scale.item() == pytest.approx(expected)
 
 
 def test_training_fits_a_batch() -> None:
-    task = new_task()
-    optimizer = adamw(task, 3e-3, 0.0)
-    losses = [
-        train_step(task, clip_loss(0, 1), optimizer, *global_batch(), lr=3e-3, bf16=bf16).item()
-        for bf16 in (False, True)
-        for _ in range(40)
-    ]
+    losses = []
+    objective = objective_of()
+    optimizer = objective.optimizer()
+    for bf16 in (False, True):
+        objective.setting = replace(objective.setting, bf16=bf16)
+        for _ in range(40):
+            optimizer.zero_grad(set_to_none=True)
+            loss = objective(batch_of(objective.clip))
+            loss.backward()
+            optimizer.step()
+            objective.after_step()
+            losses.append(loss.item())
     assert losses[0] > 1.5
     assert losses[-1] < 0.2
-
-
-def test_no_augmentation_leaves_the_pixels_alone() -> None:
-    images, _ = global_batch()
-    assert augment(images, slice(0, ROWS), ROWS, AugmentConfig(), (0, 0)) is images
-
-
-def test_a_flip_mirrors_half_of_the_images_exactly() -> None:
-    images = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (200, 3, 16, 16), dtype=np.uint8))
-    found = augment(images, slice(0, 200), 200, AugmentConfig(flip=True), (0, 3))
-    mirrored = [bool((new == old.flip(-1)).all()) for new, old in zip(found, images, strict=True)]
-    same = [bool((new == old).all()) for new, old in zip(found, images, strict=True)]
-    assert all(a != b for a, b in zip(mirrored, same, strict=True))
-    assert 70 <= sum(mirrored) <= 130
-
-
-def test_crops_stay_inside_and_keep_a_constant_image_constant() -> None:
-    flat = torch.full((50, 3, 16, 16), 77, dtype=torch.uint8)
-    assert (augment(flat, slice(0, 50), 50, AugmentConfig(min_area=0.3), (0,)) == 77).all()
-    ramp = (torch.arange(16) * 10).to(torch.uint8).expand(50, 3, 16, 16).contiguous()
-    found = augment(ramp, slice(0, 50), 50, AugmentConfig(min_area=0.3), (0,)).float()
-    widths = found[:, 0, 0, -1] - found[:, 0, 0, 0]  # what the crop sees of the ramp's 150 levels
-    assert widths.min() >= 150 * math.sqrt(0.3) - 15
-    assert widths.max() <= 150
-    assert widths.std() > 5
-
-
-def test_augmentation_of_a_share_is_the_share_of_the_augmentation() -> None:
-    images, _ = global_batch()
-    settings = AugmentConfig(min_area=0.5, flip=True)
-    whole = augment(images, slice(0, ROWS), ROWS, settings, (4, 2))
-    half = augment(images[4:], slice(4, 8), ROWS, settings, (4, 2))
-    assert torch.equal(whole[4:], half)
-    assert not torch.equal(whole, augment(images, slice(0, ROWS), ROWS, settings, (4, 3)))
 
 
 def gradients_of_rank(rank: int, world_size: int, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size)
-    images, tokens = global_batch()
     rows = slice(rank * ROWS // world_size, (rank + 1) * ROWS // world_size)
     found = {}
     for name in ("wrapped", "bypassed"):
-        task = new_task()
-        wrapped = DistributedDataParallel(task)
+        objective = objective_of(rank, world_size)
+        wrapped = DistributedDataParallel(objective)
         # calling the inner module is what a published defence does; its gradients never meet
-        features = wrapped(images[rows], tokens[rows]) if name == "wrapped" else task(images[rows], tokens[rows])
-        clip_loss(rank, world_size)(*features).backward()
-        found[name] = {name: p.grad.clone() for name, p in task.named_parameters()}
+        (wrapped if name == "wrapped" else objective)(batch_of(objective.clip, rows)).backward()
+        found[name] = {name: p.grad.clone() for name, p in objective.named_parameters()}
     torch.save(found, f"{folder}/rank{rank}.pt")
     distributed.destroy_process_group()
 
 
 def test_two_workers_compute_the_gradient_of_one(tmp_path: Path) -> None:
-    task = new_task()
-    clip_loss(0, 1)(*task(*global_batch())).backward()
-    expected = {name: p.grad for name, p in task.named_parameters()}
+    objective = objective_of()
+    objective(batch_of(objective.clip)).backward()
+    expected = {name: p.grad for name, p in objective.named_parameters()}
     os.environ["OMP_NUM_THREADS"] = "1"
     multiprocessing.spawn(gradients_of_rank, (2, str(tmp_path)), nprocs=2)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))

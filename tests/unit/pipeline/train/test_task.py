@@ -1,4 +1,4 @@
-"""The repair's step: accumulated gradients are the mean over batches, with any number of workers; a state goes on as it was."""
+"""A step of a training: accumulated gradients are the mean over batches, with any number of workers; a state goes on as it was."""
 
 import os
 from pathlib import Path
@@ -8,24 +8,24 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from clipsan.pipeline.repair.task import RepairCourse, RepairTask
 from clipsan.pipeline.train.feed import Share
+from clipsan.pipeline.train.task import Course, Task
 from clipsan.stages.model.clip import ModelConfig
-from clipsan.stages.repair import Batch
 from clipsan.stages.repair.finetune import FineTune
-from clipsan.stages.training.contrastive import CosineWarmup
+from clipsan.stages.training.batch import Batch
+from clipsan.stages.training.optimise import CosineWarmup
 from tests.conftest import caption
 
 ROWS, STEPS = 8, 6
 
 
-def task(checkpoint: Path) -> RepairTask:
+def task(checkpoint: Path) -> Task:
     # SGD-like steps would be easier to compare, but it is AdamW that is shipped; a high rate makes differences visible
     method = FineTune(lr=1e-3, schedule=CosineWarmup(warmup_steps=2), batch_size=ROWS)
-    return RepairTask(ModelConfig(path=str(checkpoint)), method, (), ("{}",), False, 0)
+    return Task(model=ModelConfig(path=str(checkpoint)), method=method, bf16=False, seed=0)
 
 
-def batch(course: RepairCourse, number: int, share: Share) -> Batch:
+def batch(course: Course, number: int, share: Share) -> Batch:
     rng = np.random.default_rng(number)
     images = torch.from_numpy(rng.integers(0, 256, (ROWS, 3, 32, 32), np.uint8))
     captions = [caption(int(i)) for i in rng.integers(0, 100, ROWS)]
@@ -44,11 +44,11 @@ def batch(course: RepairCourse, number: int, share: Share) -> Batch:
     )
 
 
-def weights(course: RepairCourse) -> dict[str, torch.Tensor]:
+def weights(course: Course) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in course.clip.model.state_dict().items()}
 
 
-def alone(checkpoint: Path) -> tuple[RepairCourse, Share]:
+def alone(checkpoint: Path) -> tuple[Course, Share]:
     share = Share(0, 1, ROWS)
     return task(checkpoint).begin(torch.device("cpu"), share), share
 

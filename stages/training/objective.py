@@ -1,8 +1,8 @@
-"""What every repair method is to the training loop: a module whose forward pass is the loss of one rank's rows.
+"""What is trained, to the training loop: a module whose forward pass is the loss of one rank's rows.
 
-The loop of pipeline/repair/verb does no more than this, for any method:
+The loop of pipeline/train does no more than this, for plain contrastive training as for any method of repair:
 
-    objective = build(config, clip, setting).train()
+    objective = settings.build(clip, setting).train()
     optimizer = objective.optimizer()
     wrapped = DistributedDataParallel(objective)          # with more than one worker
     for step in range(steps):
@@ -10,24 +10,21 @@ The loop of pipeline/repair/verb does no more than this, for any method:
         wrapped(batch).backward(); optimizer.step(); objective.after_step()
     objective.export(folder)
 
-Each method's @config class has `kind`, `epochs` and `batch_size` (of the global batch), and the class variables
-`labelled` (needs Batch.labels and Setting.classes) and `roles` (which rows it takes), and may have `flagged_share_pct`
-(share of each batch that the loop fills with Role.FLAGGED); stages/repair/__init__.py holds their union RepairConfig and
-`build(config, clip, setting)`.
-
 The mean over ranks of `forward` is the loss of the global batch, and the mean of the gradients, which distributed data
 parallel takes, is its gradient; batch normalisation with live statistics is the one exception. Gathering, precision and
-all random draws (from Batch.seed and the row's place in the global batch) happen inside. A parameter that takes no part
-in the loss has requires_grad False from the start, so that the reducer waits for none in vain.
+all random draws (from Batch.seed and the row's place in the global batch) happen inside. All of the forward pass happens in
+`forward`: calling the encoders of a wrapped module directly would go past the gradient reducer, and the ranks would drift
+apart unnoticed. A parameter that takes no part in the loss has requires_grad False from the start, so that the reducer waits
+for none in vain.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 from open_clip.loss import ClipLoss
@@ -37,48 +34,11 @@ from torch.nn import functional as F
 
 from ..model.checkpoints import save_clip
 from ..model.clip import Clip
-from ..training.contrastive import MAX_LOGIT_SCALE, clip_loss
+from .batch import Batch
+from .optimise import Schedule
 
-
-class Role(IntEnum):
-    """What a row of a batch is; the numbers are those of Batch.roles."""
-
-    PAIR = 0
-    """A clean pair."""
-    FLAGGED = 1
-    """A pair that the scan accuses; its caption is never learned, `accused` is the label that it was to plant."""
-    TRIGGER_PASTED = 2
-    """A clean image with a recovered trigger pasted on it, and its true caption; `accused` is the trigger's label."""
-    VICTIM_CLEANED = 3
-    """A poisoned image without its trigger, and a rebuilt caption."""
-    GENUINE = 4
-    """A genuine image of an affected label."""
-    REPLAY = 5
-    """A clean pair of any kind, so that nothing else is forgotten."""
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One rank's rows of a global batch. All ranks hold the same number of rows, in order of rank."""
-
-    images: torch.Tensor
-    """`[n, 3, S, S] uint8`, on the objective's device."""
-    tokens: torch.Tensor
-    """`[n, context_length] int64`, same device."""
-    captions: Sequence[str]
-    """n captions, the text of the tokens."""
-    labels: torch.Tensor
-    """`[n] int64`: the true class as an index into Setting.classes, -1 unknown."""
-    accused: torch.Tensor
-    """`[n] int64`: the planted class as an index into Setting.classes, -1 none."""
-    roles: torch.Tensor
-    """`[n] uint8`, see Role."""
-    rows: slice
-    """Where the rows stand in the global batch."""
-    total: int
-    """Rows of the global batch."""
-    seed: tuple[int, ...]
-    """Of this step, the same on all ranks: (seed, step)."""
+MAX_LOGIT_SCALE = math.log(100.0)
+"""CLIP clips the scale at 100 (Radford et al. 2021, section 2.5)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,23 +59,45 @@ class Setting:
     """Run the encoders under bfloat16 autocast. Weights, features and losses stay float32; the loop adds no autocast."""
 
 
-class Objective(nn.Module, ABC):
-    """The base of all methods: encoders, global negatives and means, what a resume needs, what is saved.
+class Settings(Protocol):
+    """What the settings of every objective have."""
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate."""
+        ...
+
+    @property
+    def schedule(self) -> Schedule:
+        """Course of the learning rate."""
+        ...
+
+    @property
+    def freeze_batch_norm(self) -> bool:
+        """Keep the stored statistics of batch normalisation. At batches of a few hundred, or on images that carry triggers,
+        the live ones do more harm than the loss does good."""
+        ...
+
+
+S = TypeVar("S", bound=Settings)
+
+
+class Objective(nn.Module, ABC, Generic[S]):
+    """The base of all objectives: encoders, global negatives and means, what is trained, what is saved.
 
     Args:
-        clip: the suspect model; its network is trained in place, on its device. Its file is never written to.
+        settings: of the objective.
+        clip: the model; its network is trained in place, on its device. Its file is never written to.
         setting: of the run.
-        freeze_batch_norm: keep the stored statistics of batch normalisation. At batches of a few hundred, or on images
-            that carry triggers, the live ones do more harm than the loss does good.
     """
 
-    def __init__(self, clip: Clip, setting: Setting, *, freeze_batch_norm: bool) -> None:
+    def __init__(self, settings: S, clip: Clip, setting: Setting) -> None:
         super().__init__()
+        self.settings = settings
         self.model: Any = clip.model
         self.clip = clip
         self.setting = setting
         self.device = clip.device
-        self.freeze_batch_norm = freeze_batch_norm
         self.notes: tuple[str, ...] = ()
         """What a reader of the result must know about how this run differs from the method as published."""
         if getattr(self.model, "logit_bias", None) is not None:
@@ -128,24 +110,16 @@ class Objective(nn.Module, ABC):
         """Return this rank's loss, a scalar; see the module's docstring for what its mean over ranks is."""
 
     @abstractmethod
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimiser over `trainable()`."""
+
     def rate(self, step: int, steps: int) -> float:
         """Return the learning rate of step `step` (from 0) of `steps`."""
-
-    @abstractmethod
-    def optimizer(self) -> torch.optim.Optimizer:
-        """Return the method's optimiser over `trainable()`."""
+        return self.settings.schedule.rate(step, steps, self.settings.lr)
 
     def export(self, folder: Path) -> None:
-        """Write the repaired model as a checkpoint folder (see save_clip)."""
+        """Write the trained model as a checkpoint folder (see save_clip)."""
         save_clip(self.model, self.clip.model_cfg, self.clip.preprocess_cfg, folder)
-
-    def resume_state(self) -> dict[str, Any]:
-        """Return all that a resume needs beside the suspect checkpoint, the setting and the optimiser's state."""
-        return self.state_dict()
-
-    def resume(self, state: dict[str, Any]) -> None:
-        """Take over what `resume_state` returned, in an objective built anew from the suspect checkpoint."""
-        self.load_state_dict(state)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the parameters that are trained, by name."""
@@ -160,7 +134,7 @@ class Objective(nn.Module, ABC):
     def train(self, mode: bool = True) -> Self:
         """Set training mode; frozen batch normalisation stays in evaluation mode."""
         super().train(mode)
-        if self.freeze_batch_norm:
+        if self.settings.freeze_batch_norm:
             for module in self.model.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
@@ -216,6 +190,15 @@ class Objective(nn.Module, ABC):
             distributed.all_reduce(count)
         # where, not a product: a row that is left out may hold an infinity
         return torch.where(keep, values, 0.0).sum() * self.setting.world_size / count.clamp(min=1)
+
+
+def clip_loss(rank: int, world_size: int) -> ClipLoss:
+    """Return CLIP's symmetric cross-entropy over the global batch, with gradients through the gathered features.
+
+    Each rank computes the logits of its own rows against all rows; the mean over ranks, which distributed data parallel
+    takes of the gradients, is the loss of the global batch. All ranks need the same number of rows.
+    """
+    return ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world_size)
 
 
 def freeze_text(model: nn.Module) -> None:

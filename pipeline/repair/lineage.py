@@ -1,0 +1,74 @@
+"""Where a repaired model comes from, as MLflow and its registry are told."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clipsan.stages.model.clip import load_clip, save_clip
+from clipsan.stages.sources import list_units
+
+from ..core.run_folder import RunFolder
+from ..tracking.record import DataInput, ModelRecord, data_input
+from .output import CARD
+from .plan import Plan
+
+
+def lineage(plan: Plan) -> dict[str, str]:
+    """Return the tags that say where a repaired model comes from (tracking.py has the scheme)."""
+    found = {
+        "clipsan.suspect": plan.model_fingerprint,
+        "clipsan.data": plan.data_fingerprint,
+        "clipsan.method": plan.config.method.kind,
+    }
+    if plan.scan is None:
+        return found
+    return found | {"clipsan.scan": plan.scan.fingerprint, "clipsan.scan_root": str(plan.scan.root)}
+
+
+def inputs(plan: Plan) -> list[DataInput]:
+    """Return the data sets that a repair learns from and is measured on."""
+    found = [data_input(some.source, some.units, "training") for some in (plan.main, *plan.beside)]
+    if plan.config.evaluate is not None:
+        data = plan.evaluation(plan.config.model, Path(plan.config.out)).data
+        found.append(data_input(data, list_units(data), "evaluation"))
+    return found
+
+
+def measured(plan: Plan, summary: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tags by which versions are compared (registry.py has the rule); none where nothing was measured."""
+    before, after = summary["before"] or {}, summary["after"] or {}
+    if "asr_pct" not in before or "asr_pct" not in after:
+        return {}
+    return {
+        "clipsan.evaluation": plan.evaluation_fingerprint(),
+        "clipsan.asr_pct": f"{after['asr_pct']:.4f}",
+        "clipsan.asr_before_pct": f"{before['asr_pct']:.4f}",
+        "clipsan.accuracy_lost_points": f"{before['clean_accuracy_pct'] - after['clean_accuracy_pct']:.4f}",
+    }
+
+
+def model_record(
+    plan: Plan, folder: RunFolder, target: Path, name: str | None, more: Mapping[str, str]
+) -> ModelRecord | None:
+    """Return what the registry is told of a repaired model; None without a name.
+
+    Args:
+        plan: the repair.
+        folder: of the run that made the model.
+        target: the checkpoint or adapter, with its card.
+        name: of the registered model.
+        more: further tags of the version.
+    """
+    if name is None:
+        return None
+    artifacts = {"checkpoint": target}
+    if plan.is_adapter:
+        base = load_clip(plan.config.model)
+        save_clip(base.model, base.model_cfg, base.preprocess_cfg, folder.work / "suspect")
+        artifacts = {"checkpoint": folder.work / "suspect", "adapter": target}
+    return ModelRecord(
+        name=name,
+        artifacts={key: str(path.relative_to(folder.root)) for key, path in artifacts.items()},
+        card=str((target / CARD).relative_to(folder.root)),
+        tags={**lineage(plan), "clipsan.fingerprint": plan.fingerprint, **more},
+    )

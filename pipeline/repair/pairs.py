@@ -1,0 +1,157 @@
+"""What a repair learns from, once its pairs have been checked: all of them or a sample, small sets beside them, images for early stop."""
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+
+from ..core.commit import read_parts
+from ..core.config import ConfigError
+from ..core.pass_ import Pass
+from ..core.run_folder import RunFolder
+from ..data.choice import NOBODY, Choice, Draw, cut_for, draw_numbers
+from ..evaluate.plan import read_classes
+from ..train.data import Reading
+from ..train.fit import Checked, Order, PairSet, check
+from ..train.stop import StopRule
+from .plan import Picked, Plan
+
+
+def prepare(plan: Plan, folder: RunFolder) -> tuple[Order, Checked, dict[str, int]]:
+    """Check all pairs; return the training, what the check found, and how many pairs of each kind there are."""
+    settings = plan.config
+    method = settings.method
+    checking = _checking(plan, folder, plan.main)
+    pairs, found = _checked(plan, checking, plan.main)
+    if method.takes_labels:
+        _check_labels(_table(checking, pairs), plan.classes, "data")
+    pairs = _sampled(plan, checking, pairs)
+    counts = found.counts | {"used": pairs.pairs}
+    beside = []
+    for i, some in enumerate(plan.beside):
+        own, _ = _checked(plan, _checking(plan, folder, some, f"work/beside-{i}/"), some)
+        counts[some.name.replace(" ", "_")] = own.pairs
+        beside += [own] if own.pairs else []
+    rows = round(method.flagged_share_pct * method.batch_size / 100) if beside else 0
+    needed = (method.batch_size - rows) * settings.accumulate
+    if pairs.pairs < needed:
+        raise ConfigError(
+            f"{plan.section}.batch_size={method.batch_size}: a step takes {needed} {plan.main.name}, and there are only "
+            f"{pairs.pairs} that can be used ({found.rejected} are in {folder.rejected})"
+        )
+    order = Order(
+        name="repair",
+        task=plan.task,
+        pairs=pairs,
+        image_size=plan.image_size,
+        epochs=method.epochs,
+        steps=settings.steps,
+        batch_size=method.batch_size,
+        accumulate=settings.accumulate,
+        seed=settings.seed,
+        checkpoint_every_epochs=settings.checkpoint_every_epochs,
+        retries=settings.retries,
+        memory_mb=settings.memory_mb,
+        cluster=settings.cluster,
+        beside=tuple(beside),
+        beside_rows=rows,
+        validation=_validation(plan, folder),
+        stop=_stop(plan),
+    )
+    workers = settings.cluster.worker_count()
+    if not order.cached and rows % workers:
+        raise ConfigError(
+            f"method.flagged_share_pct={method.flagged_share_pct:g}: the data are streamed, so each of {workers} workers needs as "
+            f"many of the {rows} rows that it stands for in a batch; choose another share or batch_size"
+        )
+    return order, found, counts
+
+
+def _checking(plan: Plan, folder: RunFolder, picked: Picked, below: str = "") -> Pass:
+    """Return the pass that checks some pairs; its parts lie `below` the run's root."""
+    return Pass(
+        name=f"check {picked.name}",
+        cluster=plan.config.cluster,
+        run=folder,
+        folder=f"{below}checked",
+        rejected=f"{below}rejected",
+        fingerprint=plan.fingerprint,
+    )
+
+
+def _checked(plan: Plan, checking: Pass, picked: Picked) -> tuple[PairSet, Checked]:
+    settings = plan.config
+    # where labels teach, a picture without a caption is as good as any
+    captioned = not settings.method.takes_labels and picked is not plan.validation
+    choice = Choice(picked.lookup)
+    reading = Reading(picked.source, settings.model, settings.max_pixels, settings.seed, choice, captioned)
+    found = check(checking, picked.units, reading)
+    return PairSet(picked.units, reading, found.used), found
+
+
+def _sampled(plan: Plan, checking: Pass, pairs: PairSet) -> PairSet:
+    """Return the sample that method or settings ask for: so many images of each class, or so many pairs."""
+    settings, shots = plan.config, plan.config.method.shots
+    count = settings.pairs if shots is None else shots
+    if count is None:
+        return pairs
+    return _drawn(pairs, _table(checking, pairs), count, settings.seed, by_class=shots is not None)
+
+
+def _table(checking: Pass, pairs: PairSet) -> pa.Table:
+    return pa.concat_tables(read_parts(checking.home, [unit.index for unit in pairs.units], ["uid", "label"]))
+
+
+def _check_labels(table: pa.Table, classes: tuple[str, ...], where: str, least: int = NOBODY) -> None:
+    """Refuse labels that name no class; with `least` NOBODY a pair may have none."""
+    labels = table.column("label").to_numpy()
+    wrong = labels[(labels < least) | (labels >= len(classes))]
+    if len(wrong):
+        raise ConfigError(
+            f"{where}: {len(wrong)} images have a label such as {wrong[0]} ({NOBODY}: none), but there are {len(classes)} "
+            "classes; name the label column or member in data, and every class in classes"
+        )
+
+
+def _drawn(pairs: PairSet, table: pa.Table, count: int, seed: int, *, by_class: bool) -> PairSet:
+    """Draw `count` pairs, or as many of each class; pairs without a class take no part in the latter."""
+    numbers = draw_numbers(table.column("uid").to_pylist(), seed)
+    if not len(numbers):
+        return pairs
+    if not by_class:
+        groups = {NOBODY: numbers}
+    else:
+        labels = table.column("label").to_numpy()
+        groups = {int(label): numbers[labels == label] for label in np.unique(labels) if label != NOBODY}
+    draw = Draw(seed, {label: cut_for(own, count) for label, own in groups.items()})
+    used = sum(min(count, len(own)) for own in groups.values())
+    reading = pairs.reading
+    chosen = dataclasses.replace(reading, choice=Choice(reading.choice.lookup, draw))
+    return PairSet(pairs.units, chosen, used)
+
+
+def _validation(plan: Plan, folder: RunFolder) -> PairSet | None:
+    stop = plan.config.early_stop
+    if stop is None or plan.validation is None:
+        return None
+    checking = _checking(plan, folder, plan.validation, "work/validation/")
+    images, _ = _checked(plan, checking, plan.validation)
+    if not images.pairs:
+        raise ConfigError(
+            f"early_stop.data: no image of {stop.data.path} can be used: see {folder.root / 'work/validation/rejected'}"
+        )
+    table = _table(checking, images)
+    _check_labels(table, plan.classes, "early_stop.data", least=0)
+    return _drawn(images, table, stop.images, plan.config.seed, by_class=False)
+
+
+def _stop(plan: Plan) -> StopRule | None:
+    stop = plan.config.early_stop
+    if stop is None:
+        return None
+    evaluation = plan.config.evaluate or {}
+    # what the scan accuses beside the classes is none of theirs
+    given = plan.config.classes or evaluation.get("classes")
+    names = plan.classes if given is None else tuple(read_classes(given))
+    templates = tuple(evaluation.get("templates", plan.config.templates))
+    return StopRule(names, templates, stop.patience, stop.min_gain_points)
