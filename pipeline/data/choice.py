@@ -19,7 +19,7 @@ NOBODY = -1
 """A class that is not known, or not there."""
 
 
-class Mark(NamedTuple):
+class Standing(NamedTuple):
     """What a pair is to a repair."""
 
     role: Role = Role.PAIR
@@ -32,8 +32,8 @@ class Mark(NamedTuple):
 class Lookup(Protocol):
     """Says what the pairs of a unit are."""
 
-    def of(self, unit: Unit) -> Mapping[str, Mark]:
-        """Return uid -> mark; a pair that is missing takes no part."""
+    def of(self, unit: Unit) -> Mapping[str, Standing]:
+        """Return uid -> standing; a pair that is missing takes no part."""
         ...
 
 
@@ -44,11 +44,11 @@ class CleanByScan:
     verdicts: Path
     classes: tuple[str, ...]
 
-    def of(self, unit: Unit) -> Mapping[str, Mark]:
+    def of(self, unit: Unit) -> Mapping[str, Standing]:
         table = read_part(self.verdicts, unit.index, ["uid", "verdict", "concept"])
         index = class_index(self.classes)
         return {
-            row["uid"]: Mark(label=index.get((row["concept"] or "").casefold(), NOBODY))
+            row["uid"]: Standing(label=index.get((row["concept"] or "").casefold(), NOBODY))
             for row in table.to_pylist()
             if row["verdict"] == Verdict.CLEAN.value
         }
@@ -61,14 +61,14 @@ class FlaggedByScan:
     verdicts: Path
     classes: tuple[str, ...]
 
-    def of(self, unit: Unit) -> Mapping[str, Mark]:
+    def of(self, unit: Unit) -> Mapping[str, Standing]:
         table = read_part(self.verdicts, unit.index, ["uid", "reasons", "target"])
         index = class_index(self.classes)
-        found: dict[str, Mark] = {}
+        found: dict[str, Standing] = {}
         for row in table.to_pylist():
             accused = index.get((row["target"] or "").casefold(), NOBODY)
             if accused != NOBODY and any(reason in ACCUSING for reason in row["reasons"]):
-                found[row["uid"]] = Mark(Role.FLAGGED, accused, NOBODY)
+                found[row["uid"]] = Standing(Role.FLAGGED, accused, NOBODY)
         return found
 
 
@@ -79,15 +79,15 @@ class RepairSetRoles:
     roles: tuple[Role, ...]
     classes: tuple[str, ...]
 
-    def of(self, unit: Unit) -> Mapping[str, Mark]:
+    def of(self, unit: Unit) -> Mapping[str, Standing]:
         table = pq.ParquetFile(unit.path).read(columns=["uid", "role", "label", "target"])
         index = class_index(self.classes)
-        found: dict[str, Mark] = {}
+        found: dict[str, Standing] = {}
         for row in table.to_pylist():
             role = Role[row["role"].upper()]
             if role in self.roles:
                 accused, label = (index.get((row[name] or "").casefold(), NOBODY) for name in ("target", "label"))
-                found[f"{unit.shard}/{row['uid']}"] = Mark(role, accused, label)
+                found[f"{unit.shard}/{row['uid']}"] = Standing(role, accused, label)
         return found
 
 
@@ -144,20 +144,20 @@ class Choice:
 class Chosen:
     """What is chosen of one unit."""
 
-    marks: Mapping[str, Mark] | None
+    standings: Mapping[str, Standing] | None
     draw: Draw | None
 
     def wants(self, pair: RawPair) -> bool:
         """Tell whether a pair takes part, if it can be used."""
-        if self.marks is not None and pair.uid not in self.marks:
+        if self.standings is not None and pair.uid not in self.standings:
             return False
         return self.draw is None or self.draw.takes(pair.uid, pair.label)
 
-    def mark(self, uid: str) -> Mark:
-        """Return the mark of a pair that takes part."""
-        return Mark() if self.marks is None else self.marks[uid]
+    def standing(self, uid: str) -> Standing:
+        """Return the standing of a pair that takes part."""
+        return Standing() if self.standings is None else self.standings[uid]
 
     def label(self, uid: str, own: int | None) -> int:
         """Return the class of a pair that takes part, NOBODY if it is not known; `own` is the data set's label."""
-        told = self.mark(uid).label
+        told = self.standing(uid).label
         return told if told is not None else NOBODY if own is None else own

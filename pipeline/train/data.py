@@ -153,15 +153,15 @@ def _rows(batch: dict[str, Any], reading: Reading) -> Iterator[dict[str, np.ndar
 
 def _block(pairs: list[Usable], chosen: Chosen, inputs: Inputs, seed: int) -> dict[str, np.ndarray]:
     """`order [n] int64` (a seeded draw for each uid) and the columns of Rows."""
-    marks = [chosen.mark(pair.uid) for pair in pairs]
+    standings = [chosen.standing(pair.uid) for pair in pairs]
     return {
         "order": seeded_hash([pair.uid for pair in pairs], seed, "training order").view(np.int64),
         "image": torch.stack([inputs.preprocess(pair.rgb) for pair in pairs]).numpy(),
         "tokens": inputs.tokenize([pair.caption for pair in pairs]).to(torch.int32).numpy(),
         "caption": np.array([pair.caption for pair in pairs], object),
         "label": np.array([chosen.label(pair.uid, pair.label) for pair in pairs], np.int64),
-        "accused": np.array([mark.accused for mark in marks], np.int64),
-        "role": np.array([mark.role for mark in marks], np.uint8),
+        "accused": np.array([own.accused for own in standings], np.int64),
+        "role": np.array([own.role for own in standings], np.uint8),
     }
 
 

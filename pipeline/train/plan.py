@@ -122,12 +122,10 @@ def make_plan(settings: TrainConfig) -> Plan:
     clip = load_clip(settings.model, init_seed=settings.seed)
     check_softmax(clip.model_cfg)
     free = ("out", "cluster", "tracking", "retries", "checkpoint_every_epochs", "data", "model")
-    # a length in epochs is named as it was before there were steps, so that older runs go on
-    unset = ("steps",) if settings.steps is None else ()
     decides: dict[str, Any] = {
         "version": TRAIN_VERSION,
         **identity(settings.data, units),
-        "settings": {name: value for name, value in as_tree(settings).items() if name not in (*free, *unset)},
+        "settings": {name: value for name, value in as_tree(settings).items() if name not in free},
         "model": clip.fingerprint,
     }
     return Plan(

@@ -15,8 +15,8 @@ from clipsan.pipeline.data.choice import (
     CleanByScan,
     Draw,
     FlaggedByScan,
-    Mark,
     RepairSetRoles,
+    Standing,
     cut_for,
     draw_numbers,
 )
@@ -58,13 +58,13 @@ def verdicts(tmp_path: Path) -> Path:
 
 
 def test_clean_pairs_are_those_without_any_suspicion_and_their_class_is_their_concept(verdicts: Path) -> None:
-    marks = CleanByScan(verdicts, CLASSES).of(UNIT)
-    assert marks == {"a.tar/0": Mark(label=0), "a.tar/5": Mark(label=NOBODY)}
+    standings = CleanByScan(verdicts, CLASSES).of(UNIT)
+    assert standings == {"a.tar/0": Standing(label=0), "a.tar/5": Standing(label=NOBODY)}
 
 
 def test_flagged_pairs_are_those_accused_of_a_class(verdicts: Path) -> None:
-    marks = FlaggedByScan(verdicts, CLASSES).of(UNIT)
-    assert {uid: (mark.role, mark.accused) for uid, mark in marks.items()} == {
+    standings = FlaggedByScan(verdicts, CLASSES).of(UNIT)
+    assert {uid: (own.role, own.accused) for uid, own in standings.items()} == {
         "a.tar/1": (Role.FLAGGED, 1),
         "a.tar/3": (Role.FLAGGED, 2),
     }
@@ -87,8 +87,8 @@ def test_rows_of_the_compact_set_by_role(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
     unit = replace(UNIT, path=str(tmp_path / "pairs.parquet"))
     assert RepairSetRoles((Role.TRIGGER_PASTED, Role.REPLAY), CLASSES).of(unit) == {
-        "a.tar/x/0": Mark(Role.TRIGGER_PASTED, 1, 0),
-        "a.tar/x/1": Mark(Role.REPLAY, NOBODY, NOBODY),
+        "a.tar/x/0": Standing(Role.TRIGGER_PASTED, 1, 0),
+        "a.tar/x/1": Standing(Role.REPLAY, NOBODY, NOBODY),
     }
 
 

@@ -125,9 +125,9 @@ def test_unlearning_takes_clean_flagged_and_pasted_pairs_from_the_scan(
     assert isinstance(flagged.lookup, FlaggedByScan)
     assert {mark.accused for mark in flagged.lookup.of(flagged.units[1]).values()} == {1}
     assert isinstance(pasted.lookup, RepairSetRoles)
-    marks = pasted.lookup.of(pasted.units[0])
-    assert {uid: mark.role for uid, mark in marks.items()} == {"part-00000.parquet/x/0": Role.TRIGGER_PASTED}
-    assert [pair.uid for pair in read_unit(pasted.source, pasted.units[0])] == list(marks)
+    standings = pasted.lookup.of(pasted.units[0])
+    assert {uid: own.role for uid, own in standings.items()} == {"part-00000.parquet/x/0": Role.TRIGGER_PASTED}
+    assert [pair.uid for pair in read_unit(pasted.source, pasted.units[0])] == list(standings)
 
 
 def test_where_a_scan_accuses_nothing_unlearning_perturbs_and_recovers_and_the_plan_says_so(
