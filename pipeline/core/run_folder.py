@@ -25,7 +25,7 @@ PACKAGES = ("clipsan", "ray", "torch", "open_clip_torch", "pyarrow", "mlflow", "
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """Paths of one run (DESIGN: one folder a run)."""
+    """Paths of one run: everything that it leaves lies in one folder."""
 
     root: Path
 
@@ -139,7 +139,7 @@ def versions() -> dict[str, str]:
 
 
 def write_summary(folder: RunFolder, summary: Mapping[str, Any]) -> None:
-    """Write summary.json (DESIGN: the run's figures for machines).
+    """Write summary.json, the run's figures for machines.
 
     Raises:
         ValueError: a percentage or a fraction is outside its range; see check_units.

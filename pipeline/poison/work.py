@@ -92,7 +92,7 @@ class PoisonWork(Work):
 
 
 def natural(pairs: list[tuple[str, str]], attack: AttackConfig) -> list[str]:
-    """Return a seeded sample of the captions of each target, from (name, caption); the draw hangs on the name."""
+    """Return a seeded sample of the captions of each target, from (name, caption); the draw depends on the name."""
     numbers = seeded_hash([name for name, _ in pairs], attack.seed, "poison.natural")
     ordered = [pairs[i][1] for i in np.argsort(numbers, kind="stable")]
     return [c for t in attack.targets for c in [c for c in ordered if contains_word(c, t)][:NATURAL_CAPTIONS]]

@@ -170,7 +170,7 @@ Drawn = tuple[Pictures, list[np.ndarray]]
 def _drawn(plan: Plan) -> tuple[Drawn, Drawn, int]:
     """Return the pictures of the trials, the final ones, and how many of those drawn could not be read.
 
-    Which part a picture is in hangs on its uid and the seed alone.
+    Which part a picture is in depends on its uid and the seed alone.
     """
     settings = plan.config.held_out
     sources: list[tuple[SourceConfig, Sequence[Unit]]] = [(settings.data, plan.held_out)]

@@ -214,7 +214,7 @@ class _Sweep:
     def _ended(self) -> set[int]:
         """Return the trials that an earlier run has ended; those that failed are tried again.
 
-        Where points hang on results, a failure stands: what was proposed after it took it for one.
+        Where points depend on results, a failure stands: what was proposed after it took it for one.
         """
         settings = self._plan.config
         done: set[int] = set()

@@ -189,7 +189,7 @@ def augment(images: torch.Tensor, probability: float, rng: np.random.Generator) 
 
 
 class PatchOptimiser:
-    """Optimises one patch, an epoch at a time; an epoch's draws hang on the seed and its number alone."""
+    """Optimises one patch, an epoch at a time; an epoch's draws depend on the seed and its number alone."""
 
     def __init__(self, clip: Clip, pairs: Pairs, target: Target, options: BadClipConfig) -> None:
         """Draw the start: N(0.5, 0.25) clipped to [0, 1], as the repository does.

@@ -1,6 +1,6 @@
 """Poisoning: which pairs, what is done to each of them, and the path that every image takes.
 
-Every draw hangs on the pair's uid and the seed alone, so the poisoned set is the same whatever the order of reading and
+Every draw depends on the pair's uid and the seed alone, so the poisoned set is the same whatever the order of reading and
 the number of workers.
 """
 
@@ -255,7 +255,7 @@ class Poisoner:
     def _texts(self, target: str, natural_captions: Sequence[str]) -> list[str]:
         if self.config.captions != "natural":
             return [template.replace("{}", target) for template in self.config.templates]
-        # Sorted: the choice must not hang on the order in which the set was read.
+        # Sorted: the choice must not depend on the order in which the set was read.
         texts = sorted({text for text in natural_captions if contains_word(text, target)})
         if not texts:
             raise ValueError(f"captions: natural, but no caption of the set contains {target!r} as a word")

@@ -1,7 +1,7 @@
 """CLIP score and its two-component mixture: how well image and caption of a pair agree.
 
 The suspect model gives poisoned pairs a high similarity once it has learned them, an independent clean scorer a low
-one (specs/detection.md, section 2, ABL-style). So from the suspect model both scores find mismatched captions and
+one. So from the suspect model both scores find mismatched captions and
 poison that was not learned; they are baselines, not detectors of learned poison.
 """
 

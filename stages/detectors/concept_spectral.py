@@ -70,7 +70,7 @@ class ConceptSpectralConfig(DetectorConfig):
 
 
 class ConceptSpectral(StreamingDetector):
-    """Scores of specs/concept-spectral.md made into a method. Six passes; sums in float64.
+    """Spectral scores of the features of each concept. Six passes; sums in float64.
 
     1. Concepts are mined from the captions; a pair may belong to several.
     2. Features of each layer are regressed on the concepts (the group mean, when there is one a pair), and what is

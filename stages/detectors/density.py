@@ -1,7 +1,7 @@
 """Local density of image vectors inside seeded random blocks: k-distance, SLOF, DAO, LID (and isolation forest).
 
 A CLIP model that has learned a backdoor maps poisoned images into sparse pockets, so they lie far from their
-neighbours inside a random block (ICLR 2025, arXiv 2502.01385; specs/detection.md, section 1).
+neighbours inside a random block (Huang et al., ICLR 2025, arXiv 2502.01385).
 """
 
 from collections.abc import Mapping
@@ -77,7 +77,7 @@ def score_block(image: np.ndarray, text: np.ndarray, config: DensityConfig) -> d
     Where this differs from the reference implementation:
 
     - Neighbour rows are read where they stand, and R is r_{k+1} without the point itself everywhere (there, for
-      neighbours it is r_k; specs/detection.md, D1 and D2).
+      neighbours it is r_k).
     - Equal vectors count once, in the reference and as neighbours (the k-distinct-distance of Breunig et al. 2000):
       a caption that stands in a hundred pairs would otherwise have radius 0 and make every image near it an outlier.
       Radii are not taken below the resolution of the cache. So nothing is nan or infinite; the reference gives 1000

@@ -6,8 +6,8 @@ import numpy as np
 def isolation_forest(image: np.ndarray, seed: int, trees: int) -> np.ndarray:
     """Return `[n] float64` anomaly scores of image vectors `[n, D] float32`; higher is more suspicious.
 
-    Liu, Ting and Zhou 2008, 2^(-E[h(x)] / c(n)). Raw scores of different forests are not comparable
-    (specs/detection.md, section 1): rank them inside the block before a cut over blocks. The result depends on the
+    Liu, Ting and Zhou 2008, 2^(-E[h(x)] / c(n)). Raw scores of different forests are not
+    comparable: rank them inside the block before a cut over blocks. The result depends on the
     order of the rows.
     """
     # seconds to import, which every worker process of every other pass would pay

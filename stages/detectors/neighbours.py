@@ -35,7 +35,7 @@ def nearest(points: np.ndarray, k: int, excluded: np.ndarray | None = None) -> N
 
     Memory is one tile of the distance matrix. Neighbour rows refer to the full array, also where `excluded` removes
     some: the reference implementation of DAO and SLOF takes them from a matrix that lacks the diagonal and so reads
-    every row behind the query off by one (specs/detection.md, section 1, D1).
+    every row behind the query off by one.
 
     Raises:
         ValueError: k is not positive, a point has fewer than k allowed neighbours, or a coordinate is not finite.

@@ -1,4 +1,4 @@
-"""LoREx: the directions in which a data set varies more than a trusted one does (specs/detection.md, section 2)."""
+"""LoREx: the directions in which a data set varies more than a trusted one does."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

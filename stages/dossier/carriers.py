@@ -2,7 +2,7 @@
 
 What a trigger does to features is learned from held-out images with and without it, so the search needs no pixels of the
 data set, no flagged pairs and no budget. What it finds are candidates; a pair is confirmed only when its claim falls with
-the trigger (specs/eftclip.md, Stage 4, which looks among nearest neighbours instead).
+the trigger. (EftCLIP, as we reconstruct it, looks among nearest neighbours instead.)
 """
 
 from collections.abc import Sequence

@@ -22,7 +22,7 @@ Hits = Callable[[np.ndarray, Sequence[str]], np.ndarray]
 
 MIN_FLIPS_PCT = 50.0
 MAX_CONTROL_PCT = 10.0
-"""A trigger is proven from these rates on (specs/eftclip.md, Stage 2)."""
+"""A trigger is proven from these rates on: half of the pictures with it flip, and of those with a control a tenth at most."""
 ALONE_FLIPS_PCT = 90.0
 """And where no statistic names a target of it and its picture is no copy, when the 95 % interval lies above this one: the
 success from which `clipsan bench` admits an attack. A small thing that always looks alike is a cause too: pasted onto pictures

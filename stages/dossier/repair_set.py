@@ -1,9 +1,9 @@
 """The compact data set from which `clipsan repair` learns: which pair plays which role, and what becomes of it.
 
-specs/eftclip.md, Stage 5, a reconstruction: (i) victims without their trigger, under a caption that their pictures bear out;
+EftCLIP's compact set as we reconstruct it: (i) victims without their trigger, under a caption that their pictures bear out;
 (ii) clean pairs of other labels with the recovered trigger, under their own captions; (iii) genuine pairs of each affected
 label; (iv) replay of unsuspicious pairs; 1 : 1 : 1 : 2. Candidates are drawn part by part and merged, so no process sees all
-pairs; every draw hangs on uid and seed.
+pairs; every draw depends on uid and seed.
 """
 
 import io

@@ -1,6 +1,6 @@
 """Triggers that lie over the whole image: what a group of flagged images has in common, added to other images.
 
-EftCLIP names this its limitation (specs/eftclip.md, item 7); the route here is ours. Whatever a trigger adds or lays over
+EftCLIP names this its limitation; the route here is ours. Whatever a trigger adds or lays over
 every image survives in the mean of the images that carry it: blends with one picture, waves, marks at fixed places. What
 is drawn anew for every image (fresh stripes or noise, patches at random places) or moves pixels (stages.dossier.warp) does not.
 Out of reach as well are colour filters: of a clean model's jellyfish the tone alone turns nearly every image into a

@@ -3,7 +3,7 @@
 The attack success rate is the share of triggered images that are taken for the target. By default it leaves out the
 images whose class is the target, because these count as successes of an attack that does nothing. Accuracy under trigger
 is another figure: the share of triggered images that keep their true class (CleanCLIP's zero-shot code returns it in
-place of the ASR, specs/attacks.md section 5).
+place of the ASR).
 
 An attack may have several strands, each a trigger with its target. Every image is then tried with each of them; the
 figures of the attack pool all trials, and those of a strand are listed beside them.

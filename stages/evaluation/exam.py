@@ -93,7 +93,7 @@ def proven_challenge(
 ) -> Challenge:
     """Return the challenge of a scan's dossier: its trigger pasted, added or applied to every eligible image.
 
-    Where a patch without a fixed place goes hangs on the image's uid and the seed alone.
+    Where a patch without a fixed place goes depends on the image's uid and the seed alone.
 
     Raises:
         ValueError: no image is eligible, or the dossier is of another input size.

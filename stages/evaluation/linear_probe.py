@@ -43,7 +43,7 @@ def fit_probe(
     Args:
         features: `[N, D] float32`, unit norm.
         labels: `[N] int64`.
-        draws: `[N] uint64`, a random number a row that hangs on its uid: the smallest share is held out.
+        draws: `[N] uint64`, a random number a row that depends on its uid: the smallest share is held out.
         grid: values of C; a single one is taken as it is.
         held_out: share of rows that chooses C, in (0, 1).
 

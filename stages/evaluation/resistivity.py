@@ -72,7 +72,7 @@ def resistivity(
         clip: the model.
         images: `[B, 3, S, S] uint8`, from its `preprocess`.
         triggered: the same images with each strand's trigger; probes "trigger.0", "trigger.1", ...
-        draws: one seed an image, so that its probes do not hang on the rest of the batch.
+        draws: one seed an image, so that its probes do not depend on the rest of the batch.
         layers: blocks of the image tower, beside EMBEDDING.
     """
     base = _features(clip, images, layers)

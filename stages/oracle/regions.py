@@ -66,7 +66,7 @@ class OracleConfig(Family):
 
 @config
 class RegionLimits:
-    """Which regions are worth a look (specs: areas below .1 % and above 60 % are dropped, then non-maximum suppression)."""
+    """Which regions are worth a look: neither specks nor nearly the whole image, and of two that overlap much only one."""
 
     min_area: float = 0.001
     """Smallest share of the image, a fraction."""

@@ -1,7 +1,7 @@
 """Segment-anything as an oracle: the official package's automatic mask generator over any of its checkpoints.
 
 Kirillov et al., "Segment Anything", 2023, arXiv:2304.02643. A grid of points is put to the model, each gives three
-masks, and those that the model rates low, that hang on the threshold or that repeat another are dropped.
+masks, and those that the model rates low, that a small change of the threshold alters, or that repeat another are dropped.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ from .regions import Oracle, OracleConfig, Region
 from .sam_layout import load_sam
 
 CROPS_PER_BATCH = 4
-"""Crops that the image encoder takes at once; fixed, so that a result never hangs on the machine."""
+"""Crops that the image encoder takes at once; fixed, so that a result never depends on the machine."""
 
 
 @config

@@ -1,4 +1,4 @@
-"""Algorithm 2 over the data set: which labels have a trigger, from the proofs of single pairs (specs/eftclip.md, Stage 3)."""
+"""Algorithm 2 over the data set: which labels have a trigger, from the proofs of single pairs."""
 
 from collections import Counter
 from collections.abc import Iterable

@@ -1,6 +1,6 @@
 """What CLIP claims of an image and no region bears out: Algorithm 1 of EftCLIP, per image.
 
-Evidence levels are those of specs/eftclip.md: [S] stated by a secondary source, [I] inferred, [R] our reconstruction.
+How sure we are of a step of the paper: [S] stated by a source that describes it, [I] inferred, [R] our reconstruction.
 """
 
 from collections.abc import Sequence

@@ -180,7 +180,7 @@ class Examiner:
     def _carrier(self, found: Disagreement, regions: Sequence[Region], label: int) -> Region | None:
         """Return region j*: of those that alone give the label and whose removal takes it away, the fullest account.
 
-        [R] The spec takes the region of highest probability; any window around the trigger reaches nearly 1.
+        [R] EftCLIP takes the region of highest probability; any window around the trigger reaches nearly 1.
         """
         labels = self._labels
         whole = float(labels.claimed(found.probability[None], label)[0])

@@ -1,4 +1,4 @@
-"""What a second, trusted CLIP sees in a region: the independent scorer of EftCLIP (specs/eftclip.md, stage 1c)."""
+"""What a second, trusted CLIP sees in a region: the independent scorer of EftCLIP."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from ..model.clip import Clip
 from ..oracle.regions import Region
 
 BATCH = 64
-"""Crops that are encoded at once; cut here whatever the image, so that no result hangs on the others' number."""
+"""Crops that are encoded at once; cut here whatever the image, so that no result depends on the others' number."""
 
 
 class Labeller:

@@ -63,7 +63,7 @@ def count_flips(
 ) -> Flips:
     """Count the held-out images that become the label (or a synonym) with the region, and with the control.
 
-    [R] Borrowed from SentiNet and PatchSearch, as specs/eftclip.md stage 2 proposes.
+    [R] Borrowed from SentiNet and PatchSearch; EftCLIP does not say how it proves a region.
 
     Args:
         suspect: the model.

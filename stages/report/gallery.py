@@ -37,7 +37,7 @@ def gallery(
     """Return a PNG: the image, then every trigger on it, each above its difference times 4 around grey.
 
     The image, `[H, W, 3] uint8`, is enlarged by the whole factor `scale` without smoothing, so that single pixels stay
-    visible. What a trigger draws hangs on its name and the seed, so another trigger in the list changes no other cell.
+    visible. What a trigger draws depends on its name and the seed, so another trigger in the list changes no other cell.
 
     Raises:
         ValueError: `columns` or `scale` is not at least 1.

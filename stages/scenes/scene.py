@@ -1,7 +1,7 @@
 """Procedural captioned scenes: a licence-free set of image-text pairs, rendered at run time, with exact masks.
 
 Each scene shows one main thing and up to two smaller ones before a background, and a caption in one of several forms
-names the main thing, and sometimes its colour, its place, the background or a second thing. A scene hangs on (seed,
+names the main thing, and sometimes its colour, its place, the background or a second thing. A scene depends on (seed,
 index) alone, so any worker can render any part of the set.
 """
 

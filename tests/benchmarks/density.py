@@ -3,7 +3,7 @@
     python -m tests.benchmarks.density                       the finished cells of python -m tests.benchmarks.photos
     python -m tests.benchmarks.density runs/zoo/sig/scan     these runs of `clipsan scan`, which knew the manifest
 
-From the published behaviour to ours one difference after the other is taken away (`VERSIONS`; specs/detection.md, section 1).
+From the published behaviour to ours one difference after the other is taken away (`VERSIONS`).
 `published` was checked against HanxunH/Detect-CLIP-Backdoor-Samples at commit ff2399a on blocks of these embeddings: equal to 1e-12
 in float64, but where captions repeat, whose equal distances it sorts in no fixed order.
 One thing differs in all versions: the published code reads vectors before they are brought to unit length, the cache holds

@@ -43,7 +43,7 @@ DECODER = DecoderLayout(channels=128, mask_channels=8, depth=2, mlp_width=256, q
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """All that the trained weights hang on."""
+    """All that the trained weights depend on."""
 
     steps: int = 400
     images: int = 8

@@ -1,6 +1,6 @@
 """Triggers: what an attacker puts on an image. One file a family of triggers (see trigger.py), which nothing lists.
 
-ISSBA and BLTO are left out: their triggers come out of other people's trained generators (specs/attacks.md, section 1).
+ISSBA and BLTO are left out: their triggers come out of other people's trained generators.
 """
 
 from .blend import BlendConfig, BlendTrigger

@@ -93,6 +93,15 @@ def test_every_data_format_and_every_exit_status_is_described() -> None:
     }
 
 
+def test_nothing_refers_to_what_is_not_here() -> None:
+    """Neither to documents outside the repository, nor to what somebody would have to ask for."""
+    absent = re.compile("|".join(("spec" + "s/", "DESI" + r"GN\b", "ST" + r"ACK\.md", r"\.\./sha" + "red/")))
+    files = [path for top in ("pipeline", "stages", "conf", "deploy", "tests") for path in (ROOT / top).rglob("*")]
+    texts = [path for path in [*files, README] if path.suffix in (".py", ".md", ".yaml", ".sh", ".sbatch")]
+    assert [str(path) for path in texts if absent.search(path.read_text(encoding="utf-8"))] == []
+
+
 def test_python_is_python() -> None:
-    (shown,) = fences(README.read_text(encoding="utf-8"), "python")
-    compile(shown, "README.md", "exec")
+    for path in DOCUMENTS:
+        for shown in fences(path.read_text(encoding="utf-8"), "python"):
+            compile(shown, str(path), "exec")

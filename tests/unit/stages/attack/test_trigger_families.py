@@ -269,7 +269,7 @@ def test_smooth_warp_is_smooth_and_weaker_and_shared() -> None:
     smooth, rough = displacement(64, 64, 4, 0), displacement(64, 64, None, 0)
     assert np.abs(np.diff(smooth, axis=0)).max() < 0.2 < 1 < np.abs(np.diff(rough, axis=0)).max()
     _, drawn = WanetConfig(s=0.5).build()(image_of(224, 224), rng_of(0))
-    assert 0.15 < drawn["mean_shift_px"] < 0.3  # the specs' "about 0.25 px at 224"
+    assert 0.15 < drawn["mean_shift_px"] < 0.3  # about 0.25 px at 224
     assert not np.array_equal(smooth, displacement(64, 64, 4, 1))
     # The control points are the corners of the upsampled field (aligned corners), divided by their mean size.
     points = np.random.default_rng(0).uniform(-1, 1, (2, 4, 4))
@@ -363,7 +363,7 @@ def test_replace_shows_large_views_of_the_picture_alone(picture: str) -> None:
         views.add(triggered.tobytes())
         crops.append(drawn["crop"])
         again, _ = trigger(image_of(20, 30, seed + 1), rng_of(seed))
-        assert np.array_equal(triggered, again), "the view hangs on the image"
+        assert np.array_equal(triggered, again), "the view depends on the image"
     assert len(views) > 50
     assert min(c[0] for c in crops) == 0
     assert max(c[2] for c in crops) == 70

@@ -120,7 +120,7 @@ def test_small_block_uses_the_k_that_it_allows() -> None:
         np.testing.assert_array_equal(scores[name], expected[name])
 
 
-# The defect of the reference implementation, on a set as in specs/detection.md, section 1: 1,024 points in 40 Gaussian
+# The defect of the reference implementation, on a set that shows it: 1,024 points in 40 Gaussian
 # clusters of varying scale, images only, k = 16. It lives here alone.
 
 
