@@ -347,7 +347,7 @@ def find_folders(patterns: str | Sequence[str]) -> list[Found]:
 def list_folder(folder: str, recursive: bool, *, hidden: bool = False) -> list[Entry]:
     """Return files and folders below a folder, sorted; names that start with '.' or '_' only where `hidden` asks for them.
 
-    A symbolic link to a folder above itself is not followed.
+    A symbolic link to a folder above itself is left out: what it leads to is there already.
 
     Raises:
         PathError: the folder cannot be listed.
@@ -355,7 +355,7 @@ def list_folder(folder: str, recursive: bool, *, hidden: bool = False) -> list[E
     filesystem, inner = locate(folder)
     try:
         if isinstance(filesystem, fs.LocalFileSystem):
-            inside = list(_walk(inner, "", recursive, frozenset()))
+            inside = list(_walk(inner, "", recursive, frozenset(map(_inode, Path(inner).resolve().parents))))
         else:
             infos = filesystem.get_file_info(fs.FileSelector(inner, recursive=recursive))
             prefix = inner.rstrip("/") + "/"
@@ -365,9 +365,13 @@ def list_folder(folder: str, recursive: bool, *, hidden: bool = False) -> list[E
     return sorted((i for i in inside if hidden or not is_hidden(i.path)), key=lambda info: info.path)
 
 
+def _inode(path: Path) -> tuple[int, int]:
+    facts = path.stat()
+    return facts.st_dev, facts.st_ino
+
+
 def _walk(folder: str, prefix: str, recursive: bool, above: frozenset[tuple[int, int]]) -> Iterator[Entry]:
-    facts = Path(folder).stat()
-    above = above | {(facts.st_dev, facts.st_ino)}
+    above = above | {_inode(Path(folder))}
     with os.scandir(folder) as entries:
         for entry in entries:
             path = prefix + entry.name
@@ -377,8 +381,10 @@ def _walk(folder: str, prefix: str, recursive: bool, above: frozenset[tuple[int,
                 yield Entry(path, fs.FileType.NotFound, None)
                 continue
             if stat.S_ISDIR(facts.st_mode):
+                if (facts.st_dev, facts.st_ino) in above:
+                    continue
                 yield Entry(path, fs.FileType.Directory, None)
-                if recursive and (facts.st_dev, facts.st_ino) not in above:
+                if recursive:
                     yield from _walk(entry.path, f"{path}/", recursive, above)
             else:
                 regular = stat.S_ISREG(facts.st_mode)

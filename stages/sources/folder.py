@@ -172,7 +172,14 @@ def _table(source: FolderSource, folder: Found, name: str) -> Cut:
     except (RowsEnd, PathError):
         present = []
     if present:
-        check_columns(path, present, required=[source.file_name, source.sha256], caption=source.caption, labels=None)
+        check_columns(
+            path,
+            present,
+            required=[source.file_name, source.sha256],
+            caption=source.caption,
+            labels=None,
+            image_field="file_name",
+        )
     return Found(path, _below(folder, name), size), slices(count_rows(path), source.unit_rows)
 
 

@@ -273,7 +273,7 @@ class _CsvFile:
 
     def _looks_like_a_row(self, line: str) -> bool:
         fields = line.rstrip("\r\n").split(self.delimiter)
-        return len(fields) == len(self.names) > 1 and any(
+        return len(fields) >= len(self.names) > 1 and any(
             field.strip(' "').lower().endswith(IMAGE_SUFFIXES) and " " not in field.strip(' "') for field in fields
         )
 

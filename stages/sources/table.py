@@ -138,6 +138,7 @@ def check_columns(
     required: list[str | None],
     caption: str | None,
     labels: LabelCaptions | None,
+    image_field: str = "image",
 ) -> None:
     """Check that a file has the columns that the source names, each once.
 
@@ -149,17 +150,17 @@ def check_columns(
         wanted.append(caption)
     elif labels is not None and isinstance(labels.names, str):
         wanted.append(labels.names)
+    missing = [name for name in wanted if name not in present]
+    if missing:
+        others = [column for column in present if column not in wanted]
+        known = {caption: ("caption", CAPTION_NAMES), required[0]: (image_field, IMAGE_NAMES)}
+        meant = [(known[name][0], likely(others, known[name][1])) for name in missing if name in known]
+        remedy = " ".join(f"data.{setting}={column}" for setting, column in meant if column is not None)
+        raise SourceError(
+            f"{path}: no column {missing[0]!r}; it has {list_names(present) if present else 'no columns'}"
+            + (f"; set {remedy}" if remedy else "")
+        )
     for name in wanted:
-        if name not in present:
-            known = CAPTION_NAMES if name == caption else IMAGE_NAMES
-            meant = likely([column for column in present if column not in wanted], known)
-            field_name = (
-                "caption" if name == caption else "image" if name == required[0] else "the setting that names it"
-            )
-            remedy = f"; set data.{field_name}={meant}" if meant is not None and " " not in field_name else ""
-            raise SourceError(
-                f"{path}: no column {name!r}; it has {list_names(present) if present else 'no columns'}{remedy}"
-            )
         if present.count(name) > 1:
             raise SourceError(f"{path}: the column {name!r} stands {present.count(name)} times; rename all but one")
 
@@ -210,6 +211,7 @@ class TableWriter(UnitWriter):
         self._file = self._temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="")
         between = header_delimiter(self._unit.path, self._source.delimiter)
         self._csv = csv.writer(self._file, delimiter=between, lineterminator="\n")
+        self._quoted = csv.writer(self._file, delimiter=between, lineterminator="\n", quoting=csv.QUOTE_ALL)
         self._csv.writerow(names)
 
     def _close(self) -> None:
@@ -217,7 +219,9 @@ class TableWriter(UnitWriter):
             self._file.close()
 
     def _write(self, row: Row) -> str:
-        self._csv.writerow([row.get(name, "") for name in self._names])
+        fields = [row.get(name, "") for name in self._names]
+        # csv leaves a bare carriage return unquoted, and readers take it for the end of the row.
+        (self._quoted if any("\r" in str(field) for field in fields) else self._csv).writerow(fields)
         own_key = row.get(self._source.key) if self._source.key is not None else None
         return self._row_uid(printable(own_key) if own_key else None)
 

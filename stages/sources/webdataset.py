@@ -249,18 +249,24 @@ def _pairs(source: WebDataset, unit: Unit, group: Group, reader: ForwardReader, 
 
 
 def _dotted_keys(group: Group, names: _Names) -> dict[str, dict[str, Member]]:
-    """Return key -> members by suffix for names that make pairs when their key ends at the last dot."""
+    """Return key -> members by suffix for names that make pairs when their key ends at the last dot.
+
+    Where there is a whole pair among them, half ones are pairs to reject; an image whose name goes on where the key of a
+    pair ends (c.mask.png beside c.png) belongs to that pair.
+    """
     found: dict[str, dict[str, Member]] = {}
     for suffix, member in group.members.items():
         if suffix not in names.read and (last := names.last(suffix)):
             found.setdefault(group.key + member.name[: -len(last)][-(len(suffix) - len(last)) :], {})[last] = member
-    return {key: parts for key, parts in found.items() if _is_whole(parts)}
+    whole = {key for key, parts in found.items() if _is_whole(parts)}
+    if not whole or not names.makes_pair.isdisjoint(group.members):
+        return {key: found[key] for key in found if key in whole}
+    return {key: parts for key, parts in found.items() if not any(key.startswith(f"{one}.") for one in whole)}
 
 
 def _is_whole(parts: dict[str, Member]) -> bool:
-    return not parts.keys().isdisjoint(IMAGE_SUFFIXES) and not parts.keys().isdisjoint(
-        (*CAPTION_SUFFIXES, *JSON_SUFFIXES)
-    )
+    texts = (*CAPTION_SUFFIXES, *JSON_SUFFIXES)
+    return not parts.keys().isdisjoint(IMAGE_SUFFIXES) and not parts.keys().isdisjoint(texts)
 
 
 def _rejected(unit: Unit, group: Group, key: str, bad: Bad) -> RawPair:

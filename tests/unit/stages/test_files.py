@@ -119,6 +119,6 @@ def test_a_loop_of_links_ends_and_links_elsewhere_are_followed(tmp_path: Path) -
     (tmp_path / "a/up").symlink_to(tmp_path)
     (tmp_path / "a/b").symlink_to(tmp_path / "b")
     (tmp_path / "a/broken").symlink_to(tmp_path / "none")
-    assert relative(find(str(tmp_path / "a"), (".tar",))) == ["b/y.tar", "up/b/y.tar", "x.tar"]
+    assert relative(find(str(tmp_path / "a"), (".tar",))) == ["b/y.tar", "x.tar"]
     hidden = [entry.path for entry in list_folder(str(tmp_path / "a"), recursive=True, hidden=True) if entry.is_file]
-    assert hidden == ["_z.tar", "b/y.tar", "up/b/y.tar", "x.tar"]
+    assert hidden == ["_z.tar", "b/y.tar", "x.tar"]

@@ -158,7 +158,8 @@ def test_wrong_columns_are_named(tmp_path: Path) -> None:
         list_units(ParquetSource(path=str(tmp_path), label="id"))
     (tmp_path / "t.csv").write_text("filepath;title\n")
     with pytest.raises(
-        SourceError, match=r"t\.csv: no column 'image'; it has filepath, title; set data.image=filepath"
+        SourceError,
+        match=r"t\.csv: no column 'image'; it has filepath, title; set data.image=filepath data.caption=title",
     ):
         list_units(TableSource(path=str(tmp_path)))
     with pytest.raises(SourceError, match=r"no column 'caption'; it has filepath, title; set data.caption=title"):
