@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clipsan.pipeline.core.cluster import ClusterConfig, ray_session
+from clipsan.pipeline.core.cluster import ClusterConfig, ray_session, start_ray
 from clipsan.stages.model.checkpoints import ModelConfig
 from clipsan.stages.model.clip import load_clip, save_clip
 
@@ -47,6 +47,7 @@ def assets() -> Path:
 def ray_cluster():
     """One private Ray for the whole session; verbs that start Ray join it."""
     with ray_session(ClusterConfig(workers=2, object_store_mb=256)):
+        start_ray()
         yield
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from clipsan.stages.report.bench import render
 from clipsan.stages.report.text import duration
 
-from ..core.cluster import ClusterConfig, ray_session
+from ..core.cluster import ClusterConfig, ray_session, start_ray
 from ..core.commit import write_text
 from ..core.config import as_tree, load
 from ..core.run_folder import RunFolder, open_run, write_summary
@@ -114,6 +114,7 @@ def _whole(settings: BenchConfig) -> ClusterConfig:
 
 def _run_cells(plan: Plan, pending: Sequence[Cell]) -> list[Outcome]:
     """Run the cells, `cells` at a time, and say on the screen what becomes of them."""
+    start_ray()
     import ray
 
     task = ray.remote(num_cpus=0, max_retries=1)(run_cell)

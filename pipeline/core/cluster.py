@@ -8,9 +8,12 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import field
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from clipsan.stages.registry import EXTENSIONS
 from clipsan.stages.stage import config
@@ -25,24 +28,17 @@ class ClusterConfig:
 
     address: str | None = None
     """Ray cluster to join ("auto", "ray://host:10001"); null starts a private one on this machine."""
-    workers: int | None = None
+    workers: Annotated[int, Field(ge=1)] | None = None
     """Worker processes of a pass; null takes one a CPU."""
-    threads_per_worker: int = 1
+    threads_per_worker: Annotated[int, Field(ge=1)] = 1
     """Torch and OpenMP threads of a worker; workers times threads should not exceed the CPUs."""
-    gpus_per_worker: float = 0.0
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
     """GPUs of a worker of the embed pass and of training; fractions share a GPU."""
-    object_store_mb: int = 1024
+    object_store_mb: Annotated[int, Field(ge=80)] = 1024
     """Size of the private instance's object store."""
-
-    def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 1:
-            raise ValueError("workers must be at least 1")
-        if self.threads_per_worker < 1:
-            raise ValueError("threads_per_worker must be at least 1")
-        if self.gpus_per_worker < 0:
-            raise ValueError("gpus_per_worker must not be negative")
-        if self.object_store_mb < 80:
-            raise ValueError("object_store_mb must be at least 80")
+    alone_below_pairs: Annotated[int, Field(ge=0)] = 2000
+    """A pass over a data set of fewer pairs is done by this process itself, and Ray is not started for it: workers take seconds
+    to start. 0: always by workers, as on a cluster that is joined and wherever a pass has GPUs or nodes of its own."""
 
     def worker_count(self) -> int:
         """Return the number of workers, as given or one for each group of threads that this process may run at once."""
@@ -53,25 +49,14 @@ class ClusterConfig:
 class PoolConfig:
     """The workers of a pass that needs machines of its own, as a cluster gives GPUs to the oracle and CPUs to decoding."""
 
-    workers: int | None = None
+    workers: Annotated[int, Field(ge=1)] | None = None
     """Worker processes; null: as many as the other passes have."""
-    gpus_per_worker: float | None = None
+    gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
     """GPUs of a worker, fractions share one; null: as the other passes."""
-    resources: dict[str, float] = field(default_factory=dict)
+    resources: dict[str, Annotated[float, Field(gt=0)]] = field(default_factory=dict)
     """What a worker takes of the resources that nodes of a cluster were started with, as `oracle: 1`: it runs on those nodes only."""
-    wait_s: float = 0.0
+    wait_s: Annotated[float, Field(ge=0)] = 0.0
     """Seconds that an autoscaler has to start the first node with these resources; 0: one must be there already."""
-
-    def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 1:
-            raise ValueError("workers must be at least 1")
-        if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
-            raise ValueError("gpus_per_worker must not be negative")
-        if self.wait_s < 0:
-            raise ValueError("wait_s must not be negative")
-        for name, amount in self.resources.items():
-            if amount <= 0:
-                raise ValueError(f"resources.{name} must be positive")
 
 
 def check_private(pool: PoolConfig, cluster: ClusterConfig) -> None:
@@ -92,7 +77,10 @@ def check_pool(pool: PoolConfig) -> None:
     Raises:
         ConfigError: no node of the cluster offers what a worker of the pool takes.
     """
-    if not pool.resources or _offered(pool.resources):
+    if not pool.resources:
+        return
+    start_ray()
+    if _offered(pool.resources):
         return
     if pool.wait_s and _autoscaled(pool):
         return
@@ -149,9 +137,46 @@ QUIET = {
 NO_PROGRESS_TIMEOUT_S = 4 * 3600
 
 
+@dataclass(slots=True)
+class _Session:
+    """Ray for the length of a job, as soon as somebody needs it."""
+
+    cluster: ClusterConfig
+    until: ExitStack
+    started: bool = False
+
+
+_SESSION: ContextVar[_Session | None] = ContextVar("_SESSION", default=None)
+
+
 @contextmanager
 def ray_session(cluster: ClusterConfig) -> Iterator[None]:
-    """Start or join Ray for the length of a job; an instance that was running before stays as it was.
+    """Have Ray for the length of a job: the first that needs it starts or joins it (`start_ray`), the end of the job ends it.
+
+    Within another session that one's Ray serves, and an instance that runs in this process already stays as it is.
+    """
+    if _SESSION.get() is not None:
+        yield
+        return
+    with ExitStack() as until:
+        before = _SESSION.set(_Session(cluster, until))
+        try:
+            yield
+        finally:
+            _SESSION.reset(before)
+
+
+def start_ray() -> None:
+    """Start or join the Ray of the session around this, if that has not been done; outside of a session one must be running."""
+    session = _SESSION.get()
+    if session is not None and not session.started:
+        session.until.enter_context(_running(session.cluster))
+        session.started = True
+
+
+@contextmanager
+def _running(cluster: ClusterConfig) -> Iterator[None]:
+    """Start or join Ray.
 
     A private instance listens on the loopback interface alone (where the process had imported ray before, on all of them) and
     takes orders only from who knows a random token, which this process and its workers have in their environment.

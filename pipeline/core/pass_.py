@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from .cluster import ClusterConfig, PoolConfig
+from .cluster import ClusterConfig, PoolConfig, start_ray
 from .commit import Key, missing_parts, write_part, write_text
 from .progress import Progress
 from .run_folder import RunFolder
@@ -76,6 +76,8 @@ class Pass:
     the pass ends. Otherwise the pieces are tasks, whose processes Ray keeps warm from pass to pass."""
     ordered: bool = False
     """Whether records come in the order of the pieces (for sums whose rounding must not depend on timing)."""
+    pairs: int | None = None
+    """Pairs of the data set that it goes over, about; None: not known. Of few it is done by this process itself."""
     pool: PoolConfig | None = None
     """Where workers that hold a model run, when not where those of other passes do."""
 
@@ -109,11 +111,36 @@ class Pass:
             return
         task = _Task(work, self._committer())
         rows = [(key, named[key]) for key in todo]
-        if _HERE.get():
-            tools = work.open()
-            yield from (task.do(key, piece, tools) for key, piece in rows)
+        if _HERE.get() or self._is_small():
+            yield from self._here(rows, task, total=len(named))
             return
         yield from self._on_ray(rows, task, total=len(named))
+
+    def _is_small(self) -> bool:
+        """Whether to start workers would take longer than the work."""
+        cluster, pool = self.cluster, self.pool or PoolConfig()
+        placed = cluster.address is not None or cluster.gpus_per_worker or pool.gpus_per_worker or pool.resources
+        return not placed and self.pairs is not None and self.pairs < cluster.alone_below_pairs
+
+    def _here(self, rows: Sequence[tuple[Any, Any]], task: "_Task", *, total: int) -> Iterator[Done]:
+        """Do the pieces in this process, with as many threads as a worker has, so that the results are those of workers."""
+        import torch
+        from threadpoolctl import threadpool_limits
+
+        threads = torch.get_num_threads()
+        try:
+            with threadpool_limits(self.cluster.threads_per_worker), self._progress(total, len(rows)) as progress:
+                torch.set_num_threads(self.cluster.threads_per_worker)
+                tools = task.work.open()
+                for key, piece in rows:
+                    done = task.do(key, piece, tools)
+                    progress.advance(pairs=done.pairs, errors=done.errors)
+                    yield done
+        finally:
+            torch.set_num_threads(threads)
+
+    def _progress(self, total: int, left: int) -> Progress:
+        return Progress(self.name, total=total, done=total - left)
 
     def _missing(self, named: Mapping[Any, Any]) -> list[Any]:
         if self.folder is None:
@@ -138,6 +165,7 @@ class Pass:
         return _Committer(self.home, rejected, self.fingerprint)
 
     def _on_ray(self, rows: Sequence[tuple[Any, Any]], task: "_Task", *, total: int) -> Iterator[Done]:
+        start_ray()
         import ray
         from ray.data import DataContext
 
@@ -167,7 +195,7 @@ class Pass:
             **place,
         )
         try:
-            with Progress(self.name, total=total, done=total - len(rows)) as progress:
+            with self._progress(total, len(rows)) as progress:
                 for row in mapped.iter_rows():
                     done: Done = pickle.loads(row["done"])
                     progress.advance(pairs=done.pairs, errors=done.errors)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
 
-from .cluster import ClusterConfig, PoolConfig
+from .cluster import ClusterConfig, PoolConfig, start_ray
 from .progress import Progress
 
 Row = dict[str, Any]
@@ -73,6 +73,7 @@ def run_pass(
         worker = work(*args)
         yield from (worker.run(piece) for piece in pieces)
         return
+    start_ray()
     import ray
     from ray.data import DataContext
 

@@ -15,6 +15,7 @@ import yaml
 
 from clipsan.stages.sources import list_units
 
+from ..core.cluster import start_ray
 from ..core.commit import write_text
 from ..core.config import as_tree
 from ..core.run_folder import RunFolder
@@ -46,6 +47,7 @@ def run(plan: Plan, job: Job) -> Result:
 
 
 def _tune(plan: Plan, left: list[Rescan], folder: RunFolder) -> None:
+    start_ray()
     from ray import tune
 
     from ..sweep.search import quiet_tune

@@ -172,6 +172,7 @@ def _rows(plan: Plan, folder: RunFolder, name: str, work: UnitWork, units: Seque
         rejected=_rejected(name),
         fingerprint=plan.fingerprint,
         loads_model=True,
+        pairs=work.data.about_pairs(units),
     )
     measuring.do({unit.index: unit for unit in units}, work)
     return pa.concat_tables(read_parts(measuring.home, [unit.index for unit in units]))

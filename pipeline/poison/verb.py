@@ -26,9 +26,7 @@ def run(plan: Plan, job: Job) -> Result:
     """
     settings, folder = plan.config, job.folder
     cut, captions = _survey(plan, folder)
-    poisoning = Pass(
-        name="poison", cluster=settings.cluster, run=folder, folder="manifest", fingerprint=plan.fingerprint
-    )
+    poisoning = _over_units(plan, folder, name="poison", home="manifest")
     poisoning.do({u.index: u for u in plan.units}, PoisonWork(settings, cut, captions, folder.root))
     files = [folder.root / "manifest.parquet"]
     if not settings.copy_data:
@@ -47,12 +45,21 @@ def run(plan: Plan, job: Job) -> Result:
     )
 
 
+def _over_units(plan: Plan, folder: RunFolder, *, name: str, home: str) -> Pass:
+    return Pass(
+        name=name,
+        cluster=plan.config.cluster,
+        run=folder,
+        folder=home,
+        fingerprint=plan.fingerprint,
+        pairs=plan.config.data.about_pairs(plan.units),
+    )
+
+
 def _survey(plan: Plan, folder: RunFolder) -> tuple[int, list[str]]:
     """Return the largest draw that is poisoned, and the natural captions, from all pairs (8 bytes a pair in memory)."""
     settings = plan.config
-    survey = Pass(
-        name="survey", cluster=settings.cluster, run=folder, folder="work/survey", fingerprint=plan.fingerprint
-    )
+    survey = _over_units(plan, folder, name="survey", home="work/survey")
     survey.do({u.index: u for u in plan.units}, SurveyWork(settings.data, settings.attack))
     tables = list(read_parts(survey.home, [u.index for u in plan.units]))
     numbers = np.concatenate([t.column("draw").to_numpy() for t in tables])

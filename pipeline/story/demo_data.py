@@ -73,6 +73,7 @@ class SceneData:
                 run=run,
                 folder=f"data/{name}",
                 fingerprint=fingerprint({"version": RENDER_VERSION, **as_tree(scenes)}),
+                pairs=scenes.count,
             )
             rendering.do(_parts(scenes.count), RenderWork(scenes))
         return _sets(run, list(CONCEPTS))

@@ -4,6 +4,7 @@ The same `out` and settings go on where a kill left off: trials that have ended 
 goes on from its last measurement, and one that had failed is tried again.
 """
 
+from ..core.cluster import start_ray
 from ..core.run_folder import RunFolder, read_summary
 from ..core.verb import Job, Result, Summary, Verb
 from .plan import Plan, make_plan
@@ -12,6 +13,7 @@ from .settings import SweepConfig
 
 def run(plan: Plan, job: Job) -> Result:
     """Run what is left of the trials, weigh them, and publish what was found; table.parquet and table.json have a row a trial."""
+    start_ray()
     # Ray and Tune take seconds to import
     from .output import publish
     from .run import search

@@ -27,6 +27,7 @@ from clipsan.stages.model.clip import Inputs, ModelConfig, resolve_model
 from clipsan.stages.samples import CAPTION_REJECTS, RawPair, Reject, Unit, seeded_hash
 from clipsan.stages.sources import SourceConfig, read_unit
 
+from ..core.cluster import start_ray
 from ..core.pass_ import Done, Work
 from ..data.choice import Choice, Chosen
 
@@ -167,6 +168,7 @@ def _block(pairs: list[Usable], chosen: Chosen, inputs: Inputs, seed: int) -> di
 
 def rows_dataset(units: Sequence[Unit], reading: Reading) -> Any:
     """Return a lazy Ray Dataset of the usable pairs of the units, in order (columns: see _block)."""
+    start_ray()
     import ray
 
     items = [{"unit": pickle.dumps(unit)} for unit in units]

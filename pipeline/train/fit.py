@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from clipsan.stages.samples import Unit
 
-from ..core.cluster import ClusterConfig
+from ..core.cluster import ClusterConfig, start_ray
 from ..core.commit import read_parts
 from ..core.pass_ import Pass
 from ..core.progress import Progress
@@ -60,7 +60,8 @@ def check(checking: Pass, units: list[Unit], reading: Reading) -> Checked:
     """
     assert checking.run is not None
     assert checking.rejected is not None
-    checking.do({unit.index: unit for unit in units}, CheckWork(reading))
+    sized = replace(checking, pairs=reading.source.about_pairs(units))
+    sized.do({unit.index: unit for unit in units}, CheckWork(reading))
     rejected = checking.run.root / checking.rejected
     reasons = reject_reasons(list(read_parts(rejected, [unit.index for unit in units], ["reason"])))
     return Checked(sum(part_rows(checking.home).values()), sum(part_rows(rejected).values()), reasons)
@@ -128,6 +129,7 @@ def fit(order: Order, folder: RunFolder) -> dict[str, Any]:
 
     Joins the Ray that runs in this process. The run folder must lie where all nodes see it.
     """
+    start_ray()
     from ray.data import DataContext
 
     job = order.job(folder)

@@ -3,7 +3,7 @@
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
@@ -45,6 +45,8 @@ class SourceConfig(Family):
     __slots__ = ()
     path: str | list[str]
     """Files, folders or globs; local, s3:// or gs://."""
+    bytes_a_pair: ClassVar[int] = 8192
+    """What a pair takes of a shard at the least, about: a small JPEG or PNG with its caption. For estimates alone."""
     on_the_fly: ClassVar[bool] = False
     """Whether the pairs are made as they are read, out of those of another data set."""
 
@@ -72,6 +74,11 @@ class SourceConfig(Family):
         Its `copy` and `replace` take pairs in the order in which `read_unit` yields them (leaving some out is fine) and
         return the uid that the pair has in the written data set.
         """
+
+    def about_pairs(self, units: Sequence[Unit]) -> int:
+        """Return about how many pairs some units hold at the most, judged by the sizes of their shards."""
+        size = sum({unit.shard: unit.size_bytes for unit in units}.values())
+        return size // self.bytes_a_pair
 
     def rewritten(self, folder: Path) -> "SourceConfig":
         """Return the source that reads what the writers wrote below `folder`."""

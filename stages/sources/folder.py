@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pyarrow import fs
 
@@ -54,6 +54,8 @@ class FolderSource(SourceConfig):
 
     path: str | list[str]
     """Folders or globs of folders; local, s3:// or gs://."""
+    bytes_a_pair: ClassVar[int] = 40
+    """A row of a table: a path and a caption."""
     kind: Literal["folder"] = "folder"
     file_name: str = "file_name"
     """Metadata column with the image's path."""

@@ -4,7 +4,7 @@ import csv
 from collections.abc import Iterator
 from dataclasses import field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ..files import PathError, find, roots_of
 from ..samples import RawPair, Unit, hash_uid
@@ -51,6 +51,8 @@ class TableSource(SourceConfig):
 
     path: str | list[str]
     """Tables, folders or globs, with {00..99} ranges; local, s3:// or gs://."""
+    bytes_a_pair: ClassVar[int] = 40
+    """A row of a table: a path and a caption."""
     kind: Literal["table"] = "table"
     image: str = "image"
     """Column with the image path."""

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipsan.pipeline.core.cluster import ClusterConfig, ray_session
+from clipsan.pipeline.core.cluster import ClusterConfig, ray_session, start_ray
 from clipsan.pipeline.core.config import conf_folder, load
 from clipsan.pipeline.core.pass_old import Row as PassRow
 from clipsan.pipeline.core.pass_old import run_pass
@@ -128,6 +128,7 @@ def embed_on_ray(found: ParquetSource, units: list[Unit], model: ModelConfig, ou
     last: dict[int, PassRow] = {}
     pairs: dict[int, int] = {}
     with ray_session(cluster):
+        start_ray()
         for row in run_pass("embed", units, TimedEmbedWork, args, cluster=cluster, heavy=True):
             pairs[row["worker"]] = pairs.get(row["worker"], 0) + row["pairs"]
             if row["worker"] not in last or row["done"] > last[row["worker"]]["done"]:

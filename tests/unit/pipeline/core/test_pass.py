@@ -1,0 +1,113 @@
+"""A pass in this process: what is committed, what is done again, and when workers are asked for."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+
+from clipsan.pipeline.core import pass_ as module
+from clipsan.pipeline.core.cluster import ClusterConfig, PoolConfig
+from clipsan.pipeline.core.commit import FingerprintError, part_path, read_part
+from clipsan.pipeline.core.pass_ import Done, Pass, Work, in_this_process
+from clipsan.pipeline.core.run_folder import RunFolder
+
+SMALL = 100
+
+
+@dataclass(frozen=True)
+class Doubling(Work):
+    """Doubles a number; negative ones cannot be used."""
+
+    folder: Path
+
+    def open(self) -> list[int]:
+        (self.folder / f"opened-{len(list(self.folder.glob('opened-*')))}").touch()
+        return []
+
+    def do(self, piece: int, tools: list[int]) -> Done:
+        tools.append(piece)
+        rejected = pa.table({"piece": [piece] if piece < 0 else []})
+        part = pa.table({"double": [2 * piece], "threads": [torch.get_num_threads()]})
+        return Done(pairs=1, errors=rejected.num_rows, parts=(part,), rejected=rejected, record=list(tools))
+
+
+@pytest.fixture
+def doubling(tmp_path: Path) -> Pass:
+    return Pass(
+        name="double",
+        cluster=ClusterConfig(alone_below_pairs=SMALL),
+        run=RunFolder(tmp_path / "run"),
+        folder="doubles",
+        rejected="rejected",
+        fingerprint="f",
+        pairs=SMALL - 1,
+    )
+
+
+def test_pieces_are_committed_with_what_they_rejected_and_not_done_again(doubling: Pass, tmp_path: Path) -> None:
+    work = Doubling(tmp_path)
+    first = doubling.do({0: 5, 1: -3}, work)
+    assert [done.record for done in first] == [[5], [5, -3]]
+    assert all(done.parts == () and done.rejected is None for done in first)
+    assert read_part(doubling.home, 1)["double"].to_pylist() == [-6]
+    assert read_part(tmp_path / "run" / "rejected", 1)["piece"].to_pylist() == [-3]
+    again = doubling.do({0: 5, 1: -3, 2: 7}, work)
+    assert [done.record for done in again] == [[7]]
+    assert len(list(tmp_path.glob("opened-*"))) == 2
+    assert json.loads((tmp_path / "run/work/passes.json").read_text()) == {"double": {"folder": "doubles", "parts": 3}}
+    with pytest.raises(FingerprintError, match="doubles holds results of another configuration"):
+        replace(doubling, fingerprint="g").do({0: 5}, work)
+
+
+@dataclass(frozen=True)
+class Splitting(Work):
+    """Makes two parts of a piece."""
+
+    def do(self, piece: tuple[int, int], tools: None) -> Done:
+        return Done(pairs=2, parts=tuple(pa.table({"n": [n]}) for n in piece))
+
+
+def test_a_piece_of_two_parts_is_done_again_when_one_is_missing(doubling: Pass) -> None:
+    split = replace(doubling, rejected=None)
+    pieces = {("low/part-00001", "high/part-00001"): (1, 2)}
+    assert len(split.do(pieces, Splitting())) == 1
+    assert read_part(split.home, "high/part-00001")["n"].to_pylist() == [2]
+    assert split.do(pieces, Splitting()) == []
+    part_path(split.home, "low/part-00001").unlink()
+    assert len(split.do(pieces, Splitting())) == 1
+
+
+def test_threads_are_those_of_a_worker_and_come_back(doubling: Pass, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    doubling.do({0: 1}, Doubling(tmp_path))
+    assert read_part(doubling.home, 0)["threads"].to_pylist() == [doubling.cluster.threads_per_worker]
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pairs": SMALL},
+        {"pairs": None},
+        {"cluster": ClusterConfig(alone_below_pairs=0)},
+        {"cluster": ClusterConfig(alone_below_pairs=SMALL, address="auto")},
+        {"cluster": ClusterConfig(alone_below_pairs=SMALL, gpus_per_worker=0.5)},
+        {"pool": PoolConfig(resources={"oracle": 1.0})},
+        {"pool": PoolConfig(gpus_per_worker=1.0)},
+    ],
+)
+def test_workers_are_asked_for_where_there_is_much_to_do_or_a_place_to_do_it(
+    doubling: Pass, tmp_path: Path, changes: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise RuntimeError("Ray is started")
+
+    monkeypatch.setattr(module, "start_ray", refuse)
+    large = replace(doubling, **changes)
+    with pytest.raises(RuntimeError, match="Ray is started"):
+        large.do({0: 1}, Doubling(tmp_path))
+    with in_this_process():
+        assert len(large.do({0: 1}, Doubling(tmp_path))) == 1
