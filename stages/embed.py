@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from pydantic import Field
 
 from .decode import MAX_PIXELS, BadImage, MaxPixels, decode, image_facts
 from .model.clip import Clip, Encoded
@@ -49,20 +50,14 @@ CACHE_COLUMNS = frozenset([name for name, _ in FACT_FIELDS] + ["image", "text", 
 class EmbedConfig:
     """How pairs are embedded."""
 
-    batch_size: int = 64
+    batch_size: Annotated[int, Field(ge=1)] = 64
     """Pairs a forward pass; a batch never spans two units, so the result does not depend on the workers."""
     layers: list[str] | None = None
     """Blocks of the image tower whose pooled output is kept; null chooses up to four, evenly."""
     max_pixels: MaxPixels = MAX_PIXELS
     """An image whose header claims more is rejected undecoded (Pillow's own limit: 0.25 GiB as RGB)."""
-    decode_threads: int | None = None
+    decode_threads: Annotated[int, Field(ge=0)] | None = None
     """Threads that decode ahead of the model in each worker; null: none on a CPU, eight on a GPU."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError("batch_size must be at least 1")
-        if self.decode_threads is not None and self.decode_threads < 0:
-            raise ValueError("decode_threads must not be negative")
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ from ..evaluate.settings import EvaluateConfig
 from ..poison import verb as poison
 from ..poison.plan import PoisonConfig
 from ..scan import verb as scan
+from ..scan.plan import ScanConfig
 from ..train import verb as train
 from .plan import Cell, Step
 
@@ -93,8 +94,8 @@ def _run(step: Step) -> None:
             train.VERB.start(settings)
         case EvaluateConfig():
             evaluate.VERB.start(settings)
-        case scan.ScanConfig():
-            scan.run_scan(scan.make_plan(settings))
+        case ScanConfig():
+            scan.VERB.start(settings)
 
 
 def seconds(cell: Cell) -> dict[str, float]:

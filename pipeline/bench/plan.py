@@ -21,7 +21,6 @@ from ..evaluate.plan import EVALUATE_VERSION, read_classes
 from ..evaluate.settings import EvaluateConfig, EvaluationAttack
 from ..poison.plan import POISON_VERSION, PoisonConfig
 from ..scan import plan as scan_plan
-from ..scan import verb as scan
 from ..tracking.record import TrackingConfig
 from ..train import verb as train
 from ..train.plan import TRAIN_VERSION
@@ -108,7 +107,7 @@ class Step:
 
     name: str
     """Name of its folder within the cell's."""
-    settings: PoisonConfig | train.TrainConfig | EvaluateConfig | scan.ScanConfig
+    settings: PoisonConfig | train.TrainConfig | EvaluateConfig | scan_plan.ScanConfig
     mark: str
 
     @property
@@ -307,10 +306,10 @@ class _Shared:
         own["attack"] = None if attack is None else as_tree(EvaluationAttack.of(attack, **how))
         return _section(EvaluateConfig, self._tree({**given, **own}), where="evaluate")
 
-    def scanning(self, data: Any, model: ModelConfig, manifest: Path | None, out: Path) -> scan.ScanConfig:
+    def scanning(self, data: Any, model: ModelConfig, manifest: Path | None, out: Path) -> scan_plan.ScanConfig:
         own: dict[str, Any] = {"data": as_tree(data), "model": as_tree(model), "out": str(out)}
         own["manifest"] = None if manifest is None else str(manifest)
-        return _section(scan.ScanConfig, self._tree({**self.config.scan, **own}), where="scan")
+        return _section(scan_plan.ScanConfig, self._tree({**self.config.scan, **own}), where="scan")
 
     def _tree(self, section: Mapping[str, Any]) -> dict[str, Any]:
         run = {"cluster": as_tree(self._cluster), "tracking": as_tree(self._quiet)}

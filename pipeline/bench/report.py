@@ -10,8 +10,9 @@ from clipsan.stages.report.bench import AttackLine, BenchReport, Measured
 from clipsan.stages.report.text import detector_label
 
 from ..core.config import public_tree
-from ..core.run_folder import RunFolder, part_rows, versions
-from ..scan.output import column, manifest_uids, truth_mask
+from ..core.parts import Parts
+from ..core.run_folder import RunFolder, versions
+from ..scan.output import manifest_uids, truth_mask
 from .plan import Cell, Plan
 from .table import CHANCE, Row
 
@@ -82,10 +83,9 @@ def roc_curves(cell: Cell, detectors: Sequence[str]) -> dict[str, np.ndarray]:
     poison, scan = cell.step("poison"), cell.step("scan")
     assert poison is not None
     assert scan is not None
-    scores = RunFolder(scan.folder).scores
-    parts = sorted(part_rows(scores))
-    truth = truth_mask(scores, parts, manifest_uids(str(poison.folder / "manifest.parquet")))
-    return {name: roc_points(column(scores, parts, name), truth) for name in detectors}
+    scores = Parts.of(RunFolder(scan.folder).scores)
+    truth = truth_mask(scores, manifest_uids(str(poison.folder / "manifest.parquet")))
+    return {name: roc_points(scores.column(name), truth) for name in detectors}
 
 
 def _sentence(off: Mapping[str, Any]) -> str:

@@ -39,6 +39,11 @@ class Parts:
         return list(self.rows)
 
     @property
+    def pieces(self) -> dict[int, int]:
+        """The parts as pieces of a pass that makes a part of each."""
+        return {number: number for number in self.rows}
+
+    @property
     def total(self) -> int:
         """Rows of all parts."""
         return sum(self.rows.values())

@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 
 from clipsan.stages.search.space import Point
-from clipsan.stages.sources import list_units
 
-from ..core.pass_old import in_this_process
+from ..core.parts import Parts
+from ..core.pass_ import in_this_process
 from ..core.run_folder import RunFolder
 from ..scan import verb as scan
 from ..scan.output import detection_summary, manifest_uids, truth_mask
@@ -55,10 +55,10 @@ def measure(trial: Rescan, proven: tuple[str, ...], manifest: str | None) -> Row
     """
     started = time.monotonic()
     with in_this_process():
-        summary = scan.run_scan(scan.make_plan(trial.scan))
+        summary = scan.VERB.start(trial.scan)
     folder = RunFolder(Path(trial.scan.out))
-    parts = [unit.index for unit in list_units(trial.scan.data)]
-    found = detection_summary(folder.scores, parts, truth_mask(folder.scores, parts, pa.array(proven)))
+    scores = Parts.of(folder.scores)
+    found = detection_summary(scores, truth_mask(scores, pa.array(proven)))
     figures: Row = {
         "fingerprint": trial.fingerprint,
         "seconds": round(time.monotonic() - started, 1),
@@ -69,8 +69,8 @@ def measure(trial: Rescan, proven: tuple[str, ...], manifest: str | None) -> Row
         "flagged": summary["counts"]["flagged"],
     }
     if manifest is not None:
-        truth = truth_mask(folder.scores, parts, manifest_uids(manifest))
-        true = detection_summary(folder.scores, parts, truth)
+        truth = truth_mask(scores, manifest_uids(manifest))
+        true = detection_summary(scores, truth)
         figures["true_average_precision"] = true["ensemble"]["average_precision"]
     # the scores can be made again from the settings in seconds; a hundred copies of them need not lie there
     shutil.rmtree(folder.root, ignore_errors=True)

@@ -1,9 +1,9 @@
 """What a finished scan shows: the figures of summary.json, the uid lists, the flagged pairs with their pictures."""
 
+import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,20 +11,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from clipsan.stages.decode import decode
 from clipsan.stages.evaluation.detection import detection_figures
-from clipsan.stages.model.clip import Inputs, ModelConfig, resolve_model
-from clipsan.stages.report.figures import overlay, thumbnail
 from clipsan.stages.report.page import PICTURE_LIMIT
-from clipsan.stages.samples import Unit, uid_array
-from clipsan.stages.sources import SourceConfig, read_unit
+from clipsan.stages.samples import uid_array
 from clipsan.stages.verdicts import ACCUSING, Reason, Verdict
 
-from ..core.cluster import ClusterConfig
-from ..core.commit import read_part
 from ..core.config import ConfigError
-from ..core.pass_old import Row, run_pass
-from ..core.run_folder import RunFolder
+from ..core.parts import Parts
+from ..data.pixels import Pictures, pieces_of
+from ..proof.prove import Proof
+from ..proof.report import masks_of
+from .passes import Scan
+from .work import PictureWork
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,20 +62,18 @@ class Counts:
         }
 
 
-def count_pairs(folder: RunFolder, parts: Iterable[int]) -> Counts:
+def count_pairs(scan: Scan) -> Counts:
     """Count verdicts, reasons and rejected pairs from the committed parts."""
     verdicts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     rejected: Counter[str] = Counter()
     accused = 0
-    for index in parts:
-        table = read_part(folder.verdicts, index, ["verdict", "reasons"])
+    for table in scan.verdicts.tables(["verdict", "reasons"]):
         verdicts.update(table.column("verdict").to_pylist())
         reasons.update(pc.list_flatten(table.column("reasons")).to_pylist())
         accused += sum(not ACCUSING.isdisjoint(found) for found in table.column("reasons").to_pylist())
-    for path in sorted(folder.rejected.glob("part-*.parquet")):
-        with path.open("rb") as source:
-            rejected.update(pq.read_table(source, columns=["reason"]).column("reason").to_pylist())
+    for table in Parts.of(scan.folder.rejected).tables(["reason"]):
+        rejected.update(table.column("reason").to_pylist())
     return Counts(
         clean=verdicts[Verdict.CLEAN.value],
         suspect=verdicts[Verdict.SUSPECT.value],
@@ -89,26 +85,18 @@ def count_pairs(folder: RunFolder, parts: Iterable[int]) -> Counts:
     )
 
 
-def column(folder: Path, parts: Iterable[int], name: str) -> np.ndarray:
-    """Return one numeric column of all parts, in the order of the data set (4 bytes a pair)."""
-    blocks = [read_part(folder, index, [name]).column(name).to_numpy() for index in parts]
-    return np.concatenate(blocks) if blocks else np.empty(0, np.float32)
-
-
-def accused_mask(folder: Path, parts: Iterable[int], reasons: frozenset[str] | None = None) -> np.ndarray:
-    """Return `[N] bool`: pairs with one of the reasons; None: accused of poison, by the statistics or by proof."""
-    wanted = ACCUSING if reasons is None else reasons
+def accused_mask(verdicts: Parts, reasons: frozenset[str] = ACCUSING) -> np.ndarray:
+    """Return `[N] bool`: pairs with one of the reasons; by default those accused of poison, by the statistics or by proof."""
     blocks = [
-        np.array([not wanted.isdisjoint(found) for found in table.column("reasons").to_pylist()], bool)
-        for table in (read_part(folder, index, ["reasons"]) for index in parts)
+        np.array([not reasons.isdisjoint(found) for found in table.column("reasons").to_pylist()], bool)
+        for table in verdicts.tables(["reasons"])
     ]
     return np.concatenate(blocks) if blocks else np.empty(0, bool)
 
 
-def score_names(folder: Path, parts: Iterable[int]) -> list[str]:
+def score_names(scores: Parts) -> list[str]:
     """Return the score columns, the ensemble first."""
-    first = next(iter(parts))
-    table = read_part(folder, first)
+    table = scores.read(scores.numbers[0])
     names = [field.name for field in table.schema if pa.types.is_float32(field.type)]
     return sorted(names, key=lambda name: (name != "ensemble", name))
 
@@ -127,27 +115,55 @@ def manifest_uids(path: str) -> pa.Array:
         ) from None
 
 
-def truth_mask(folder: Path, parts: Iterable[int], poisoned: pa.Array) -> np.ndarray:
-    """Return `[N] bool`: which scanned pairs the manifest calls poisoned."""
-    blocks = [pc.is_in(read_part(folder, i, ["uid"]).column("uid"), value_set=poisoned).to_numpy() for i in parts]
+def truth_mask(table: Parts, poisoned: pa.Array) -> np.ndarray:
+    """Return `[N] bool`: which pairs of a table the manifest calls poisoned."""
+    blocks = [pc.is_in(part.column("uid"), value_set=poisoned).to_numpy() for part in table.tables(["uid"])]
     return np.concatenate(blocks).astype(bool) if blocks else np.empty(0, bool)
 
 
-def detection_summary(folder: Path, parts: list[int], truth: np.ndarray) -> dict[str, Any]:
+def detection_summary(scores: Parts, truth: np.ndarray) -> dict[str, Any]:
     """Return the detection figures of every score column against the truth."""
-    return {name: detection_figures(column(folder, parts, name), truth) for name in score_names(folder, parts)}
+    return {name: detection_figures(scores.column(name), truth) for name in score_names(scores)}
 
 
-def save_uid_lists(folder: RunFolder, parts: Iterable[int], quarantine: frozenset[str]) -> None:
-    """Write flagged.npy (pairs with a reason of `quarantine`) and allow.npy (the others), in DataComp's format."""
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A scan held against the ground truth."""
+
+    truth: np.ndarray
+    """`[N] bool`: the poisoned pairs."""
+    detection: dict[str, Any] | None
+    """Figures of every score column; None where all pairs are poisoned, or none is."""
+
+    @classmethod
+    def of(cls, scores: Parts, manifest: str) -> "Measured":
+        """Measure the scores; see manifest_uids for what is raised."""
+        truth = truth_mask(scores, manifest_uids(manifest))
+        if not truth.any():
+            sys.stderr.write(f"manifest={manifest}: it names none of the scanned pairs, so nothing is measured\n")
+        measurable = truth.any() and not truth.all()
+        return cls(truth, detection_summary(scores, truth) if measurable else None)
+
+    def figures(self, scan: Scan, cut: float) -> dict[str, Any]:
+        """Return what summary.json says of it; `cut` is the score from which a pair is flagged."""
+        proven = accused_mask(scan.verdicts, frozenset({Reason.PROVEN_TRIGGER.value}))
+        return {
+            **({"detection": self.detection} if self.detection is not None else {}),
+            "poisoned": int(self.truth.sum()),
+            "poisoned_proven": int((self.truth & proven).sum()),
+            "poisoned_flagged": int((self.truth & (scan.scores.column("ensemble") >= cut)).sum()),
+        }
+
+
+def save_uid_lists(scan: Scan) -> None:
+    """Write flagged.npy (pairs that the clean copy leaves out) and allow.npy (the others), in DataComp's format."""
     flagged: list[str] = []
     allowed: list[str] = []
-    for index in parts:
-        table = read_part(folder.verdicts, index, ["uid_hex", "reasons"])
+    for table in scan.verdicts.tables(["uid_hex", "reasons"]):
         for uid, reasons in zip(table.column("uid_hex").to_pylist(), table.column("reasons").to_pylist(), strict=True):
-            (allowed if quarantine.isdisjoint(reasons) else flagged).append(uid)
-    np.save(folder.root / "flagged.npy", uid_array(flagged))
-    np.save(folder.root / "allow.npy", uid_array(allowed))
+            (allowed if scan.quarantine.isdisjoint(reasons) else flagged).append(uid)
+    np.save(scan.folder.root / "flagged.npy", uid_array(flagged))
+    np.save(scan.folder.root / "allow.npy", uid_array(allowed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,15 +181,11 @@ class Flagged:
     scores: dict[str, float]
 
 
-def most_suspicious(
-    folder: RunFolder, parts: Iterable[int], names: list[str], limit: int = PICTURE_LIMIT
-) -> list[Flagged]:
+def most_suspicious(verdicts: Parts, names: list[str], limit: int = PICTURE_LIMIT) -> list[Flagged]:
     """Return the flagged pairs with the highest ensemble scores, ties by uid; never holds more than one part beside them."""
     best: list[Flagged] = []
-    for index in parts:
-        table = read_part(
-            folder.verdicts, index, ["uid", "caption", "reasons", "concept", "verdict", "trigger_id", *names]
-        )
+    for index in verdicts.numbers:
+        table = verdicts.read(index, ["uid", "caption", "reasons", "concept", "verdict", "trigger_id", *names])
         flagged = [not ACCUSING.isdisjoint(reasons) for reasons in table.column("reasons").to_pylist()]
         for row in table.filter(pa.array(flagged, pa.bool_())).to_pylist():
             scores = {name: float(row[name]) for name in names}
@@ -194,63 +206,24 @@ def most_suspicious(
     return best
 
 
-class PictureWork:
-    """Fetches the pictures of a few pairs of one unit, as thumbnails, and what carries the claim on them."""
-
-    def __init__(
-        self, source: SourceConfig, max_pixels: int, model: ModelConfig, masks: Mapping[str, np.ndarray]
-    ) -> None:
-        self._source = source
-        self._max_pixels = max_pixels
-        self._masks = masks
-        self._inputs = Inputs(resolve_model(model)) if masks else None
-
-    def run(self, piece: tuple[Unit, frozenset[str]]) -> Row:
-        unit, wanted = piece
-        pictures: dict[str, tuple[bytes, bytes | None]] = {}
-        for pair in read_unit(self._source, unit):
-            if pair.reject is None and pair.uid in wanted and pair.image is not None:
-                rgb = decode(pair.image, self._max_pixels).rgb
-                pictures[pair.uid] = thumbnail(rgb), self._overlay(pair.uid, rgb)
-            if len(pictures) == len(wanted):
-                break
-        return {"pairs": len(pictures), "pictures": pictures}
-
-    def _overlay(self, uid: str, rgb: np.ndarray) -> bytes | None:
-        if self._inputs is None or uid not in self._masks:
-            return None
-        seen = self._inputs.preprocess(rgb).permute(1, 2, 0).numpy()
-        return overlay(np.ascontiguousarray(seen), self._masks[uid])
-
-
-def fetch_pictures(
-    source: SourceConfig,
-    units: list[Unit],
-    flagged: list[Flagged],
-    *,
-    max_pixels: int,
-    model: ModelConfig,
-    masks: Mapping[str, np.ndarray],
-    cluster: ClusterConfig,
-) -> dict[str, tuple[bytes, bytes | None]]:
-    """Return uid -> thumbnail, and the same with the region `masks[uid]` if there is one; read from the source again."""
-    by_unit: dict[int, set[str]] = {}
+def fetch_pictures(scan: Scan, flagged: list[Flagged], proof: Proof) -> dict[str, tuple[bytes, bytes | None]]:
+    """Return uid -> thumbnail, and the same with the region that carries the claim if one is known; read from the source again."""
+    plan, settings = scan.plan, scan.plan.config
+    wanted: dict[int, list[str]] = {}
     for pair in flagged:
-        by_unit.setdefault(pair.part, set()).add(pair.uid)
-    pieces = [(unit, frozenset(by_unit[unit.index])) for unit in units if unit.index in by_unit]
+        wanted.setdefault(pair.part, []).append(pair.uid)
+    work = PictureWork(Pictures(settings.data, settings.embed.max_pixels), settings.model, masks_of(proof, wanted))
     pictures: dict[str, tuple[bytes, bytes | None]] = {}
-    args = (source, max_pixels, model, masks)
-    for record in run_pass("pictures", pieces, PictureWork, args, cluster=cluster):
-        pictures |= record["pictures"]
+    for done in scan.records("show").each(list(pieces_of(plan.pairs.units, wanted).values()), work):
+        pictures |= done.record
     return pictures
 
 
-def rejected_examples(folder: RunFolder, limit: int) -> list[Mapping[str, str]]:
+def rejected_examples(rejected: Parts, limit: int) -> list[Mapping[str, str]]:
     """Return the first rejected pairs, in the order of the data set."""
     found: list[Mapping[str, str]] = []
-    for path in sorted(folder.rejected.glob("part-*.parquet")):
-        with path.open("rb") as source:
-            found += pq.read_table(source, columns=["uid", "reason"]).slice(0, limit - len(found)).to_pylist()
+    for table in rejected.tables(["uid", "reason"]):
+        found += table.slice(0, limit - len(found)).to_pylist()
         if len(found) >= limit:
             break
     return found

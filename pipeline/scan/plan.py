@@ -65,42 +65,67 @@ class ScanConfig:
     """MLflow."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSet:
+    """Pairs as a scan embeds them."""
+
+    source: SourceConfig
+    units: list[Unit]
+    fingerprint: str
+    """Of their embeddings: where they lie does not matter, what is there does."""
+
+    @classmethod
+    def of(cls, source: SourceConfig, units: list[Unit], model_fingerprint: str, embed: EmbedConfig) -> "DataSet":
+        """Return a data set, as this model embeds it."""
+        tree = {
+            "version": EMBED_VERSION,
+            **identity(source, units),
+            "model": model_fingerprint,
+            "embed": as_tree(dataclasses.replace(embed, decode_threads=None)),
+        }
+        return cls(source=source, units=units, fingerprint=fingerprint(tree))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A scan, checked and resolved before any worker starts."""
 
     config: ScanConfig
-    units: list[Unit]
-    trusted_units: list[Unit]
+    pairs: DataSet
+    trusted: DataSet | None
     model_fingerprint: str
     layers: list[str]
     columns: frozenset[str]
-    embed_mark: str
-    score_mark: str
-    proof_mark: str | None
-    verdict_mark: str
+    score_fingerprint: str
+    proof_fingerprint: str | None
+    """None without an oracle."""
+    verdict_fingerprint: str
 
     @property
-    def mark(self) -> str:
-        """Fingerprint of the run folder: of the verdicts and of all that is made of them."""
+    def embed_fingerprint(self) -> str:
+        return self.pairs.fingerprint
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the run folder: of the verdicts and of all that is made of them."""
         c = self.config
         made = {"write": c.write, "quarantine": as_tree(c.quarantine), "manifest": c.manifest}
-        return fingerprint({"verdict": self.verdict_mark, **made})
+        return fingerprint({"verdict": self.verdict_fingerprint, **made})
 
     def describe(self) -> str:
         """Return the plan as text for --dry-run."""
-        c = self.config
-        size = sum({u.shard: u.size_bytes for u in self.units}.values())
+        c, units = self.config, self.pairs.units
+        size = sum({u.shard: u.size_bytes for u in units}.values())
         lines = [
-            f"data       {len(self.units)} units of {len({u.shard for u in self.units})} shards, {size / 2**20:,.1f} MiB ({c.data.kind})",
+            f"data       {len(units)} units of {len({u.shard for u in units})} shards, {size / 2**20:,.1f} MiB ({c.data.kind})",
             f"model      {self.model_fingerprint[:12]}, layers {', '.join(self.layers)}",
             f"out        {c.out}",
             f"workers    {c.cluster.worker_count()} x {c.cluster.threads_per_worker} threads, {c.cluster.gpus_per_worker:g} GPU each, "
             + (f"Ray at {c.cluster.address}" if c.cluster.address else "a private Ray on this machine"),
-            f"embed      {len(self.units)} parts -> embeddings/, rejected/  ({self.embed_mark[:12]})",
-            f"score      {len(self.units)} parts -> scores/  ({self.score_mark[:12]})",
+            f"embed      {len(units)} parts -> embeddings/, rejected/  ({self.embed_fingerprint[:12]})",
+            f"score      {len(units)} parts -> scores/  ({self.score_fingerprint[:12]})",
             *self._proof_lines(),
-            f"verdict    {len(self.units)} parts -> verdicts/  ({self.verdict_mark[:12]})",
+            f"verdict    {len(units)} parts -> verdicts/  ({self.verdict_fingerprint[:12]})",
             f"write      {', '.join(c.write) or 'no copy of the data'}",
             f"columns    {', '.join(sorted(self.columns))}",
         ]
@@ -108,12 +133,12 @@ class Plan:
 
     def _proof_lines(self) -> list[str]:
         oracle, proof = self.config.oracle, self.config.proof
-        if oracle is None or self.proof_mark is None:
+        if oracle is None or self.proof_fingerprint is None:
             return ["oracle     none: nothing is proven"]
         on = f", on nodes with {', '.join(proof.pool.resources)}" if proof.pool.resources else ""
         return [
             f"oracle     {oracle.kind} on {100 * proof.budget:g} % of the pairs, {proof.held_out} held-out pictures{on}"
-            f" -> evidence/, triggers/  ({self.proof_mark[:12]})"
+            f" -> evidence/, triggers/  ({self.proof_fingerprint[:12]})"
         ]
 
 
@@ -131,35 +156,32 @@ def make_plan(settings: ScanConfig) -> Plan:
         )
     clip = load_clip(settings.model, "cpu")
     layers = clip.layers(settings.embed.layers)
+    pairs = DataSet.of(settings.data, units, clip.fingerprint, settings.embed)
+    trusted = None
+    if settings.trusted is not None:
+        trusted = DataSet.of(settings.trusted, trusted_units, clip.fingerprint, settings.embed)
     suite = build_suite(settings.detectors, pairs=0, trusted=None)
-    columns = check_chain(CACHE_COLUMNS, [*suite.chain, Views, Judge])
-    embed_mark = embed_mark_of(settings.data, units, clip.fingerprint, settings.embed)
-    trusted = settings.trusted
-    score_tree = {
-        "version": SCORE_VERSION,
-        "embed": embed_mark,
-        "detectors": as_tree(settings.detectors),
-        "trusted": trusted and embed_mark_of(trusted, trusted_units, clip.fingerprint, settings.embed),
-    }
-    score_mark = fingerprint(score_tree)
-    judged = {"version": VERDICT_VERSION, "score": score_mark, "decision": as_tree(settings.decision)}
-    proof = None
+    scored = fingerprint(
+        {
+            "version": SCORE_VERSION,
+            "embed": pairs.fingerprint,
+            "detectors": as_tree(settings.detectors),
+            "trusted": trusted and trusted.fingerprint,
+        }
+    )
+    judged = {"version": VERDICT_VERSION, "score": scored, "decision": as_tree(settings.decision)}
+    proven = None
     if settings.oracle is not None:
         check_private(settings.proof.pool, settings.cluster)
-        proof = proof_fingerprint(settings.proof, settings.oracle, score_mark, settings.decision)
-        judged["proof"] = proof
-    verdict_mark = fingerprint(judged)
+        proven = judged["proof"] = proof_fingerprint(settings.proof, settings.oracle, scored, settings.decision)
     return Plan(
-        settings, units, trusted_units, clip.fingerprint, layers, columns, embed_mark, score_mark, proof, verdict_mark
+        config=settings,
+        pairs=pairs,
+        trusted=trusted,
+        model_fingerprint=clip.fingerprint,
+        layers=layers,
+        columns=check_chain(CACHE_COLUMNS, [*suite.chain, Views, Judge]),
+        score_fingerprint=scored,
+        proof_fingerprint=proven,
+        verdict_fingerprint=fingerprint(judged),
     )
-
-
-def embed_mark_of(source: SourceConfig, units: list[Unit], model_fingerprint: str, settings: EmbedConfig) -> str:
-    """Return the fingerprint of the embeddings of a data set; where it lies does not matter, what is there does."""
-    tree = {
-        "version": EMBED_VERSION,
-        **identity(source, units),
-        "model": model_fingerprint,
-        "embed": as_tree(dataclasses.replace(settings, decode_threads=None)),
-    }
-    return fingerprint(tree)

@@ -1,8 +1,7 @@
 """What report.html shows of a scan, gathered from the run folder."""
 
+from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,18 +18,25 @@ from clipsan.stages.report.content import (
     Truth,
 )
 from clipsan.stages.report.figures import MAP_LIMIT, embedding_map
-from clipsan.stages.samples import Unit, seeded_hash
-from clipsan.stages.sources import SourceConfig
+from clipsan.stages.samples import seeded_hash
 from clipsan.stages.verdicts import Cut, Reason
 
-from ..core.commit import read_part
 from ..core.config import public_tree
+from ..core.parts import Parts
 from ..core.run_folder import RunFolder, versions
 from ..proof.prove import Proof
-from ..proof.report import dossier_panels, masks_of
-from . import output as scan_output
-from .output import Counts, column, score_names
-from .plan import ScanConfig
+from ..proof.report import dossier_panels
+from .output import (
+    Counts,
+    Flagged,
+    Measured,
+    accused_mask,
+    fetch_pictures,
+    most_suspicious,
+    rejected_examples,
+    score_names,
+)
+from .passes import Judgement, Scan
 
 HISTOGRAM_BINS = 60
 TAIL_SHARE = 0.0005
@@ -39,45 +45,51 @@ FLAGGED_ON_MAP = MAP_LIMIT // 4
 EXAMPLES = 20
 
 
-def build_report(
-    *,
-    source: SourceConfig,
-    units: list[Unit],
-    folder: RunFolder,
-    embeddings: Path,
-    counts: Counts,
-    findings: Findings,
-    cut: Cut,
-    detection: Mapping[str, Any] | None,
-    truth: np.ndarray | None,
-    proof: Proof,
-    settings: ScanConfig,
-    mark: str,
-) -> ScanReport:
+def build_report(scan: Scan, judgement: Judgement, counts: Counts, measured: Measured | None) -> ScanReport:
     """Gather everything that the page shows; pictures are read from the source again."""
-    parts = [u.index for u in units]
-    names = score_names(folder.scores, parts)
-    best = scan_output.most_suspicious(folder, parts, names)
-    by_part: dict[int, list[str]] = {}
-    for pair in best:
-        by_part.setdefault(pair.part, []).append(pair.uid)
-    pictures = scan_output.fetch_pictures(
-        source,
-        units,
-        best,
-        max_pixels=settings.embed.max_pixels,
-        model=settings.model,
-        masks=masks_of(proof, by_part),
-        cluster=settings.cluster,
+    settings, findings = scan.plan.config, judgement.findings
+    names = score_names(scan.scores)
+    panels = _Panels(scan.scores, judgement.cut, measured)
+    truth = measured.truth if measured is not None else None
+    return ScanReport(
+        title=f"clipsan scan of {_short(settings.data.path)}",
+        pairs_in=counts.pairs_in,
+        verdicts=counts.verdicts,
+        flagged_pairs=counts.accused,
+        rejected=counts.rejected,
+        decision=judgement.cut.meaning,
+        targets=findings.targets,
+        next_steps=next_steps(scan.folder, counts, findings.targets, settings.embeddings, judgement.proof.triggers),
+        dossiers=dossier_panels(judgement.proof),
+        concepts=_concepts(findings, scan.verdicts),
+        concept_threshold=findings.concept_threshold,
+        flagged=_wall(scan, most_suspicious(scan.verdicts, names), judgement.proof, truth),
+        detectors=tuple(panels.panel(name) for name in names),
+        map=_map(scan, judgement, truth),
+        rejected_examples=tuple(
+            RejectedExample(uid=row["uid"], reason=row["reason"])
+            for row in rejected_examples(Parts.of(scan.folder.rejected), EXAMPLES)
+        ),
+        truth=None
+        if truth is None
+        else Truth(poisoned=int(truth.sum()), found=int((truth & accused_mask(scan.verdicts)).sum())),
+        settings=public_tree(settings),
+        versions=versions(),
+        fingerprint=scan.plan.verdict_fingerprint,
     )
-    poisoned = set(_poisoned_uids(folder, parts, truth)) if truth is not None else None
-    wall = tuple(
+
+
+def _wall(scan: Scan, best: list[Flagged], proof: Proof, truth: np.ndarray | None) -> tuple[FlaggedPair, ...]:
+    """Return the most suspicious pairs with their pictures, of those whose picture could be read again."""
+    pictures = fetch_pictures(scan, best, proof)
+    poisoned = None if truth is None else _uids_of(scan.scores, truth)
+    return tuple(
         FlaggedPair(
             uid=pair.uid,
             caption=pair.caption,
             picture=pictures[pair.uid][0],
             heat=pictures[pair.uid][1],
-            verdict=pair.verdict if settings.oracle is not None else None,
+            verdict=pair.verdict if scan.plan.config.oracle is not None else None,
             trigger_id=pair.trigger_id,
             score=pair.score,
             rank=rank,
@@ -88,34 +100,6 @@ def build_report(
         )
         for rank, pair in enumerate(best, 1)
         if pair.uid in pictures
-    )
-    flags = column(folder.scores, parts, "ensemble") >= cut.value
-    accused = scan_output.accused_mask(folder.verdicts, parts)
-    targets = findings.targets
-    return ScanReport(
-        title=f"clipsan scan of {_short(source.path)}",
-        pairs_in=counts.pairs_in,
-        verdicts=counts.verdicts,
-        flagged_pairs=counts.accused,
-        rejected=counts.rejected,
-        decision=cut.meaning,
-        targets=targets,
-        next_steps=next_steps(folder, counts, targets, settings.embeddings, proof.triggers),
-        dossiers=dossier_panels(proof),
-        concepts=_concepts(findings, folder, parts),
-        concept_threshold=findings.concept_threshold,
-        flagged=wall,
-        detectors=tuple(
-            _panel(name, column(folder.scores, parts, name), flags, truth, detection, cut) for name in names
-        ),
-        map=_map(folder, embeddings, parts, targets, truth, cut, settings.detectors.density.seed),
-        rejected_examples=tuple(
-            RejectedExample(uid=r["uid"], reason=r["reason"]) for r in scan_output.rejected_examples(folder, EXAMPLES)
-        ),
-        truth=None if truth is None else Truth(poisoned=int(truth.sum()), found=int((truth & accused).sum())),
-        settings=public_tree(settings),
-        versions=versions(),
-        fingerprint=mark,
     )
 
 
@@ -169,92 +153,82 @@ def _short(path: str | list[str]) -> str:
     return first.rstrip("/").rpartition("/")[2] or first
 
 
-def _poisoned_uids(folder: RunFolder, parts: list[int], truth: np.ndarray) -> list[str]:
-    uids: list[str] = []
-    start = 0
-    for index in parts:
-        table = read_part(folder.scores, index, ["uid"])
-        mask = truth[start : start + table.num_rows]
-        uids += table.filter(mask).column("uid").to_pylist()
-        start += table.num_rows
-    return uids
+def _uids_of(table: Parts, rows: np.ndarray) -> set[str]:
+    """Return the uids of some rows `[N] bool` of a table."""
+    ends = np.cumsum(list(table.rows.values()))[:-1]
+    blocks = zip(table.tables(["uid"]), np.split(rows, ends), strict=True)
+    return {uid for part, own in blocks for uid in part.filter(own).column("uid").to_pylist()}
 
 
-def _concepts(findings: Findings, folder: RunFolder, parts: list[int]) -> tuple[ConceptRow, ...]:
-    flagged: dict[str, int] = {}
-    for index in parts:
-        table = read_part(folder.verdicts, index, ["concept", "reasons"])
-        for concept, reasons in zip(
-            table.column("concept").to_pylist(), table.column("reasons").to_pylist(), strict=True
-        ):
-            if concept is not None and Reason.POISON_SUSPECT.value in reasons:
-                flagged[concept] = flagged.get(concept, 0) + 1
-    return tuple(
-        ConceptRow(
-            name=c["name"], pairs=c["n"], statistic=c["statistic"], flagged=flagged.get(c["name"], 0), named=c["named"]
+def _concepts(findings: Findings, verdicts: Parts) -> tuple[ConceptRow, ...]:
+    flagged: Counter[str] = Counter()
+    for table in verdicts.tables(["concept", "reasons"]):
+        rows = zip(table.column("concept").to_pylist(), table.column("reasons").to_pylist(), strict=True)
+        flagged.update(
+            concept for concept, reasons in rows if concept is not None and Reason.POISON_SUSPECT.value in reasons
         )
+    return tuple(
+        ConceptRow(name=c["name"], pairs=c["n"], statistic=c["statistic"], flagged=flagged[c["name"]], named=c["named"])
         for c in findings.concepts
     )
 
 
-def _panel(
-    name: str,
-    scores: np.ndarray,
-    flags: np.ndarray,
-    truth: np.ndarray | None,
-    detection: Mapping[str, Any] | None,
-    cut: Cut,
-) -> DetectorPanel:
-    finite = scores[np.isfinite(scores)].astype(np.float64)
-    low, high = np.quantile(finite, [TAIL_SHARE, 1 - TAIL_SHARE]) if len(finite) else (0.0, 1.0)
-    if name == "ensemble" and np.isfinite(cut.value):
-        high = max(high, cut.value * 1.1)
-    edges = np.linspace(low, high if high > low else low + 1, HISTOGRAM_BINS + 1)
-    clipped = np.clip(np.nan_to_num(scores.astype(np.float64), nan=low, posinf=high, neginf=low), edges[0], edges[-1])
-    measured = detection is not None and truth is not None and truth.any() and not truth.all()
-    return DetectorPanel(
-        name=name,
-        edges=edges,
-        counts=np.histogram(clipped, edges)[0],
-        flagged=np.histogram(clipped[flags], edges)[0],
-        poisoned=np.histogram(clipped[truth], edges)[0] if truth is not None else None,
-        cut=cut.value if name == "ensemble" and np.isfinite(cut.value) else None,
-        figures=detection[name] if measured and detection is not None else None,
-        roc=roc_points(scores, truth) if measured and truth is not None else None,
-        pr=pr_points(scores, truth) if measured and truth is not None else None,
-    )
+class _Panels:
+    """Draws the panel of each detector; holds no column of scores but the ensemble's."""
+
+    def __init__(self, scores: Parts, cut: Cut, measured: Measured | None) -> None:
+        self._scores = scores
+        self._cut = cut.value
+        self._flags = scores.column("ensemble") >= cut.value
+        self._measured = measured
+
+    def panel(self, name: str) -> DetectorPanel:
+        scores, flags = self._scores.column(name), self._flags
+        cut = self._cut if name == "ensemble" and np.isfinite(self._cut) else None
+        finite = scores[np.isfinite(scores)].astype(np.float64)
+        low, high = np.quantile(finite, [TAIL_SHARE, 1 - TAIL_SHARE]) if len(finite) else (0.0, 1.0)
+        if cut is not None:
+            high = max(high, cut * 1.1)
+        edges = np.linspace(low, high if high > low else low + 1, HISTOGRAM_BINS + 1)
+        clipped = np.nan_to_num(scores.astype(np.float64), nan=low, posinf=high, neginf=low)
+        clipped = np.clip(clipped, edges[0], edges[-1])
+        truth = self._measured.truth if self._measured is not None else None
+        detection = self._measured.detection if self._measured is not None else None
+        measured = truth if detection is not None else None
+        return DetectorPanel(
+            name=name,
+            edges=edges,
+            counts=np.histogram(clipped, edges)[0],
+            flagged=np.histogram(clipped[flags], edges)[0],
+            poisoned=np.histogram(clipped[truth], edges)[0] if truth is not None else None,
+            cut=cut,
+            figures=detection[name] if detection is not None else None,
+            roc=roc_points(scores, measured) if measured is not None else None,
+            pr=pr_points(scores, measured) if measured is not None else None,
+        )
 
 
-def _map(
-    folder: RunFolder,
-    embeddings: Path,
-    parts: list[int],
-    targets: tuple[str, ...],
-    truth: np.ndarray | None,
-    cut: Cut,
-    seed: int,
-) -> MapPoints:
+def _map(scan: Scan, judgement: Judgement, truth: np.ndarray | None) -> MapPoints:
     """Lay out a seeded sample of the pairs: up to FLAGGED_ON_MAP flagged ones, the rest drawn from all others."""
-    draws = [
-        seeded_hash(read_part(folder.scores, i, ["uid"]).column("uid").to_pylist(), seed, "report.map") for i in parts
-    ]
-    draw = np.concatenate(draws)
-    flags = column(folder.scores, parts, "ensemble") >= cut.value
-    order = np.argsort(draw, kind="stable")
+    seed = scan.plan.config.detectors.density.seed
+    uids = (table.column("uid").to_pylist() for table in scan.scores.tables(["uid"]))
+    draws = [seeded_hash(own, seed, "report.map") for own in uids]
+    flags = scan.scores.column("ensemble") >= judgement.cut.value
+    order = np.argsort(np.concatenate(draws), kind="stable")
     chosen = np.concatenate([order[flags[order]][:FLAGGED_ON_MAP], order[~flags[order]][: MAP_LIMIT - FLAGGED_ON_MAP]])
     chosen.sort()
     points: list[np.ndarray] = []
     concepts: list[str | None] = []
     start = 0
-    for index, block in zip(parts, draws, strict=True):
-        rows = chosen[(chosen >= start) & (chosen < start + len(block))] - start
+    for index, count in scan.embeddings.rows.items():
+        rows = chosen[(chosen >= start) & (chosen < start + count)] - start
         if len(rows):
-            points.append(vectors(read_part(embeddings, index, ["image"]).take(rows), "image"))
-            concepts += read_part(folder.verdicts, index, ["concept"]).take(rows).column("concept").to_pylist()
-        start += len(block)
+            points.append(vectors(scan.embeddings.read(index, ["image"]).take(rows), "image"))
+            concepts += scan.verdicts.read(index, ["concept"]).take(rows).column("concept").to_pylist()
+        start += count
     return MapPoints(
         xy=embedding_map(np.concatenate(points), seed),
         flagged=flags[chosen],
-        accused=np.array([c in targets for c in concepts], bool),
+        accused=np.array([c in judgement.findings.targets for c in concepts], bool),
         poisoned=truth[chosen] if truth is not None else None,
     )

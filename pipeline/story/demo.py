@@ -19,6 +19,7 @@ from ..evaluate.settings import EvaluateConfig, EvaluationAttack
 from ..poison import verb as poison
 from ..poison.plan import PoisonConfig
 from ..scan import verb as scan
+from ..scan.plan import ScanConfig
 from ..train import verb as train
 from . import verb as story
 from .demo_data import DemoSet
@@ -194,7 +195,7 @@ def _evaluate(settings: DemoConfig, pairs: DemoSet, model: ModelConfig, out: Pat
 
 
 def _scan(settings: DemoConfig, data: ParquetSource, model: ModelConfig, out: Path) -> dict[str, Any]:
-    step = scan.ScanConfig(
+    step = ScanConfig(
         data=data,
         model=model,
         out=str(out),
@@ -204,7 +205,7 @@ def _scan(settings: DemoConfig, data: ParquetSource, model: ModelConfig, out: Pa
         cluster=settings.cluster,
         tracking=settings.tracking,
     )
-    return scan.run_scan(scan.make_plan(step))
+    return scan.VERB.start(step)
 
 
 VERB = Verb(name="demo", config=DemoConfig, plan=make_plan, run=run, closing=closing, has_steps=True)

@@ -84,17 +84,17 @@ class ScanStep(Step):
         return self.section(ScanConfig, s.scan, **own)
 
     def check(self) -> None:
-        scan.make_plan(self.config())
+        scan.VERB.plan(self.config())
 
     def describe(self) -> str:
-        return scan.make_plan(self.config()).describe()
+        return scan.VERB.plan(self.config()).describe()
 
     def idle(self, before: Summaries) -> str | None:
         return None
 
     def run(self) -> dict[str, Any]:
-        plan = scan.make_plan(self.config())
-        return finished(self.folder, plan.mark) or scan.run_scan(plan)
+        plan = scan.VERB.plan(self.config())
+        return finished(self.folder, plan.fingerprint) or scan.VERB.go(plan)
 
 
 class RepairStep(Step):

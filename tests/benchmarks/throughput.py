@@ -26,10 +26,10 @@ import pyarrow.parquet as pq
 
 from clipsan.pipeline.core.cluster import ClusterConfig, ray_session, start_ray
 from clipsan.pipeline.core.config import conf_folder, load
-from clipsan.pipeline.core.pass_old import Row as PassRow
-from clipsan.pipeline.core.pass_old import run_pass
+from clipsan.pipeline.core.pass_ import Done, Pass
+from clipsan.pipeline.core.run_folder import RunFolder
 from clipsan.pipeline.scan.work import EmbedWork
-from clipsan.stages.embed import EmbedConfig
+from clipsan.stages.embed import EmbedConfig, Embedder
 from clipsan.stages.model.clip import ModelConfig, load_clip, save_clip
 from clipsan.stages.samples import Unit
 from clipsan.stages.sources import ParquetSource, list_units
@@ -108,32 +108,42 @@ def pieces_of(units: Sequence[Unit]) -> list[Piece]:
     return [Piece(path, shard, 0, stop) for (path, shard), stop in stops.items()]
 
 
+@dataclass(frozen=True)
 class TimedEmbedWork(EmbedWork):
-    """The scan's own embed pass, with a note of the time."""
+    """The scan's own embed pass, with a note of the time: (process, ready, done, CPU seconds)."""
 
-    def __init__(self, *args: object) -> None:
-        super().__init__(*args)  # type: ignore[arg-type]
-        self._ready, self._cpu = time.time(), time.process_time()
+    def open(self) -> tuple[Embedder, float, float]:
+        embedder = EmbedWork.open(self)
+        return embedder, time.time(), time.process_time()
 
-    def run(self, piece: Unit) -> PassRow:
-        done = super().run(piece)
-        spent = time.process_time() - self._cpu
-        return {**done, "worker": os.getpid(), "ready": self._ready, "done": time.time(), "cpu_s": spent}
+    def do(self, piece: Unit, tools: tuple[Embedder, float, float]) -> Done:
+        embedder, ready, cpu = tools
+        done = EmbedWork.do(self, piece, embedder)
+        return replace(done, record=(os.getpid(), ready, time.time(), time.process_time() - cpu))
 
 
 def embed_on_ray(found: ParquetSource, units: list[Unit], model: ModelConfig, out: Path) -> list[Timing]:
     """Run the embed pass as `clipsan scan` does."""
     cluster = ClusterConfig(workers=WORKERS)
-    args = (found, model, EmbedConfig(), out / "embeddings", out / "rejected", "throughput", "cpu")
-    last: dict[int, PassRow] = {}
+    embed = Pass(
+        name="embed",
+        cluster=cluster,
+        run=RunFolder(out),
+        folder="embeddings",
+        rejected="rejected",
+        fingerprint="throughput",
+        loads_model=True,
+    )
+    work = TimedEmbedWork(found, model, EmbedConfig(), "cpu")
+    last: dict[int, tuple[float, float, float]] = {}
     pairs: dict[int, int] = {}
     with ray_session(cluster):
         start_ray()
-        for row in run_pass("embed", units, TimedEmbedWork, args, cluster=cluster, heavy=True):
-            pairs[row["worker"]] = pairs.get(row["worker"], 0) + row["pairs"]
-            if row["worker"] not in last or row["done"] > last[row["worker"]]["done"]:
-                last[row["worker"]] = row
-    return [Timing(row["ready"], row["done"], row["cpu_s"], pairs[worker]) for worker, row in last.items()]
+        for done in embed.each({unit.index: unit for unit in units}, work):
+            worker, *times = done.record
+            pairs[worker] = pairs.get(worker, 0) + done.pairs
+            last[worker] = max(last.get(worker, tuple(times)), tuple(times), key=lambda spent: spent[1])
+    return [Timing(*times, pairs[worker]) for worker, times in last.items()]
 
 
 def run_once(method: str, limit: int | None, checkpoint: Path, out: Path) -> None:

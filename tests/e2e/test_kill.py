@@ -13,7 +13,8 @@ import pytest
 
 from clipsan.pipeline.cli import main
 from clipsan.pipeline.core.cluster import ClusterConfig
-from clipsan.pipeline.scan.verb import ScanConfig, make_plan, run_scan
+from clipsan.pipeline.scan import verb as scan
+from clipsan.pipeline.scan.plan import ScanConfig
 from clipsan.pipeline.status import describe
 from clipsan.pipeline.tracking.record import TrackingConfig
 from clipsan.stages.detectors import DetectorsConfig
@@ -48,7 +49,7 @@ def run_in_process(pairs: Path, model: Path, out: Path) -> None:
         cluster=ClusterConfig(workers=1),
         tracking=TrackingConfig(enabled=False),
     )
-    run_scan(make_plan(settings))
+    scan.VERB.start(settings)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from ray.cluster_utils import Cluster
 from clipsan.pipeline.core.cluster import ClusterConfig, PoolConfig
 from clipsan.pipeline.core.config import ConfigError
 from clipsan.pipeline.proof.inquiry import ProofConfig
-from clipsan.pipeline.scan.verb import ScanConfig, make_plan, run_scan
+from clipsan.pipeline.scan import verb as scan
+from clipsan.pipeline.scan.plan import ScanConfig
 from clipsan.pipeline.tracking.record import TrackingConfig
 from clipsan.stages.model.clip import ModelConfig
 from clipsan.stages.oracle import SuperpixelsConfig
@@ -33,12 +34,12 @@ def main(home: Path) -> None:
         tracking=TrackingConfig(enabled=False),
     )
     try:
-        run_scan(make_plan(settings))
+        scan.VERB.start(settings)
     except ConfigError as error:
         sys.stdout.write(f"refused: {error}\n")
     ray.shutdown()
     cluster.add_node(num_cpus=3, resources={"oracle": 2}, object_store_memory=2**28)
-    summary = run_scan(make_plan(settings))
+    summary = scan.VERB.start(settings)
     targets = [target for trigger in summary["proof"]["triggers"] for target in trigger["targets"]]
     sys.stdout.write(f"nodes: {summary['proof']['oracle_nodes']}, proven: {', '.join(targets)}\n")
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from clipsan.pipeline.core import pass_, verb
+from clipsan.pipeline.core import pass_old, verb
 from clipsan.pipeline.core.cluster import ClusterConfig
-from clipsan.pipeline.core.pass_old import in_this_process
+from clipsan.pipeline.core.pass_ import in_this_process
 from clipsan.pipeline.proof.inquiry import ProofConfig
 from clipsan.pipeline.scan import verb as scan
-from clipsan.pipeline.scan.verb import ScanConfig, make_plan, run_scan
+from clipsan.pipeline.scan.plan import ScanConfig
 from clipsan.pipeline.story import verb as run
 from clipsan.pipeline.tracking.record import TrackingConfig
 from clipsan.stages.model.clip import ModelConfig
@@ -47,7 +47,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Do the pieces of every pass here, one after the other: the same work without Ray's seconds."""
     for module in (verb, run, scan):
         monkeypatch.setattr(module, "ray_session", lambda _: nullcontext(), raising=False)
-    with in_this_process(), pass_.in_this_process():
+    with in_this_process(), pass_old.in_this_process():
         yield
 
 
@@ -66,7 +66,7 @@ def scan_settings(data: SourceConfig, model: Path, out: Path, **changes: Any) ->
 
 def scan_now(data: SourceConfig, model: Path, out: Path, **changes: Any) -> dict[str, Any]:
     """Plan and run a scan; return its summary."""
-    return run_scan(make_plan(scan_settings(data, model, out, **changes)))
+    return scan.VERB.start(scan_settings(data, model, out, **changes))
 
 
 def part_bytes(folder: Path) -> dict[str, bytes]:

@@ -1,12 +1,16 @@
-"""A pass on CPUs: each process builds its worker once a pass, and never does a piece with the worker of another pass."""
+"""A pass on CPUs: each process opens a work once a pass, and never does a piece with what another pass opened."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from clipsan.pipeline.core.cluster import ClusterConfig
-from clipsan.pipeline.core.pass_old import Row, run_pass
+from clipsan.pipeline.core.commit import FingerprintError, read_part
+from clipsan.pipeline.core.pass_ import Done, Pass, Work, in_this_process
+from clipsan.pipeline.core.run_folder import RunFolder
 
 pytestmark = pytest.mark.ray
 
@@ -14,25 +18,61 @@ CLUSTER = ClusterConfig(workers=2)
 PIECES = list(range(24))
 
 
-class Counting:
-    """Leaves a file for each time that it is built."""
+@dataclass(frozen=True)
+class Counting(Work):
+    """Leaves a file for each time that it is opened."""
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self._name = name
-        number = len(list(folder.glob(f"{name}-{os.getpid()}-*")))
-        (folder / f"{name}-{os.getpid()}-{number}").touch()
+    name: str
+    folder: Path
 
-    def run(self, piece: int) -> Row:
-        return {"pairs": 1, "piece": piece, "by": self._name, "process": os.getpid()}
+    def open(self) -> str:
+        number = len(list(self.folder.glob(f"{self.name}-{os.getpid()}-*")))
+        (self.folder / f"{self.name}-{os.getpid()}-{number}").touch()
+        return self.name
+
+    def do(self, piece: int, tools: str) -> Done:
+        return Done(pairs=1, record=(piece, tools, os.getpid()))
 
 
-def test_a_process_builds_its_worker_once_a_pass(ray_cluster: None, tmp_path: Path) -> None:
+def test_a_process_opens_a_work_once_a_pass(ray_cluster: None, tmp_path: Path) -> None:
     for name in ("first", "second"):
-        for heavy in (True, False):
-            called = f"{name}-{heavy}"
-            args = (called, tmp_path)
-            rows = list(run_pass(called, PIECES, Counting, args, cluster=CLUSTER, heavy=heavy, ordered=True))
-            assert [row["piece"] for row in rows] == PIECES
-            assert {row["by"] for row in rows} == {called}
-            processes = {row["process"] for row in rows}
+        for loads_model in (True, False):
+            called = f"{name}-{loads_model}"
+            one = Pass(name=called, cluster=CLUSTER, loads_model=loads_model, ordered=True)
+            done = one.do(PIECES, Counting(called, tmp_path))
+            assert [d.record[0] for d in done] == PIECES
+            assert {d.record[1] for d in done} == {called}
+            assert all(d.node for d in done)
+            processes = {d.record[2] for d in done}
             assert {path.name for path in tmp_path.glob(f"{called}-*")} == {f"{called}-{pid}-0" for pid in processes}
+
+
+@dataclass(frozen=True)
+class Doubling(Work):
+    """A part for each key of a piece."""
+
+    def do(self, piece: list[int], tools: None) -> Done:
+        parts = tuple(pa.table({"twice": [2 * value]}) for value in piece)
+        return Done(pairs=len(piece), errors=1, parts=parts, rejected=pa.table({"reason": ["odd"]}))
+
+
+def test_parts_are_committed_under_their_keys_and_not_made_again(ray_cluster: None, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    doubling = Pass(
+        name="double", cluster=CLUSTER, run=run, folder="work/twice", rejected="rejected", fingerprint="one"
+    )
+    pieces = {("left/part-00001", "left/part-00002"): [1, 2], ("right/part-00001",): [3]}
+    done = doubling.do(pieces, Doubling())
+    assert sum(d.pairs for d in done) == 3
+    assert all(d.parts == () and d.rejected is None for d in done)
+    keys = {"left/part-00001": 2, "left/part-00002": 4, "right/part-00001": 6}
+    assert {key: read_part(doubling.home, key).column("twice")[0].as_py() for key in keys} == keys
+    assert read_part(tmp_path / "rejected", "left/part-00001").column("reason").to_pylist() == ["odd"]
+    (doubling.home / "left" / "part-00002.parquet").unlink()
+    with in_this_process():
+        (again,) = doubling.do(pieces, Doubling())
+        assert again.pairs == 2
+        assert doubling.do(pieces, Doubling()) == []
+        other = Pass(name="double", cluster=CLUSTER, run=run, folder="work/twice", fingerprint="two")
+        with pytest.raises(FingerprintError):
+            other.do(pieces, Doubling())

@@ -1,6 +1,7 @@
 """The scan's proof on a small backdoored model and on its clean twin: what is found, and that it is the same every time."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 from clipsan.pipeline.core.cluster import PoolConfig
 from clipsan.pipeline.core.config import ConfigError
 from clipsan.pipeline.proof.inquiry import ProofConfig
-from clipsan.pipeline.scan.verb import make_plan
+from clipsan.pipeline.scan.plan import make_plan
+from clipsan.pipeline.status import describe
 from clipsan.stages.dossier.dossier import Dossier, where
 from clipsan.stages.dossier.files import read_dossiers
 from clipsan.stages.oracle import SuperpixelsConfig
@@ -84,6 +86,14 @@ def test_every_examined_pair_has_its_claim_and_the_oracles_view(scanned: Path) -
     assert {"proven", None} <= views <= {"proven", "unsupported", "supported", "unclaimed", None}
     assert summary["proof"]["affected_labels"] == [TARGET]
     assert summary["counts"]["verdicts"]["poisoned"] == summary["proof"]["triggers"][0]["pairs"]
+
+
+def test_status_lists_the_rounds_of_the_oracle(scanned: Path) -> None:
+    told = describe(scanned)
+    rounds = len(list((scanned / "work" / "proof").glob("oracle-*")))
+    assert rounds > 1
+    for name in ("oracle", *(f"oracle, round {number}" for number in range(2, rounds + 1)), "confirm", "repair set"):
+        assert re.search(rf"^{name} +(\d+)/\1 parts", told, re.MULTILINE)
 
 
 def test_the_regions_of_poisoned_pairs_lie_on_the_trigger(scanned: Path, backdoored: Case) -> None:

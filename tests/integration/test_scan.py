@@ -23,7 +23,8 @@ from clipsan.pipeline.core.config import ConfigError, as_tree, load
 from clipsan.pipeline.core.run_folder import part_rows
 from clipsan.pipeline.poison import verb as poison
 from clipsan.pipeline.poison.plan import PoisonConfig
-from clipsan.pipeline.scan.verb import ScanConfig
+from clipsan.pipeline.scan.plan import ScanConfig
+from clipsan.pipeline.status import describe
 from clipsan.pipeline.tracking.record import TrackingConfig
 from clipsan.stages.attack.poisoning import AttackConfig
 from clipsan.stages.attack.triggers.patch import PatchConfig
@@ -124,7 +125,13 @@ def test_run_yaml_says_what_made_the_run_and_starts_it_again(scanned, tiny_check
     assert as_tree(again) == record["config"] | {"out": "elsewhere", "write": ["clean"]}
     with pytest.raises(ConfigError, match="clipsan scan"):
         load(PoisonConfig, str(scanned / "run.yaml"), [], verb="poison")
-    assert record["passes"] == {"embed": SHARDS, "density": 3 * SHARDS, "score": SHARDS, "verdict": SHARDS}
+
+
+def test_status_lists_every_pass_that_commits_parts(scanned):
+    told = describe(scanned)
+    passes = ("embed", "score", "combine", "verdict", "write clean", "write quarantine")
+    for name, parts in {**dict.fromkeys(passes, SHARDS), "density": 3 * SHARDS}.items():
+        assert f"\n{name:<9} {parts}/{parts} parts" in told
 
 
 def test_detection_figures_are_those_of_the_written_scores(scanned, poisoned):

@@ -15,10 +15,10 @@ from sklearn.metrics import average_precision_score
 
 from clipsan.pipeline.core.cluster import ClusterConfig
 from clipsan.pipeline.core.config import ConfigError, load
-from clipsan.pipeline.core.pass_old import in_this_process
+from clipsan.pipeline.core.pass_ import in_this_process
 from clipsan.pipeline.detector_sweep import verb
 from clipsan.pipeline.detector_sweep.plan import DetectorSweepConfig, make_plan
-from clipsan.pipeline.scan.verb import ScanConfig
+from clipsan.pipeline.scan.plan import ScanConfig
 from clipsan.pipeline.sweep.settings import GridSearch, RandomSearch
 from clipsan.pipeline.tracking.record import TrackingConfig
 from clipsan.stages.search.space import Choice, Uniform

@@ -1,0 +1,215 @@
+"""The passes of a scan, from raw pairs to verdicts: what each reads, and where it commits."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from clipsan.stages.detectors import Findings, TrustedMoments, build_suite
+from clipsan.stages.detectors.streaming import StreamingDetector
+from clipsan.stages.detectors.whitening import trusted_moments
+from clipsan.stages.verdicts import Cut, Judge, Reason
+
+from ..core.commit import FingerprintError, missing_parts
+from ..core.config import ConfigError
+from ..core.parts import Parts
+from ..core.pass_ import Pass
+from ..core.run_folder import RunFolder
+from ..data.pixels import Pictures
+from ..data.rewrite import RewriteWork
+from ..proof.inquiry import Inquiry
+from ..proof.prove import Proof
+from ..proof.views import Views
+from .plan import DataSet, Plan
+from .work import CombineWork, DensityWork, EmbedWork, JudgeWork, ScoreWork, SummaryWork, density_pieces, merge_all
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """A scan under way: what it is asked to do, and where its tables lie."""
+
+    plan: Plan
+    folder: RunFolder
+    embeddings: Parts
+
+    @property
+    def scores(self) -> Parts:
+        """The score of every pair by every detector, and the ensemble's."""
+        return self.embeddings.beside(self.folder.scores)
+
+    @property
+    def verdicts(self) -> Parts:
+        """The product."""
+        return self.embeddings.beside(self.folder.verdicts)
+
+    @property
+    def quarantine(self) -> frozenset[str]:
+        """Reasons that keep a pair out of the clean copy."""
+        return frozenset(reason.value for reason in (*self.plan.config.quarantine, Reason.PROVEN_TRIGGER))
+
+    def over_parts(self, name: str, folder: str, fingerprint: str) -> Pass:
+        """Return a pass that commits a part for each part of the embeddings."""
+        return Pass(
+            name=name, cluster=self.plan.config.cluster, run=self.folder, folder=folder, fingerprint=fingerprint
+        )
+
+    def records(self, name: str) -> Pass:
+        """Return a pass whose records come in the order of the data set."""
+        return Pass(name=name, cluster=self.plan.config.cluster, ordered=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What the scan says of the data set as a whole."""
+
+    findings: Findings
+    cut: Cut
+    """From which score a pair is flagged."""
+    proof: Proof
+
+
+def embed_pairs(plan: Plan, folder: RunFolder) -> Scan:
+    """Embed every pair, or check the embeddings of an earlier run.
+
+    Raises:
+        ConfigError: the earlier run is of other pairs or not finished; or no pair could be read.
+    """
+    settings = plan.config
+    embeddings = _earlier(plan, folder) if settings.embeddings is not None else _embed(plan, folder, plan.pairs)
+    if not embeddings.total:
+        raise ConfigError(f"data: none of the pairs could be read; {folder.rejected} says why")
+    return Scan(plan, folder, embeddings)
+
+
+def _embed(plan: Plan, folder: RunFolder, pairs: DataSet, *, name: str = "embed", home: str = "") -> Parts:
+    settings = plan.config
+    embed = Pass(
+        name=name,
+        cluster=settings.cluster,
+        run=folder,
+        folder=f"{home}embeddings",
+        rejected=f"{home}rejected",
+        fingerprint=pairs.fingerprint,
+        loads_model=True,
+    )
+    device = "cuda" if settings.cluster.gpus_per_worker else "cpu"
+    work = EmbedWork(pairs.source, settings.model, settings.embed, device)
+    embed.do({unit.index: unit for unit in pairs.units}, work)
+    return Parts.of(embed.home)
+
+
+def _earlier(plan: Plan, folder: RunFolder) -> Parts:
+    given = plan.config.embeddings
+    assert given is not None
+    earlier = RunFolder(Path(given).expanduser().resolve())
+    units = plan.pairs.units
+    try:
+        missing = missing_parts(earlier.embeddings, [unit.index for unit in units], plan.pairs.fingerprint)
+    except FingerprintError:
+        raise FingerprintError(
+            f"embeddings={given}: they were made of other data, by another model or with other `embed` settings; "
+            "leave `embeddings` out to embed again"
+        ) from None
+    if missing:
+        raise ConfigError(
+            f"embeddings={given}: {len(missing)} of {len(units)} parts are missing; finish that run first"
+        )
+    shutil.copytree(earlier.rejected, folder.rejected, dirs_exist_ok=True)
+    return Parts.of(earlier.embeddings)
+
+
+def score_pairs(scan: Scan) -> Findings:
+    """Learn, score and combine; return what the detectors say of the data set as a whole."""
+    settings, embeddings, fingerprint = scan.plan.config.detectors, scan.embeddings, scan.plan.score_fingerprint
+    suite = build_suite(settings, pairs=embeddings.total, trusted=_trusted_moments(scan))
+    density = scan.over_parts("density", "work/density", fingerprint)
+    density.do(density_pieces(embeddings.rows, settings.density), DensityWork(settings.density, embeddings))
+    states = _learn(scan, "learn", suite.detectors, embeddings)
+    score = scan.over_parts("score", "work/scores", fingerprint)
+    score.do(
+        embeddings.pieces,
+        ScoreWork(
+            detectors=suite.detectors,
+            states=states,
+            embeddings=embeddings,
+            density=density.home,
+            permutations=settings.density.permutations,
+        ),
+    )
+    raw = embeddings.beside(score.home)
+    ensemble = suite.ensemble(states)
+    (state,) = _learn(scan, "weigh", [ensemble], raw)
+    combine = scan.over_parts("combine", "scores", fingerprint)
+    combine.do(embeddings.pieces, CombineWork(ensemble, state, raw))
+    return suite.findings(states, ensemble, state)
+
+
+def _trusted_moments(scan: Scan) -> TrustedMoments | None:
+    trusted = scan.plan.trusted
+    if trusted is None:
+        return None
+    embeddings = _embed(scan.plan, scan.folder, trusted, name="embed trusted", home="work/trusted/")
+    return trusted_moments(
+        embeddings.tables(["image"]), sample_rows=scan.plan.config.detectors.lorex.sample_rows
+    )
+
+
+def _learn(scan: Scan, name: str, detectors: Sequence[StreamingDetector], table: Parts) -> list[Any]:
+    """Run the learning rounds of all detectors together, one pass over the table a round; return their states."""
+    states = [detector.start() for detector in detectors]
+    chunks = table.chunks()
+    for number in range(max((d.rounds for d in detectors), default=0)):
+        active = [i for i, d in enumerate(detectors) if d.rounds > number]
+        learning = [detectors[i] for i in active]
+        work = SummaryWork(learning, [states[i] for i in active], table)
+        merged: list[Any] = []
+        for done in scan.records(f"{name} {number + 1}").each(chunks, work):
+            merged = merge_all(learning, merged, done.record) if merged else done.record
+        for i, summary in zip(active, merged, strict=True):
+            states[i] = detectors[i].update(states[i], summary)
+    return states
+
+
+def inquiry_of(scan: Scan, findings: Findings, cut: Cut) -> Inquiry | None:
+    """Return what is asked of the passes that prove; None without an oracle."""
+    plan, settings = scan.plan, scan.plan.config
+    if settings.oracle is None or plan.proof_fingerprint is None:
+        return None
+    return Inquiry(
+        pictures=Pictures(settings.data, settings.embed.max_pixels),
+        units=plan.pairs.units,
+        model=settings.model,
+        layers=plan.layers,
+        embeddings=scan.embeddings,
+        findings=findings,
+        cut=cut.value,
+        oracle=settings.oracle,
+        settings=settings.proof,
+        seed=settings.seed,
+        cluster=settings.cluster,
+        folder=scan.folder,
+        fingerprint=plan.proof_fingerprint,
+    )
+
+
+def judge_pairs(scan: Scan, judgement: Judgement) -> None:
+    """Write the verdicts."""
+    findings, proof = judgement.findings, judgement.proof
+    judge = Judge(judgement.cut.value, frozenset(findings.targets), findings.mixture_speaks, proof.triggers)
+    verdict = scan.over_parts("verdict", "verdicts", scan.plan.verdict_fingerprint)
+    verdict.do(scan.embeddings.pieces, JudgeWork(judge, Views.of(proof), scan.embeddings, scan.scores))
+
+
+def write_copy(scan: Scan, kind: Literal["clean", "quarantine"]) -> None:
+    """Write the data set again in its own format: the pairs of one kind."""
+    plan = scan.plan
+    work = RewriteWork(
+        source=plan.pairs.source,
+        kind=kind,
+        quarantine=scan.quarantine,
+        verdicts=scan.verdicts,
+        out=scan.folder.root / kind,
+    )
+    write = scan.over_parts(f"write {kind}", f"work/write-{kind}", plan.verdict_fingerprint)
+    write.do({unit.index: unit for unit in plan.pairs.units}, work)
