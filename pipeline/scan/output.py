@@ -1,8 +1,7 @@
-"""What a finished scan shows: the figures of summary.json, the uid lists, the flagged pairs with their pictures."""
+"""What a finished scan says in figures: where the pairs went, how well that fits the ground truth, and the uid lists."""
 
 import sys
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,17 +11,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipsan.stages.evaluation.detection import detection_figures
-from clipsan.stages.report.page import PICTURE_LIMIT
 from clipsan.stages.samples import uid_array
 from clipsan.stages.verdicts import ACCUSING, Reason, Verdict
 
 from ..core.config import ConfigError
 from ..core.parts import Parts
-from ..data.pixels import Pictures, pieces_of
-from ..proof.prove import Proof
-from ..proof.report import masks_of
 from .passes import Scan
-from .work import PictureWork
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,66 +158,3 @@ def save_uid_lists(scan: Scan) -> None:
             (allowed if scan.quarantine.isdisjoint(reasons) else flagged).append(uid)
     np.save(scan.folder.root / "flagged.npy", uid_array(flagged))
     np.save(scan.folder.root / "allow.npy", uid_array(allowed))
-
-
-@dataclass(frozen=True, slots=True)
-class Flagged:
-    """One of the most suspicious pairs, before its picture is fetched."""
-
-    part: int
-    uid: str
-    caption: str
-    score: float
-    reasons: tuple[str, ...]
-    concept: str | None
-    verdict: str
-    trigger_id: str | None
-    scores: dict[str, float]
-
-
-def most_suspicious(verdicts: Parts, names: list[str], limit: int = PICTURE_LIMIT) -> list[Flagged]:
-    """Return the flagged pairs with the highest ensemble scores, ties by uid; never holds more than one part beside them."""
-    best: list[Flagged] = []
-    for index in verdicts.numbers:
-        table = verdicts.read(index, ["uid", "caption", "reasons", "concept", "verdict", "trigger_id", *names])
-        flagged = [not ACCUSING.isdisjoint(reasons) for reasons in table.column("reasons").to_pylist()]
-        for row in table.filter(pa.array(flagged, pa.bool_())).to_pylist():
-            scores = {name: float(row[name]) for name in names}
-            best.append(
-                Flagged(
-                    part=index,
-                    uid=row["uid"],
-                    caption=row["caption"],
-                    score=scores["ensemble"],
-                    reasons=tuple(row["reasons"]),
-                    concept=row["concept"],
-                    verdict=row["verdict"],
-                    trigger_id=row["trigger_id"],
-                    scores=scores,
-                )
-            )
-        best = sorted(best, key=lambda f: (-f.score, f.uid))[:limit]
-    return best
-
-
-def fetch_pictures(scan: Scan, flagged: list[Flagged], proof: Proof) -> dict[str, tuple[bytes, bytes | None]]:
-    """Return uid -> thumbnail, and the same with the region that carries the claim if one is known; read from the source again."""
-    plan, settings = scan.plan, scan.plan.config
-    wanted: dict[int, list[str]] = {}
-    for pair in flagged:
-        wanted.setdefault(pair.part, []).append(pair.uid)
-    work = PictureWork(Pictures(settings.data, settings.embed.max_pixels), settings.model, masks_of(proof, wanted))
-    pictures: dict[str, tuple[bytes, bytes | None]] = {}
-    for done in scan.records("show").each(list(pieces_of(plan.pairs.units, wanted).values()), work):
-        pictures |= done.record
-    return pictures
-
-
-def rejected_examples(rejected: Parts, limit: int) -> list[Mapping[str, str]]:
-    """Return the first rejected pairs, in the order of the data set."""
-    found: list[Mapping[str, str]] = []
-    for table in rejected.tables(["uid", "reason"]):
-        found += table.slice(0, limit - len(found)).to_pylist()
-        if len(found) >= limit:
-            break
-    return found

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from itertools import islice
 
 import numpy as np
 
@@ -11,7 +12,6 @@ from clipsan.stages.evaluation.detection import pr_points, roc_points
 from clipsan.stages.report.content import (
     ConceptRow,
     DetectorPanel,
-    FlaggedPair,
     MapPoints,
     RejectedExample,
     ScanReport,
@@ -24,19 +24,10 @@ from clipsan.stages.verdicts import Cut, Reason
 from ..core.config import public_tree
 from ..core.parts import Parts
 from ..core.run_folder import RunFolder, versions
-from ..proof.prove import Proof
 from ..proof.report import dossier_panels
-from .output import (
-    Counts,
-    Flagged,
-    Measured,
-    accused_mask,
-    fetch_pictures,
-    most_suspicious,
-    rejected_examples,
-    score_names,
-)
+from .output import Counts, Measured, accused_mask, score_names
 from .passes import Judgement, Scan
+from .wall import wall
 
 HISTOGRAM_BINS = 60
 TAIL_SHARE = 0.0005
@@ -63,43 +54,16 @@ def build_report(scan: Scan, judgement: Judgement, counts: Counts, measured: Mea
         dossiers=dossier_panels(judgement.proof),
         concepts=_concepts(findings, scan.verdicts),
         concept_threshold=findings.concept_threshold,
-        flagged=_wall(scan, most_suspicious(scan.verdicts, names), judgement.proof, truth),
+        flagged=wall(scan, names, judgement.proof, truth),
         detectors=tuple(panels.panel(name) for name in names),
         map=_map(scan, judgement, truth),
-        rejected_examples=tuple(
-            RejectedExample(uid=row["uid"], reason=row["reason"])
-            for row in rejected_examples(Parts.of(scan.folder.rejected), EXAMPLES)
-        ),
+        rejected_examples=_rejected_examples(Parts.of(scan.folder.rejected)),
         truth=None
         if truth is None
         else Truth(poisoned=int(truth.sum()), found=int((truth & accused_mask(scan.verdicts)).sum())),
         settings=public_tree(settings),
         versions=versions(),
         fingerprint=scan.plan.verdict_fingerprint,
-    )
-
-
-def _wall(scan: Scan, best: list[Flagged], proof: Proof, truth: np.ndarray | None) -> tuple[FlaggedPair, ...]:
-    """Return the most suspicious pairs with their pictures, of those whose picture could be read again."""
-    pictures = fetch_pictures(scan, best, proof)
-    poisoned = None if truth is None else _uids_of(scan.scores, truth)
-    return tuple(
-        FlaggedPair(
-            uid=pair.uid,
-            caption=pair.caption,
-            picture=pictures[pair.uid][0],
-            heat=pictures[pair.uid][1],
-            verdict=pair.verdict if scan.plan.config.oracle is not None else None,
-            trigger_id=pair.trigger_id,
-            score=pair.score,
-            rank=rank,
-            reasons=pair.reasons,
-            concept=pair.concept,
-            scores=pair.scores,
-            truth=None if poisoned is None else pair.uid in poisoned,
-        )
-        for rank, pair in enumerate(best, 1)
-        if pair.uid in pictures
     )
 
 
@@ -153,11 +117,10 @@ def _short(path: str | list[str]) -> str:
     return first.rstrip("/").rpartition("/")[2] or first
 
 
-def _uids_of(table: Parts, rows: np.ndarray) -> set[str]:
-    """Return the uids of some rows `[N] bool` of a table."""
-    ends = np.cumsum(list(table.rows.values()))[:-1]
-    blocks = zip(table.tables(["uid"]), np.split(rows, ends), strict=True)
-    return {uid for part, own in blocks for uid in part.filter(own).column("uid").to_pylist()}
+def _rejected_examples(rejected: Parts) -> tuple[RejectedExample, ...]:
+    """Return the first rejected pairs, in the order of the data set."""
+    rows = (row for table in rejected.tables(["uid", "reason"]) for row in table.slice(0, EXAMPLES).to_pylist())
+    return tuple(RejectedExample(uid=row["uid"], reason=row["reason"]) for row in islice(rows, EXAMPLES))
 
 
 def _concepts(findings: Findings, verdicts: Parts) -> tuple[ConceptRow, ...]:
