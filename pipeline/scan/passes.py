@@ -150,9 +150,7 @@ def _trusted_moments(scan: Scan) -> TrustedMoments | None:
     if trusted is None:
         return None
     embeddings = _embed(scan.plan, scan.folder, trusted, name="embed trusted", home="work/trusted/")
-    return trusted_moments(
-        embeddings.tables(["image"]), sample_rows=scan.plan.config.detectors.lorex.sample_rows
-    )
+    return trusted_moments(embeddings.tables(["image"]), sample_rows=scan.plan.config.detectors.lorex.sample_rows)
 
 
 def _learn(scan: Scan, name: str, detectors: Sequence[StreamingDetector], table: Parts) -> list[Any]:
