@@ -4,14 +4,21 @@ import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol, TypeVar, dataclass_transform, get_args, get_type_hints
+from typing import Annotated, Any, Protocol, TypeVar, dataclass_transform, get_args, get_type_hints
 
 import annotated_types
+from pydantic import Field
 from pydantic.fields import FieldInfo
 
 from .registry import Family, register
 
 T = TypeVar("T")
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+Positive = Annotated[float, Field(gt=0)]
+"""Limits of settings that many have: a number of things, a fraction, a percentage, a number above 0."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)

@@ -1,6 +1,6 @@
 """`clipsan sweep-detectors`: Ray Tune over the detectors' settings, on the embeddings that a scan has left.
 
-A scan that has proven a trigger knows poisoned pairs without being told: the sweep back looked for the trigger in the whole
+A scan that has proven a trigger knows poisoned pairs without being told: the scan has looked for the trigger in the whole
 cache, whatever the detectors thought of a pair. Settings are good when the ensemble ranks those pairs above all others.
 """
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from clipsan.stages.captions import Vocabulary
-from clipsan.stages.dossier.carriers import score_table, without_trigger
+from clipsan.stages.dossier.carriers import Likely, likely_carriers
 from clipsan.stages.dossier.dossier import Dossier
 from clipsan.stages.model.clip import Clip
 from clipsan.stages.proof.disagreement import Suspect
@@ -23,9 +23,6 @@ from ..core.pass_ import Done, Work
 from ..data.pixels import Pictures, pieces_of, seen
 from .inquiry import Inquiry
 from .work import Learned, Subject
-
-Likely = list[tuple[str, float]]
-"""Triggers that a pair looks as if it carried, and how far it lies beyond their thresholds; the farthest first."""
 
 CARRIERS_SCHEMA = pa.schema(
     [
@@ -71,7 +68,7 @@ def find_carriers(
         table = read_part(confirm.home, index, ["uid", "trigger_id", "confirmed"])
         for row in table.filter(table.column("confirmed")).to_pylist():
             carriers[row["trigger_id"]].add(row["uid"])
-    return confirm.home, tuple(dataclasses.replace(d, pairs_swept=len(carriers[d.id])) for d in dossiers)
+    return confirm.home, tuple(dataclasses.replace(d, carriers=len(carriers[d.id])) for d in dossiers)
 
 
 @dataclass(frozen=True)
@@ -84,18 +81,8 @@ class CacheWork(Work):
 
     def do(self, piece: int, tools: None) -> Done:
         table = self.embeddings.read(piece)
-        members = self.vocabulary.members(table.column("caption").to_pylist()).tocsc()
-        uids = table.column("uid").to_pylist()
-        found: dict[str, Likely] = {}
-        for trigger in self.triggers:
-            claims = np.zeros(table.num_rows, bool)
-            for target in trigger.dossier.targets:
-                claims[members[:, self.vocabulary.names.index(target)].indices] = True
-            score = score_table(trigger.direction, table) - trigger.direction.threshold
-            for row in np.flatnonzero(claims & (score >= 0)):
-                found.setdefault(uids[row], []).append((trigger.dossier.id, float(score[row])))
-        for likely in found.values():
-            likely.sort(key=lambda hit: -hit[1])
+        triggers = [(trigger.dossier, trigger.direction) for trigger in self.triggers]
+        found = likely_carriers(triggers, self.vocabulary, table)
         return Done(pairs=table.num_rows, record=(piece, found))
 
 
@@ -129,7 +116,7 @@ class ConfirmWork(Work):
     def _check(self, suspect: Suspect, image: np.ndarray, trigger: str) -> dict[str, Any]:
         dossier = next(dossier for dossier in self.dossiers if dossier.id == trigger)
         labels = suspect.labels
-        pictures = np.concatenate([image[None], without_trigger(dossier, image)])
+        pictures = np.concatenate([image[None], dossier.without(image)])
         claimed = labels.claimed(suspect(pictures), labels.index(dossier.targets[0]))
         before, after = float(claimed[0]), float(claimed[1:].min())
         return {

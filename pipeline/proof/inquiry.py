@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from clipsan.stages.detectors import Findings
+from clipsan.stages.dossier.limits import ProofLimits
 from clipsan.stages.dossier.repair_set import RepairSetConfig
 from clipsan.stages.model.clip import ModelConfig
 from clipsan.stages.oracle import OracleConfig
@@ -22,7 +23,8 @@ from ..core.run_folder import RunFolder
 from ..data.pixels import Pictures
 
 PROOF_VERSION = 7
-"""Raised when the code comes to give another result, so that old parts are refused and not mixed in."""
+"""Raised when the code comes to give another result at the same settings, so that old parts are refused and not mixed in; another
+limit is another setting."""
 
 
 @config
@@ -45,6 +47,8 @@ class ProofConfig:
     precision: Literal["f32", "bf16"] = "f32"
     """Of the suspect model's forward passes, which are nearly all of the cost. bf16 halves it on processors and GPUs that have
     it; what features a trigger moves is learned in f32, as they were embedded."""
+    limits: ProofLimits = field(default_factory=ProofLimits)
+    """What is looked for, and from which figure on something counts; the defaults are those of every published figure."""
     repair_set: RepairSetConfig = field(default_factory=RepairSetConfig)
     """The compact set for `clipsan repair`, written to OUT/repair/ when a trigger is proven."""
     pool: PoolConfig = field(default_factory=PoolConfig)

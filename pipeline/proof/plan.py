@@ -7,20 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from clipsan.stages.detectors import Findings
-from clipsan.stages.proof.selection import select
+from clipsan.stages.proof.selection import ChoiceLimits, select
 
 from ..core.parts import Parts
 from .inquiry import ProofConfig
-
-LEAST_FLAGGED = 20
-"""Of a concept with fewer flagged pairs, its most suspicious ones are compared."""
-UNNAMED_SHARE = 0.1
-"""Of a concept that stands out and is not named, this share of its pairs is taken for its flagged group."""
-
-FOLLOWED = 64
-"""Pairs of a claim that the oracle looks at next where its regions have been proven, and again while that pays."""
-PAYING_SHARE = 0.1
-"""Least share of proven pairs, of a claim in a round, with which it is followed."""
 
 HELD_OUT_DRAW, GROUP_DRAW = 1, 2
 """Keep the draws of different purposes apart."""
@@ -158,6 +148,7 @@ def plan_proof(parts: Parts, findings: Findings, cut: float, settings: ProofConf
         named=named,
         cut=cut,
         count=count,
+        leading=settings.limits.choice.leading,
     )
     median = float(np.median(scores.ensemble)) if len(scores.ensemble) else 0.0
     calm = np.flatnonzero(scores.ensemble <= median)
@@ -166,7 +157,7 @@ def plan_proof(parts: Parts, findings: Findings, cut: float, settings: ProofConf
     order += [c for c in np.argsort(-scores.statistics, kind="stable").tolist() if c not in order]
     groups = []
     for c in order[: settings.groups]:
-        flagged, rest = _sides(scores, c, cut if named[c] else np.inf, settings.group_size)
+        flagged, rest = _sides(scores, c, cut if named[c] else np.inf, settings)
         if len(flagged):
             drawn = _draw(rest, settings.group_size, (seed, GROUP_DRAW, c))
             groups.append(Group(names[c], scores.picked(flagged), scores.picked(drawn)))
@@ -195,20 +186,21 @@ def follow(parts: Parts, findings: Findings, claims: Sequence[str], examined: se
     return found
 
 
-def paying(claims: Sequence[str], proven: Sequence[bool]) -> list[str]:
+def paying(claims: Sequence[str], proven: Sequence[bool], limits: ChoiceLimits) -> list[str]:
     """Return the claims, sorted, of which enough pairs of a round were proven that the next ones are worth a look."""
     seen = Counter(claims)
     hits = Counter(claim for claim, hit in zip(claims, proven, strict=True) if hit)
-    return sorted(claim for claim, number in hits.items() if number >= PAYING_SHARE * seen[claim])
+    return sorted(claim for claim, number in hits.items() if number >= limits.paying_share * seen[claim])
 
 
-def _sides(scores: Scores, concept: int, cut: float, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows of a concept's flagged side, the most suspicious first and at most `size`, and all its others."""
+def _sides(scores: Scores, concept: int, cut: float, settings: ProofConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of a concept's flagged side, the most suspicious first and at most `group_size`, and all its others."""
+    limits = settings.limits.choice
     members = scores.members(concept)
     flagged = members[scores.ensemble[members] >= cut]
-    if len(flagged) < LEAST_FLAGGED:
-        flagged = members[: max(LEAST_FLAGGED, round(UNNAMED_SHARE * len(members)))]
-    return flagged[:size], np.sort(members[~np.isin(members, flagged)])
+    if len(flagged) < limits.least_flagged:
+        flagged = members[: max(limits.least_flagged, round(limits.unnamed_share * len(members)))]
+    return flagged[: settings.group_size], np.sort(members[~np.isin(members, flagged)])
 
 
 def _draw(rows: np.ndarray, count: int, seed: Sequence[int]) -> np.ndarray:

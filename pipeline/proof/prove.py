@@ -9,11 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from clipsan.stages.dossier.cluster import cluster
 from clipsan.stages.dossier.dossier import Dossier, number
 from clipsan.stages.dossier.files import write_dossiers
+from clipsan.stages.dossier.find_patches import find_patches
 from clipsan.stages.dossier.rivals import settle
-from clipsan.stages.dossier.warp import LEAST_IMAGES
 from clipsan.stages.model.clip import load_clip
 from clipsan.stages.proof.affected import LabelEvidence, affected_labels
 from clipsan.stages.proof.examine import EVIDENCE_SCHEMA
@@ -27,7 +26,7 @@ from ..core.pass_ import Pass
 from ..data.pixels import Pixels, PixelWork, pieces_of
 from .carriers import find_carriers
 from .inquiry import Inquiry
-from .plan import FOLLOWED, Claims, Group, Selection, follow, paying, plan_proof
+from .plan import Claims, Group, Selection, follow, paying, plan_proof
 from .work import ExamineWork, GroupWork, LabelWork, Learned, LearnWork, Subject, VerifyWork, WarpWork
 
 
@@ -46,7 +45,7 @@ class Proof:
     examples: dict[str, tuple[Example, ...]] = field(default_factory=dict)
     """Trigger id -> held-out pictures without it and with it, and what the model takes them for."""
     evidence: Path | None = None
-    swept: Path | None = None
+    carriers: Path | None = None
     subject: Subject | None = None
     """What the workers held, for passes that come after the verdicts."""
 
@@ -68,7 +67,7 @@ class Proof:
                     "kind": d.kind,
                     "targets": list(d.targets),
                     "pairs_before_sweep": d.pairs,
-                    "pairs": d.pairs_swept,
+                    "pairs": d.carriers,
                     "flip_rate_pct": d.flips.pct,
                     "flip_rate_pct_ci95": [d.flips.low_pct, d.flips.high_pct],
                     "control_flip_rate_pct": d.control.pct,
@@ -93,25 +92,27 @@ def prove(inquiry: Inquiry) -> Proof:
     clock.stop("prepare")
     evidence, nodes = _examine(inquiry, subject, selection)
     clock.stop("examine")
-    candidates = cluster(evidence, seed=inquiry.seed)
-    candidates += _found(inquiry.on_model("groups"), selection.groups, GroupWork(subject, pixels))
-    candidates += _found(inquiry.on_model("warps"), _unexplained(inquiry, subject, candidates), WarpWork(subject))
+    settings = inquiry.settings
+    candidates: list[Dossier] = [*find_patches(evidence, seed=inquiry.seed, limits=settings.limits.patches)]
+    candidates += _found(inquiry.on_model("groups"), selection.groups, GroupWork(subject, pixels, settings))
+    open_ = _unexplained(inquiry, subject, candidates)
+    candidates += _found(inquiry.on_model("warps"), open_, WarpWork(subject, settings))
     learned = _verify(inquiry, subject, candidates)
     clock.stop("prove")
     own = set(evidence.filter(evidence.column("proven")).column("uid").to_pylist())
-    swept, dossiers = find_carriers(inquiry, subject, learned, own)
+    carriers, dossiers = find_carriers(inquiry, subject, learned, own)
     clock.stop("sweep")
     shutil.rmtree(inquiry.folder.root / "triggers", ignore_errors=True)
     write_dossiers(inquiry.folder.root / "triggers", dossiers)
     return Proof(
         dossiers=dossiers,
-        affected=affected_labels(evidence, subject.labels.names),
+        affected=affected_labels(evidence, subject.labels.names, limits=settings.limits.affected),
         examined=evidence.num_rows,
         seconds=clock.seconds,
         oracle_nodes=nodes,
         examples={trigger.dossier.id: trigger.examples for trigger in learned},
         evidence=inquiry.folder.root / "evidence",
-        swept=swept,
+        carriers=carriers,
         subject=subject,
     )
 
@@ -150,7 +151,7 @@ def _prepare(inquiry: Inquiry, selection: Selection) -> tuple[Subject, Pixels]:
     subject = Subject(
         model=inquiry.model,
         device=inquiry.device,
-        labels=finish(vocabulary.names, sums, clip.model.logit_scale.exp().item()),
+        labels=finish(vocabulary.names, sums, clip.model.logit_scale.exp().item(), inquiry.settings.limits.labels),
         held_out=pixels.read(Group.uids(selection.held_out)),
         seed=inquiry.seed,
         precision=inquiry.settings.precision,
@@ -191,11 +192,12 @@ def _examine(inquiry: Inquiry, subject: Subject, selection: Selection) -> tuple[
 
 def _next(inquiry: Inquiry, last: pa.Table, tables: Sequence[pa.Table], first: int) -> Claims:
     """Return the pairs to examine after the `last` of some rounds, the first of which examined `first` pairs."""
-    worth = paying(last.column("claim").to_pylist(), last.column("proven").to_pylist())
+    limits = inquiry.settings.limits.choice
+    worth = paying(last.column("claim").to_pylist(), last.column("proven").to_pylist(), limits)
     if not worth:
         return {}
     examined = {uid for table in tables for uid in table.column("uid").to_pylist()}
-    return follow(inquiry.scores, inquiry.findings, worth, examined, count=max(FOLLOWED, first // 8))
+    return follow(inquiry.scores, inquiry.findings, worth, examined, count=max(limits.followed, first // 8))
 
 
 def _write_evidence(inquiry: Inquiry, rounds: Sequence[Pass]) -> None:
@@ -212,7 +214,7 @@ def _found(search: Pass, pieces: Sequence[Any], work: GroupWork | WarpWork) -> l
 
 def _unexplained(inquiry: Inquiry, subject: Subject, found: Sequence[Dossier]) -> list[str]:
     """Return the concepts that the statistics name and neither a patch nor a residual explains."""
-    if len(subject.held_out) < LEAST_IMAGES:
+    if len(subject.held_out) < inquiry.settings.limits.warp.least_images:
         return []
     explained = {target for dossier in found for target in dossier.targets}
     known = set(subject.labels.names)
@@ -222,6 +224,8 @@ def _unexplained(inquiry: Inquiry, subject: Subject, found: Sequence[Dossier]) -
 def _verify(inquiry: Inquiry, subject: Subject, candidates: Sequence[Dossier]) -> list[Learned]:
     """Return the candidates that flip a larger held-out set, numbered, each with what the model makes of it."""
     verified = [done.record for done in inquiry.on_model("verify").each(candidates, VerifyWork(subject))]
-    proven = number(settle([dossier for dossier in verified if dossier.stands(inquiry.findings.targets)]))
+    limits, proves = inquiry.settings.limits, inquiry.settings.examine.proves
+    standing = [d for d in verified if d.stands(inquiry.findings.targets, proves, limits.standing)]
+    proven = number(settle(standing, limits.rivals))
     learn = inquiry.on_model("learn triggers")
-    return [done.record for done in learn.each(proven, LearnWork(subject, inquiry.layers))]
+    return [done.record for done in learn.each(proven, LearnWork(subject, inquiry.layers, limits.carriers))]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from clipsan.stages.dossier.dossier import Dossier, remove_trigger
+from clipsan.stages.dossier.dossier import Dossier
 from clipsan.stages.dossier.repair_set import (
     SCHEMA,
     Candidate,
@@ -87,7 +87,7 @@ def _without(
     """Return what the suspect model sees in a victim's picture without the trigger."""
     if chosen.role is not RepairRole.VICTIM_CLEANED or chosen.trigger_id is None:
         return None
-    cleaned = remove_trigger(dossiers[chosen.trigger_id], rgb, region)
+    cleaned = dossiers[chosen.trigger_id].remove(rgb, region)
     if cleaned is None:
         return None
     return suspect.labels.names[int(suspect(cleaned[None]).argmax())]

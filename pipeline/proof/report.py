@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from clipsan.stages.dossier.dossier import where
 from clipsan.stages.oracle.regions import from_runs
 from clipsan.stages.report.content import DossierPanel
 from clipsan.stages.report.dossiers import panel
@@ -26,11 +25,11 @@ def masks_of(proof: Proof, wanted: Mapping[int, Iterable[str]]) -> dict[str, np.
         wanted: uids by part.
     """
     found: dict[str, np.ndarray] = {}
-    fixed = {d.id: mask for d in proof.dossiers if (mask := where(d)) is not None}
+    fixed = {d.id: mask for d in proof.dossiers if (mask := d.where()) is not None}
     for index, uids in wanted.items():
         chosen = set(uids)
-        if proof.swept is not None and part_path(proof.swept, index).exists():
-            for row in read_part(proof.swept, index, ["uid", "trigger_id", "confirmed"]).to_pylist():
+        if proof.carriers is not None and part_path(proof.carriers, index).exists():
+            for row in read_part(proof.carriers, index, ["uid", "trigger_id", "confirmed"]).to_pylist():
                 if row["uid"] in chosen and row["confirmed"] and row["trigger_id"] in fixed:
                     found[row["uid"]] = fixed[row["trigger_id"]]
         if proof.evidence is not None and part_path(proof.evidence, index).exists():

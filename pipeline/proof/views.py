@@ -16,7 +16,7 @@ class Views:
     """What the proof says of the pairs of each part, for their verdicts."""
 
     evidence: Path | None
-    swept: Path | None
+    carriers: Path | None
     reads: ClassVar[frozenset[str]] = frozenset({"uid"})
     adds: ClassVar[frozenset[str]] = frozenset({"claim", "oracle_view", "trigger_id"})
 
@@ -25,8 +25,8 @@ class Views:
 
     @classmethod
     def of(cls, proof: Proof) -> "Views":
-        members = {uid: d.id for d in reversed(proof.dossiers) if d.kind == "patch" for uid in d.uids}
-        return cls(proof.evidence, proof.swept, members)
+        members = {uid: d.id for d in reversed(proof.dossiers) if d.pasted for uid in d.uids}
+        return cls(proof.evidence, proof.carriers, members)
 
     def columns(self, index: int, uids: Sequence[str]) -> dict[str, pa.Array]:
         """Return `claim`, `oracle_view` and `trigger_id` of a part's pairs, null where nothing is known.
@@ -43,8 +43,8 @@ class Views:
                 claim[row["uid"]], view[row["uid"]] = row["claim"], _view(row)
                 if row["proven"] and row["uid"] in self.members:
                     trigger[row["uid"]] = self.members[row["uid"]]
-        if self.swept is not None and part_path(self.swept, index).exists():
-            table = read_part(self.swept, index, ["uid", "trigger_id", "confirmed"])
+        if self.carriers is not None and part_path(self.carriers, index).exists():
+            table = read_part(self.carriers, index, ["uid", "trigger_id", "confirmed"])
             trigger |= {r["uid"]: r["trigger_id"] for r in table.filter(table.column("confirmed")).to_pylist()}
         found = {"claim": claim, "oracle_view": view, "trigger_id": trigger}
         return {name: pa.array([values.get(uid) for uid in uids], pa.string()) for name, values in found.items()}

@@ -7,11 +7,12 @@ from typing import Literal
 import numpy as np
 
 from clipsan.stages.captions import Vocabulary
-from clipsan.stages.dossier.carriers import Direction, fit_direction
-from clipsan.stages.dossier.dossier import Dossier, Hits, Rate, hits_of, rate, verify
-from clipsan.stages.dossier.residual import LEAST_CLEAN, LEAST_GROUP, ResidualProof, prove_sides
-from clipsan.stages.dossier.texture import TextureProof, prove_texture
-from clipsan.stages.dossier.warp import WarpProof, prove_warp
+from clipsan.stages.dossier.carriers import CarrierLimits, Direction, fit_direction
+from clipsan.stages.dossier.dossier import Dossier, Hits
+from clipsan.stages.dossier.find_residual import prove_sides
+from clipsan.stages.dossier.find_texture import prove_texture
+from clipsan.stages.dossier.find_warp import prove_warp
+from clipsan.stages.dossier.hits import hits_of
 from clipsan.stages.model.clip import Clip, ModelConfig, load_clip
 from clipsan.stages.oracle import OracleConfig
 from clipsan.stages.proof.disagreement import Suspect
@@ -25,6 +26,7 @@ from clipsan.stages.samples import Unit
 from ..core.parts import Parts
 from ..core.pass_ import Done, Work
 from ..data.pixels import Pictures, Pixels
+from .inquiry import ProofConfig
 from .plan import Group
 
 EXAMPLES = 4
@@ -106,6 +108,7 @@ class GroupWork(Work):
 
     subject: Subject
     pixels: Pixels
+    settings: ProofConfig
 
     def open(self) -> Suspect:
         return self.subject.suspect(self.subject.load())
@@ -115,79 +118,26 @@ class GroupWork(Work):
         return Done(pairs=len(flagged) + len(rest), record=self._find(piece.concept, flagged, rest, tools))
 
     def _find(self, concept: str, flagged: list[str], rest: list[str], suspect: Suspect) -> Dossier | None:
-        subject = self.subject
+        subject, limits, proves = self.subject, self.settings.limits.groups, self.settings.examine.proves
         third = len(subject.held_out) // 3
         held_out, clean = subject.held_out[:third], subject.held_out[third:]
-        if len(flagged) < LEAST_GROUP or len(clean) // 2 < max(LEAST_CLEAN, LEAST_GROUP):
+        if len(flagged) < limits.least_group or len(clean) // 2 < max(limits.least_clean, limits.least_group):
             return None
         pictures, others = self.pixels.read(flagged), self.pixels.read(rest)
         claim = subject.labels.index(concept)
-        sides = prove_sides(suspect, claim, pictures, others, clean, held_out)
+        sides = prove_sides(suspect, claim, pictures, others, clean, held_out, proves=proves, limits=limits)
         found = sides.carrier
         if found is not None:
-            return residual_dossier(found, concept, flagged if found is sides.flagged else rest)
+            return found.dossier(concept, flagged if found is sides.flagged else rest, limits)
         for uids, side in ((flagged, pictures), (rest, others)):
-            if len(side) < LEAST_GROUP:
+            if len(side) < limits.least_group:
                 continue
-            drawn = prove_texture(suspect, claim, side, clean, held_out, seed=subject.seed)
+            drawn = prove_texture(
+                suspect, claim, side, clean, held_out, seed=subject.seed, proves=proves, limits=limits
+            )
             if drawn is not None and drawn.proven:
-                return texture_dossier(drawn, concept, uids)
+                return drawn.dossier(concept, uids)
         return None
-
-
-def residual_dossier(proof: ResidualProof, claim: str, uids: Sequence[str]) -> Dossier:
-    """Return the dossier of a trigger that lies over the whole image; `uids [n]` are those of the group."""
-    region = proof.shift.region()
-    return Dossier(
-        id="",
-        kind="residual",
-        targets=(claim,),
-        side=len(proof.shift.pattern),
-        flips=_share(proof.flips, proof.trials),
-        control=_share(proof.control_flips, proof.trials),
-        uids=_carrying(uids, proof.members),
-        heat=None if region is None else region.mask.astype(np.float32),
-        effect=proof.shift.offset.astype(np.float32),
-        gain=proof.shift.gain,
-        strength=proof.strength,
-    )
-
-
-def texture_dossier(proof: TextureProof, claim: str, uids: Sequence[str]) -> Dossier:
-    """Return the dossier of a trigger that is drawn anew for every image; `uids [n]` are those of the group."""
-    return Dossier(
-        id="",
-        kind="texture",
-        targets=(claim,),
-        side=len(proof.texture.keep),
-        flips=_share(proof.flips, proof.trials),
-        control=_share(proof.control_flips, proof.trials),
-        uids=_carrying(uids, proof.members),
-        effect=proof.texture.patterns,
-        band=proof.texture.keep,
-    )
-
-
-def warp_dossier(proof: WarpProof, claim: str) -> Dossier:
-    """Return the dossier of a warp; it rests on no pair, the sweep back finds those that carry it."""
-    return Dossier(
-        id="",
-        kind="warp",
-        targets=(claim,),
-        side=len(proof.field),
-        flips=_share(proof.flips, proof.trials),
-        control=_share(proof.control_flips, proof.trials),
-        uids=(),
-        effect=proof.field,
-    )
-
-
-def _share(hits: int, trials: int) -> Rate:
-    return rate((np.arange(trials) < hits).astype(np.int64), np.ones(trials, np.int64))
-
-
-def _carrying(uids: Sequence[str], members: np.ndarray) -> tuple[str, ...]:
-    return tuple(sorted(uid for uid, carries in zip(uids, members, strict=True) if carries))
 
 
 @dataclass(frozen=True)
@@ -196,6 +146,7 @@ class WarpWork(Work):
     record is a dossier, or None."""
 
     subject: Subject
+    settings: ProofConfig
 
     def open(self) -> Clip:
         return self.subject.load_f32()
@@ -203,8 +154,16 @@ class WarpWork(Work):
     def do(self, piece: str, tools: Clip) -> Done:
         subject = self.subject
         claim = subject.labels.index(piece)
-        found = prove_warp(tools, subject.suspect(tools), claim, subject.held_out, seed=subject.seed)
-        return Done(pairs=len(subject.held_out), record=warp_dossier(found, piece) if found.proven else None)
+        found = prove_warp(
+            tools,
+            subject.suspect(tools),
+            claim,
+            subject.held_out,
+            seed=subject.seed,
+            proves=self.settings.examine.proves,
+            limits=self.settings.limits.warp,
+        )
+        return Done(pairs=len(subject.held_out), record=found.dossier(piece) if found.proven else None)
 
 
 @dataclass(frozen=True)
@@ -218,7 +177,7 @@ class VerifyWork(Work):
 
     def do(self, piece: Dossier, tools: Hits) -> Done:
         subject = self.subject
-        found = verify(tools, piece, subject.held_out, seed=subject.seed) if piece.kind == "patch" else piece
+        found = piece.verified(tools, subject.held_out, seed=subject.seed)
         return Done(pairs=len(subject.held_out), record=found)
 
 
@@ -239,6 +198,7 @@ class LearnWork(Work):
 
     subject: Subject
     layers: Sequence[str]
+    limits: CarrierLimits
 
     def open(self) -> Clip:
         return self.subject.load_f32()
@@ -250,7 +210,7 @@ class LearnWork(Work):
         def name(images: np.ndarray) -> list[str]:
             return [subject.labels.names[i] for i in suspect(images).argmax(axis=1)]
 
-        direction = fit_direction(tools, subject.held_out, piece, self.layers, seed=subject.seed)
+        direction = fit_direction(tools, subject.held_out, piece, self.layers, seed=subject.seed, limits=self.limits)
         others = [i for i, found in enumerate(name(subject.held_out[:TRIED])) if found not in piece.targets]
         shown = examples(piece, subject.held_out[others[:EXAMPLES]], name, seed=subject.seed) if others else ()
         return Done(pairs=len(subject.held_out), record=Learned(piece, direction, tuple(shown)))

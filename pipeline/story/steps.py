@@ -181,5 +181,4 @@ def proven_strands(scanned: Path) -> list[dict[str, Any]]:
     return [
         {"trigger": {"kind": "proven", "path": str(scanned / "triggers" / dossier.id)}, "target": dossier.targets[0]}
         for dossier in read_dossiers(scanned / "triggers")
-        if dossier.proven
     ]

@@ -248,7 +248,7 @@ def data_key(settings: RepairConfig) -> str:
 def _dossiers(base: repair_plan.Plan) -> tuple[Dossier, ...]:
     if base.scan is None:
         return ()
-    found = tuple(dossier for dossier in read_dossiers(base.scan.root / TRIGGERS) if dossier.proven)
+    found = read_dossiers(base.scan.root / TRIGGERS)
     for dossier in found:
         if dossier.side != base.image_size:
             raise ConfigError(

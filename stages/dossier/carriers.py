@@ -1,4 +1,4 @@
-"""The sweep back: a proven trigger is looked for in the whole embedding cache, then checked pair by pair on pixels.
+"""A proven trigger is looked for in the whole embedding cache; whom it finds is then checked pair by pair on pixels.
 
 What a trigger does to features is learned from held-out images with and without it, so the search needs no pixels of the
 data set, no flagged pairs and no budget. What it finds are candidates; a pair is confirmed only when its claim falls with
@@ -7,24 +7,38 @@ the trigger. (EftCLIP, as we reconstruct it, looks among nearest neighbours inst
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 import torch
+from pydantic import Field
 
+from ..captions import Vocabulary
 from ..detectors.streaming import vectors
 from ..model.clip import Clip
 from ..proof.disagreement import BATCH
-from .dossier import Cutout, Dossier, apply_trigger, fill, remove_trigger
-from .match import best_place
+from ..stage import Positive, Share, config
+from .dossier import Dossier
 
 IMAGE = "image"
-SHRINKAGE = 1e-2
-"""Share of the mean variance that is added to the covariance before it is inverted. Held-out images are few."""
-MISSED = 0.02
-"""Share of triggered held-out images below the threshold, where those overlap with clean ones."""
-CLEAN_QUANTILE = 0.99
-LEAST_IMAGES = 32
+
+Likely = list[tuple[str, float]]
+"""Triggers that a pair looks as if it carried, and how far it lies beyond their thresholds; the farthest first."""
+
+
+@config
+class CarrierLimits:
+    """How the direction of a trigger is learned, and who lies far along it."""
+
+    shrinkage: Positive = 1e-2
+    """Share of the mean variance that is added to the covariance before it is inverted. Held-out images are few."""
+    missed: Share = 0.02
+    """Share of triggered held-out images below the threshold, where those overlap with clean ones."""
+    clean_quantile: Share = 0.99
+    """Of the clean images' scores, above which a score is one of a triggered image."""
+    least_images: Annotated[int, Field(ge=2)] = 32
+    """Fewer held-out images teach no direction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +53,18 @@ class Direction:
     threshold: float
     """A pair at or above it is a candidate."""
     separation: float
-    """Share of triggered held-out images above CLEAN_QUANTILE of the clean ones, a fraction."""
+    """Share of triggered held-out images above the quantile of the clean ones, a fraction."""
 
 
-def fit_direction(clip: Clip, held_out: np.ndarray, dossier: Dossier, layers: Sequence[str], *, seed: int) -> Direction:
+def fit_direction(
+    clip: Clip, held_out: np.ndarray, dossier: Dossier, layers: Sequence[str], *, seed: int, limits: CarrierLimits
+) -> Direction:
     """Learn what a trigger does to features.
 
     In each layer the mean shift is divided by the pooled covariance of the images about their two means (Fisher's
     discriminant), and the projection is put on the robust scale of the clean images; a pair's score is the mean over
-    layers. Even images teach the direction, odd ones place the threshold: halfway between the CLEAN_QUANTILE of the clean
-    scores and the MISSED quantile of the triggered ones, or the latter where they overlap.
+    layers. Even images teach the direction, odd ones place the threshold: halfway between the `clean_quantile` of the clean
+    scores and the `missed` quantile of the triggered ones, or the latter where they overlap.
 
     Args:
         clip: the suspect model.
@@ -56,24 +72,27 @@ def fit_direction(clip: Clip, held_out: np.ndarray, dossier: Dossier, layers: Se
         dossier: the trigger.
         layers: blocks in the cache, as `Clip.layers` names them.
         seed: of the places and pictures of a trigger that varies.
+        limits: of the search.
 
     Raises:
-        ValueError: fewer than LEAST_IMAGES images.
+        ValueError: fewer than `least_images` images.
     """
-    if len(held_out) < LEAST_IMAGES:
-        raise ValueError(f"a sweep needs at least {LEAST_IMAGES} held-out images, not {len(held_out)}")
+    if len(held_out) < limits.least_images:
+        raise ValueError(
+            f"a search for carriers needs at least {limits.least_images} held-out images, not {len(held_out)}"
+        )
     rng = np.random.default_rng(seed)
-    triggered = np.stack([apply_trigger(dossier, image, rng) for image in held_out])
+    triggered = np.stack([dossier.apply(image, rng) for image in held_out])
     clean, moved = features(clip, held_out, layers), features(clip, triggered, layers)
     weights, centres = [], []
     for before, after in zip(clean.values(), moved.values(), strict=True):
-        weight, centre = discriminant(before[::2], after[::2])
+        weight, centre = discriminant(before[::2], after[::2], limits.shrinkage)
         weights.append(weight)
         centres.append(centre)
     found = Direction(tuple(clean), tuple(weights), tuple(centres), 0.0, 0.0)
     low = _score(found, [values[1::2] for values in clean.values()])
     high = _score(found, [values[1::2] for values in moved.values()])
-    ceiling, floor = float(np.quantile(low, CLEAN_QUANTILE)), float(np.quantile(high, MISSED))
+    ceiling, floor = float(np.quantile(low, limits.clean_quantile)), float(np.quantile(high, limits.missed))
     threshold = (ceiling + floor) / 2 if floor > ceiling else floor
     return Direction(found.columns, found.weights, found.centres, threshold, float((high > ceiling).mean()))
 
@@ -89,7 +108,7 @@ def features(clip: Clip, images: np.ndarray, layers: Sequence[str]) -> dict[str,
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def discriminant(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, float]:
+def discriminant(before: np.ndarray, after: np.ndarray, shrinkage: float) -> tuple[np.ndarray, float]:
     """Return the direction `[P] float64` that tells `[n, P]` features apart best, and its centre.
 
     `before @ direction - centre` has median 0 and, by its median absolute deviation, standard deviation 1.
@@ -98,7 +117,7 @@ def discriminant(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, flo
     about = np.concatenate([before - middle, after - shifted])
     covariance = about.T @ about / len(about)
     width = len(covariance)
-    covariance += (SHRINKAGE * np.trace(covariance) / width + np.finfo(np.float64).tiny) * np.eye(width)
+    covariance += (shrinkage * np.trace(covariance) / width + np.finfo(np.float64).tiny) * np.eye(width)
     direction = np.linalg.solve(covariance, shifted - middle)
     along = before @ direction
     centre = float(np.median(along))
@@ -123,35 +142,26 @@ def _score(direction: Direction, columns: Sequence[np.ndarray]) -> np.ndarray:
     return np.asarray(np.mean(along, axis=0), dtype=np.float32)
 
 
-def without_trigger(dossier: Dossier, image: np.ndarray) -> np.ndarray:
-    """Return the image without the trigger, `[V, S, S, 3] uint8`: V is 1 where its place is known, else the likely places.
-
-    A patch that may sit anywhere is looked for with each of its pictures (`match.concordance`) and filled from around it. One
-    with another picture on every image cannot be looked for: every place, in steps of half its size, is filled in turn.
+def likely_carriers(
+    triggers: Sequence[tuple[Dossier, Direction]], vocabulary: Vocabulary, table: pa.Table
+) -> dict[str, Likely]:
+    """Return uid -> the triggers that a pair looks as if it carried, of those pairs that claim a target of theirs.
 
     Args:
-        dossier: of any kind.
-        image: `[S, S, 3] uint8`.
+        triggers: each with its direction.
+        vocabulary: of the data set; the targets are among its names.
+        table: a part of the embedding cache: `uid`, `caption` and the directions' columns.
     """
-    plain = remove_trigger(dossier, image)
-    if plain is not None:
-        return plain[None]
-    if dossier.varying:
-        places = [(dossier.cutouts[0], place) for place in _steps(dossier.cutouts[0].mask.shape, dossier.side)]
-    else:
-        places = [(cutout, best_place(cutout, image)) for cutout in dossier.cutouts]
-    return np.stack([fill(image, _mask(cutout, place, dossier.side)) for cutout, place in places])
-
-
-def _steps(shape: tuple[int, ...], side: int) -> list[tuple[int, int]]:
-    """Return tops and lefts that cover the image in steps of half the shape; the last ones end at its edge."""
-    rows, columns = ([*range(0, side - size, max(1, size // 2)), side - size] for size in shape)
-    return [(top, left) for top in rows for left in columns]
-
-
-def _mask(cutout: Cutout, place: tuple[int, int], side: int) -> np.ndarray:
-    mask = np.zeros((side, side), bool)
-    top, left = place
-    height, width = cutout.mask.shape
-    mask[top : top + height, left : left + width] = cutout.mask
-    return mask
+    members = vocabulary.members(table.column("caption").to_pylist()).tocsc()
+    uids = table.column("uid").to_pylist()
+    found: dict[str, Likely] = {}
+    for dossier, direction in triggers:
+        claims = np.zeros(table.num_rows, bool)
+        for target in dossier.targets:
+            claims[members[:, vocabulary.names.index(target)].indices] = True
+        score = score_table(direction, table) - direction.threshold
+        for row in np.flatnonzero(claims & (score >= 0)):
+            found.setdefault(uids[row], []).append((dossier.id, float(score[row])))
+    for likely in found.values():
+        likely.sort(key=lambda one: -one[1])
+    return found

@@ -1,40 +1,52 @@
-"""The dossier of a trigger: what it looks like, where it sits, what it makes of an image, and how surely."""
+"""The dossier of a trigger: what it makes of an image, how surely, and who carries it, whatever it looks like.
+
+What it looks like is the business of one file each: patch.py, residual.py, texture.py, warp.py.
+"""
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
-from scipy.ndimage import gaussian_filter, map_coordinates
+from PIL import Image
 
-from ..attack.triggers.pixels import to_uint8
 from ..evaluation.intervals import rate_interval
-from ..proof.disagreement import Suspect
-from .spectrum import put, take_away
+from ..pixels import to_uint8
+from ..stage import Percent, Share, config
 
-Kind = Literal["patch", "residual", "texture", "warp"]
-LEAST_GAIN = 0.5
-"""A pixel that keeps less than this of its contrast is covered; what was there is unknown."""
+VERSION = 1
+"""Of the layout on disk."""
+GREY = 128
+"""What a picture of a trigger shows where it does nothing."""
 
 Hits = Callable[[np.ndarray, Sequence[str]], np.ndarray]
 """Images `[N, S, S, 3] uint8` and targets -> `[N] bool`: the suspect model's label is a target or a synonym of one."""
 
-MIN_FLIPS_PCT = 50.0
-MAX_CONTROL_PCT = 10.0
-"""A trigger is proven from these rates on: half of the pictures with it flip, and of those with a control a tenth at most."""
-ALONE_FLIPS_PCT = 90.0
-"""And where no statistic names a target of it and its picture is no copy, when the 95 % interval lies above this one: the
-success from which `clipsan bench` admits an attack. A small thing that always looks alike is a cause too: pasted onto pictures
-of other things drawn cups make 51 to 81 % of them their own class, drawn cars 90 % (87 to 93), drawn butterflies all of them,
-with no poison about. Of the backdoors measured, the one that no statistic named flips 99 % (98 to 100)."""
-ALONE_CONTROL_PCT = 1.0
-"""And when its control flips at most so many. A thing has parts and edges that the found region leaves out, and they speak for
-its class too: the controls of those cups, cars and butterflies flip 1.9 to 5.3 %. Beside a stamp there is nothing of it: the
-controls of the backdoors measured flip 0 to 0.8 %."""
-COPY_LIKENESS = 0.95
-"""A picture is a copy from this median likeness of its members on. Stamped patches lie at 1.00, things that were drawn
-anew at 0.92 at most."""
+Proves = Callable[[float, float], bool]
+"""Percent of held-out images that flip with a trigger, and with its control -> whether that proves it
+(`stages.proof.examine.ExamineConfig.proves`)."""
+
+
+@config
+class StandingLimits:
+    """When a trigger that flips other images is believed although no statistic names a target of it."""
+
+    alone_flips_pct: Percent = 90.0
+    """Where its picture is no copy either, the 95 % interval lies above this rate: the success from which `clipsan bench`
+    admits an attack. A small thing that always looks alike is a cause too: pasted onto pictures of other things drawn cups
+    make 51 to 81 % of them their own class, drawn cars 90 % (87 to 93), drawn butterflies all of them, with no poison about.
+    Of the backdoors measured, the one that no statistic named flips 99 % (98 to 100)."""
+    alone_control_pct: Percent = 1.0
+    """And its control flips at most so many. A thing has parts and edges that the found region leaves out, and they speak for
+    its class too: the controls of those cups, cars and butterflies flip 1.9 to 5.3 %. Beside a stamp there is nothing of it:
+    the controls of the backdoors measured flip 0 to 0.8 %."""
+    copy_likeness: Share = 0.95
+    """A picture is a copy from this median likeness of its members on. Stamped patches lie at 1.00, things that were drawn
+    anew at 0.92 at most."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,11 +57,6 @@ class Rate:
     low_pct: float
     high_pct: float
     trials: int
-
-
-def proves(flips: int, control_flips: int, trials: int) -> bool:
-    """Tell whether a trigger that flips so many held-out images, and its control so many, is proven."""
-    return 100 * flips >= MIN_FLIPS_PCT * trials and 100 * control_flips <= MAX_CONTROL_PCT * trials
 
 
 def rate(hits: np.ndarray, trials: np.ndarray) -> Rate:
@@ -63,43 +70,23 @@ def rate(hits: np.ndarray, trials: np.ndarray) -> Rate:
     return Rate(pct=100 * float(hits.sum()) / total, low_pct=100 * low, high_pct=100 * high, trials=total)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cutout:
-    """One picture of a patch, in pixels of the model's input."""
-
-    picture: np.ndarray
-    """`[h, w, 3] uint8`."""
-    mask: np.ndarray
-    """`[h, w] bool`: which of its pixels belong to the trigger."""
-    top: int
-    left: int
-
-    def __post_init__(self) -> None:
-        if self.picture.dtype != np.uint8 or self.picture.shape != (*self.mask.shape, 3) or not self.mask.any():
-            raise ValueError("a cutout is a picture [h, w, 3] uint8 with a mask [h, w] that is not empty")
+def rate_of(hits: int, trials: int) -> Rate:
+    """Return the rate of so many hits in trials of one image each."""
+    return rate((np.arange(trials) < hits).astype(np.int64), np.ones(trials, np.int64))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
-    """Where the members of a patch sit: statistics of the top left corner, in pixels of the model's input."""
-
-    fixed: bool
-    """Whether nearly all of them sit at one place; else the trigger is taken to sit anywhere."""
-    top: float
-    left: float
-    top_std: float
-    left_std: float
-    mode_share: float
-    """Share of the members at the most frequent place, a fraction."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Dossier:
+class Dossier(ABC):
     """One trigger. Positions and sizes are in pixels of the model's input, `side` x `side`."""
+
+    kind: ClassVar[str]
+    """Name on disk and in reports."""
+    pasted: ClassVar[bool] = False
+    """Whether it is a picture at some place, which its pairs are proven to carry one by one; else it changes the whole image
+    and its pairs as a group."""
 
     id: str
     """"t1", "t2", ...; "" until `number` gives one."""
-    kind: Kind
     targets: tuple[str, ...]
     """Labels that it makes of an image."""
     side: int
@@ -109,251 +96,181 @@ class Dossier:
     """Those that do with an equal area of something else (of a residual: with another group's pattern)."""
     uids: tuple[str, ...]
     """Pairs that the proof rests on, sorted."""
-    cutouts: tuple[Cutout, ...] = ()
-    """Patches: the medoid of the members' pictures; of a varying patch several members, the medoid first."""
-    mean: np.ndarray | None = None
-    """Patches: `[h, w, 3] uint8`, mean of the members where the medoid's picture lies."""
-    likeness: float | None = None
-    """Patches of one picture: median of `sightings.likeness` between the medoid and the other members."""
-    varying: bool = False
-    """Patches: the picture is another one on every image; what is kept is the place, the size or the effect alone."""
-    place: Place | None = None
-    """Patches only."""
-    heat: np.ndarray | None = None
-    """`[side, side] float32`: share of the members whose region covers the pixel; None: the whole image."""
-    effect: np.ndarray | None = None
-    """residual: `[side, side, 3] float32`, added to what `gain` leaves, in levels of 0 to 255. texture: `[V, side, side, 3]
-    float32`, patterns of which one takes the place of the image's own part in `band`. warp: `[side, side, 2] float32`, how
-    far down and right of its place a pixel is read, in pixels."""
-    gain: np.ndarray | None = None
-    """residual: `[side, side, 1] float32`, what an image keeps of its contrast, 0 where it is covered; None: everything."""
-    band: np.ndarray | None = None
-    """texture: `[side, side] float32`, see stages.dossier.spectrum."""
-    strength: float = 1.0
-    """Factor of a residual's whole change."""
-    pairs_swept: int | None = None
-    """Pairs that carry it by the sweep back; None before that."""
+    carriers: int | None = None
+    """Pairs that carry it by the search of the whole data set; None before that."""
 
     def __post_init__(self) -> None:
         if not self.targets:
             raise ValueError("a dossier names at least one target")
-        if self.kind == "patch":
-            if not self.cutouts or self.place is None or self.effect is not None:
-                raise ValueError("a patch has cutouts and a place, and no effect on the whole image")
-            return
-        shape = (self.side, self.side, 2 if self.kind == "warp" else 3)
-        texture = self.kind == "texture"
-        if (
-            self.cutouts
-            or self.effect is None
-            or self.effect.shape[texture:] != shape
-            or texture != (self.band is not None)
-        ):
-            many = "V, " if texture else ""
-            raise ValueError(
-                f"a trigger of kind {self.kind} is an array [{many}{', '.join(map(str, shape))}], without cutouts"
-                + (", and a band" if texture else "")
-            )
+        self._check()
 
     @property
     def pairs(self) -> int:
-        """Pairs before the sweep back."""
+        """Pairs before the search of the whole data set."""
         return len(self.uids)
 
     @property
-    def proven(self) -> bool:
-        """Whether the trigger flips held-out images and its control does not."""
-        return self.flips.pct >= MIN_FLIPS_PCT and self.control.pct <= MAX_CONTROL_PCT
+    def local(self) -> bool:
+        """Whether it leaves most of an image as it is."""
+        return False
 
-    def stands(self, named: Collection[str]) -> bool:
+    @property
+    def copied(self) -> float:
+        """How much alike the pictures of its members are, at most 1; 0 where they are not compared."""
+        return 0.0
+
+    def stands(self, named: Collection[str], proves: Proves, limits: StandingLimits) -> bool:
         """Tell whether it is proven, where the statistics name the concepts `named`."""
-        copied = self.likeness is not None and self.likeness >= COPY_LIKENESS
-        vouched = copied or not set(named).isdisjoint(self.targets)
-        alone = self.flips.low_pct >= ALONE_FLIPS_PCT and self.control.pct <= ALONE_CONTROL_PCT
-        return self.proven and (vouched or alone)
+        vouched = self.copied >= limits.copy_likeness or not set(named).isdisjoint(self.targets)
+        alone = self.flips.low_pct >= limits.alone_flips_pct and self.control.pct <= limits.alone_control_pct
+        return proves(self.flips.pct, self.control.pct) and (vouched or alone)
+
+    @abstractmethod
+    def apply(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return a copy of the image with the trigger.
+
+        Args:
+            image: `[side, side, 3] uint8`, as the model sees it (`Inputs.preprocess`).
+            rng: draws the place of a patch without a fixed one, and the picture of what varies.
+        """
+
+    @abstractmethod
+    def remove(self, image: np.ndarray, region: np.ndarray | None = None) -> np.ndarray | None:
+        """Return a copy of a victim's image without the trigger, or None when nobody knows where it sits.
+
+        Args:
+            image: `[side, side, 3] uint8`.
+            region: `[side, side] bool`, the pair's own proven region; None for pairs that the search of the data set found.
+        """
+
+    @abstractmethod
+    def without(self, image: np.ndarray) -> np.ndarray:
+        """Return `[side, side, 3] uint8` without the trigger, `[V, side, side, 3] uint8`: V is 1 where its place is known, else
+        one for each place where it is likely."""
+
+    def where(self) -> np.ndarray | None:
+        """Return `[side, side] bool`, the pixels that it covers on every image; None where that is the whole of it or unknown."""
+        return None
+
+    def verified(self, hits: Hits, held_out: np.ndarray, *, seed: int) -> Self:
+        """Return the dossier with rates measured on held-out images, where its finder has not measured them there.
+
+        Args:
+            hits: the suspect model, see `hits_of`.
+            held_out: `[N, side, side, 3] uint8`, images without the trigger.
+            seed: of the places, of a varying patch's pictures, and of the controls.
+
+        Raises:
+            ValueError: every held-out image has a target's label already.
+        """
+        return self
+
+    @abstractmethod
+    def picture(self) -> np.ndarray:
+        """Return a picture of the trigger, `[h, w, 3] uint8`."""
+
+    def stencil(self) -> np.ndarray | None:
+        """Return `[h, w] bool`, which pixels of the picture are the trigger; None where all of them are."""
+        return None
+
+    def found_at(self) -> np.ndarray | None:
+        """Return `[side, side] float32`, the share of its members in which it covers the pixel; None for the whole image."""
+        return None
+
+    def words(self) -> str:
+        """Return where it sits and how large it is, in a sentence."""
+        return f"the whole picture, {self.side} × {self.side} pixels"
+
+    def save(self, folder: Path) -> None:
+        """Write it into `folder`, which is made: dossier.json with every figure, pictures for people, arrays for the next run."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._save(folder)
+        stored = {
+            "version": VERSION,
+            "id": self.id,
+            "kind": self.kind,
+            "targets": self.targets,
+            "side": self.side,
+            "flips": dataclasses.asdict(self.flips),
+            "control": dataclasses.asdict(self.control),
+            "uids": self.uids,
+            **ABSENT,
+            "pairs_swept": self.carriers,
+        } | self._figures()
+        (folder / "dossier.json").write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path, stored: Mapping[str, Any], shared: Mapping[str, Any]) -> Self:
+        """Return what `save` wrote: `stored` is dossier.json, `shared` the fields that all dossiers have."""
+
+    @abstractmethod
+    def _check(self) -> None:
+        """Refuse arrays of another form than the trigger's with a ValueError."""
+
+    @abstractmethod
+    def _save(self, folder: Path) -> None:
+        """Write pictures and arrays."""
+
+    def _figures(self) -> dict[str, Any]:
+        """Return the figures of dossier.json that this kind alone has."""
+        return {}
+
+    def _check_size(self, image: np.ndarray) -> None:
+        if image.shape != (self.side, self.side, 3) or image.dtype != np.uint8:
+            raise ValueError(
+                f"trigger {self.id}: an image must be [{self.side}, {self.side}, 3] uint8, "
+                f"not {list(image.shape)} {image.dtype}"
+            )
+
+    def _check_array(self, array: np.ndarray, *shape: int) -> None:
+        if array.shape != shape:
+            raise ValueError(f"a trigger of kind {self.kind} has an array {list(shape)}, not {list(array.shape)}")
 
 
-def number(dossiers: Sequence[Dossier]) -> tuple[Dossier, ...]:
+ABSENT: Mapping[str, Any] = {
+    "likeness": None,
+    "varying": False,
+    "place": None,
+    "strength": 1.0,
+    "pairs_swept": None,
+    "cutouts": [],
+}
+"""What dossier.json says of figures that a kind of trigger does not have, in the file's order: every kind has the same keys."""
+
+D = TypeVar("D", bound=Dossier)
+
+
+def shared_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that all dossiers have, from what dossier.json holds."""
+    return {
+        "id": stored["id"],
+        "targets": tuple(stored["targets"]),
+        "side": stored["side"],
+        "flips": Rate(**stored["flips"]),
+        "control": Rate(**stored["control"]),
+        "uids": tuple(stored["uids"]),
+        "carriers": stored["pairs_swept"],
+    }
+
+
+def number(dossiers: Sequence[D]) -> tuple[D, ...]:
     """Return them with ids t1, t2, ..., those with the most pairs first."""
     ordered = sorted(dossiers, key=lambda d: (-d.pairs, d.targets, d.kind, d.uids))
     return tuple(dataclasses.replace(dossier, id=f"t{i}") for i, dossier in enumerate(ordered, 1))
 
 
-def paste(image: np.ndarray, cutout: Cutout, top: int, left: int) -> np.ndarray:
-    """Return a copy of `[H, W, 3] uint8` with the cutout's masked pixels in it; it must fit."""
-    height, width = cutout.mask.shape
-    if not (0 <= top <= image.shape[0] - height and 0 <= left <= image.shape[1] - width):
-        raise ValueError(f"{height} x {width} pixels at ({top}, {left}) leave an image of {list(image.shape[:2])}")
-    copy = image.copy()
-    copy[top : top + height, left : left + width][cutout.mask] = cutout.picture[cutout.mask]
-    return copy
+def draw_change(change: np.ndarray) -> np.ndarray:
+    """Return a change of an image `[S, S, 3]` as a picture `[S, S, 3] uint8`: around grey, the largest at the end of the scale."""
+    values = np.asarray(change, np.float64)
+    return to_uint8(GREY + 127 * values / max(float(np.abs(values).max()), 1e-9))
 
 
-def _draw(dossier: Dossier, rng: np.random.Generator) -> tuple[Cutout, int, int]:
-    """Draw which picture is pasted and where: its own place when that is fixed, else anywhere inside."""
-    if dossier.place is None:
-        raise ValueError("only a patch has a place")
-    cutout = dossier.cutouts[int(rng.integers(len(dossier.cutouts)))]
-    height, width = cutout.mask.shape
-    if dossier.place.fixed:
-        return cutout, cutout.top, cutout.left
-    return cutout, int(rng.integers(dossier.side - height + 1)), int(rng.integers(dossier.side - width + 1))
+def save_picture(path: Path, picture: np.ndarray) -> None:
+    """Write `[h, w, 3]` or `[h, w] uint8` as a PNG."""
+    Image.fromarray(picture).save(path)
 
 
-def apply_trigger(dossier: Dossier, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return a copy of the image with the trigger: pasted, added, or the whole image changed by it.
-
-    Args:
-        dossier: of any kind.
-        image: `[side, side, 3] uint8`, as the model sees it (`Inputs.preprocess`).
-        rng: draws the place of a patch without a fixed one, and the picture of what varies.
-    """
-    _check_size(dossier, image)
-    if dossier.kind == "patch":
-        return paste(image, *_draw(dossier, rng))
-    return _changed(dossier, image, 1.0, rng)
-
-
-def _changed(dossier: Dossier, image: np.ndarray, sign: float, rng: np.random.Generator | None = None) -> np.ndarray:
-    """Return the image with the trigger (sign 1; a texture is drawn by `rng`) or without it (sign -1)."""
-    effect = np.asarray(dossier.effect)
-    if dossier.kind == "residual":
-        return _blended(dossier, image, effect) if sign > 0 else _unblended(dossier, image, effect)
-    if dossier.kind == "texture":
-        band = np.asarray(dossier.band)
-        if rng is None:
-            return np.asarray(take_away(image[None], band)[0])
-        return np.asarray(put(image[None], band, effect[int(rng.integers(len(effect)))][None])[0])
-    rows, columns = np.mgrid[: dossier.side, : dossier.side].astype(np.float64)
-    source = [rows + sign * effect[..., 0], columns + sign * effect[..., 1]]
-    channels = [map_coordinates(image[..., c].astype(np.float64), source, order=1, mode="nearest") for c in range(3)]
-    return to_uint8(np.stack(channels, axis=-1))
-
-
-def _blended(dossier: Dossier, image: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    pixels = image.astype(np.float32)
-    gain = 1.0 if dossier.gain is None else dossier.gain
-    return to_uint8(pixels + dossier.strength * ((gain - 1) * pixels + offset))
-
-
-def _unblended(dossier: Dossier, image: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    """Undo a residual at strength 1: poisoned pairs carry it as it was estimated. What it covers is filled from around it."""
-    pixels = image.astype(np.float32) - offset
-    if dossier.gain is None:
-        return to_uint8(pixels)
-    covered = dossier.gain[..., 0] < LEAST_GAIN
-    restored = to_uint8(pixels / np.maximum(dossier.gain, LEAST_GAIN))
-    return fill(np.where(covered[..., None], image, restored), covered) if covered.any() else restored
-
-
-def remove_trigger(dossier: Dossier, image: np.ndarray, region: np.ndarray | None = None) -> np.ndarray | None:
-    """Return a copy of a victim's image without the trigger, or None when nobody knows where it sits.
-
-    A patch is filled from around it; a residual is subtracted, up to what was clamped; a texture's band is brought down to
-    the energy that other images have there; a warp is undone to first order.
-
-    Args:
-        dossier: of any kind.
-        image: `[side, side, 3] uint8`.
-        region: `[side, side] bool`, the pair's own proven region; None for pairs that the sweep back found.
-    """
-    _check_size(dossier, image)
-    if dossier.kind != "patch":
-        return _changed(dossier, image, -1.0)
-    mask = region if region is not None else where(dossier)
-    return None if mask is None else fill(image, mask)
-
-
-def where(dossier: Dossier) -> np.ndarray | None:
-    """Return `[side, side] bool`, the pixels that a patch with a fixed place covers; None where it may sit anywhere."""
-    if dossier.place is None or not dossier.place.fixed:
-        return None
-    covered = np.zeros((dossier.side, dossier.side), bool)
-    for cutout in dossier.cutouts:
-        height, width = cutout.mask.shape
-        covered[cutout.top : cutout.top + height, cutout.left : cutout.left + width] |= cutout.mask
-    return covered
-
-
-def fill(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return a copy of `[H, W, 3] uint8` with the masked pixels replaced by a blur of those around them.
-
-    The blur weighs only pixels outside (normalised convolution), in steps of growing width, each filling what the one
-    before could not reach. A margin of one pixel is replaced too: a region's edge is seldom exact.
-    """
-    hidden = gaussian_filter(mask.astype(np.float64), 0.8, truncate=1.5) > 0.05
-    weight = (~hidden).astype(np.float64)
-    if not weight.any():
-        return np.full_like(image, 128)
-    filled = image.astype(np.float64)
-    todo = hidden
-    sigma = 1.0
-    while todo.any():
-        near = gaussian_filter(weight, sigma, mode="constant")
-        blurred = np.stack([gaussian_filter(image[..., c] * weight, sigma, mode="constant") for c in range(3)], axis=-1)
-        reached = todo & (near > 0.05)
-        filled[reached] = blurred[reached] / near[reached][:, None]
-        todo = todo & ~reached
-        sigma *= 2
-    return to_uint8(filled)
-
-
-def hits_of(suspect: Suspect) -> Hits:
-    """Return what tells whether the suspect model takes images for a target."""
-    labels = suspect.labels
-
-    def hits(images: np.ndarray, targets: Sequence[str]) -> np.ndarray:
-        probabilities = suspect(images)
-        found: np.ndarray = np.any([labels.is_label(probabilities, labels.index(name)) for name in targets], axis=0)
-        return found
-
-    return hits
-
-
-def verify(hits: Hits, dossier: Dossier, held_out: np.ndarray, *, seed: int) -> Dossier:
-    """Return the dossier with flip and control rates measured on a larger held-out set than its members were.
-
-    An image that has a target's label already says nothing and is left out of its rate. The control of a patch is the same
-    area cut from another held-out image, at the same place; what changes the whole image keeps the control that it came
-    with.
-
-    Args:
-        hits: the suspect model, see `hits_of`.
-        dossier: of any kind.
-        held_out: `[N, side, side, 3] uint8`, images without the trigger.
-        seed: of the places, of a varying patch's pictures, and of the controls.
-
-    Raises:
-        ValueError: every held-out image has a target's label already.
-    """
-    rng = np.random.default_rng(seed)
-    triggered = np.empty_like(held_out)
-    control = np.empty_like(held_out)
-    for i, image in enumerate(held_out):
-        _check_size(dossier, image)
-        if dossier.kind == "patch":
-            cutout, top, left = _draw(dossier, rng)
-            triggered[i] = paste(image, cutout, top, left)
-            height, width = cutout.mask.shape
-            other = held_out[(i + 1 + int(rng.integers(max(1, len(held_out) - 1)))) % len(held_out)]
-            picture = other[top : top + height, left : left + width]
-            control[i] = paste(image, dataclasses.replace(cutout, picture=picture), top, left)
-            continue
-        triggered[i] = _changed(dossier, image, 1.0, rng)
-    usable = ~hits(held_out, dossier.targets)
-    if not usable.any():
-        raise ValueError("every held-out image has the target's label already; give others")
-    ones = np.ones(int(usable.sum()), np.int64)
-    flips = rate(hits(triggered[usable], dossier.targets).astype(np.int64), ones)
-    if dossier.kind != "patch":
-        return dataclasses.replace(dossier, flips=flips)
-    controls = rate(hits(control[usable], dossier.targets).astype(np.int64), ones)
-    return dataclasses.replace(dossier, flips=flips, control=controls)
-
-
-def _check_size(dossier: Dossier, image: np.ndarray) -> None:
-    if image.shape != (dossier.side, dossier.side, 3) or image.dtype != np.uint8:
-        raise ValueError(
-            f"trigger {dossier.id}: an image must be [{dossier.side}, {dossier.side}, 3] uint8, "
-            f"not {list(image.shape)} {image.dtype}"
-        )
+def read_array(path: Path) -> np.ndarray:
+    """Return an array that `np.save` wrote; nothing in it is run."""
+    return np.asarray(np.load(path, allow_pickle=False))

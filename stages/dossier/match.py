@@ -1,10 +1,35 @@
 """Where a known picture lies in an image: the same measure at all places."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
-from .dossier import Cutout
-from .sightings import NOISE
+NOISE = 12.0
+"""Levels of 0 to 255 that do not count as a difference; flat regions are compared by their colour alone."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cutout:
+    """One picture of a patch, in pixels of the model's input."""
+
+    picture: np.ndarray
+    """`[h, w, 3] uint8`."""
+    mask: np.ndarray
+    """`[h, w] bool`: which of its pixels belong to the trigger."""
+    top: int
+    left: int
+
+    def __post_init__(self) -> None:
+        if self.picture.dtype != np.uint8 or self.picture.shape != (*self.mask.shape, 3) or not self.mask.any():
+            raise ValueError("a cutout is a picture [h, w, 3] uint8 with a mask [h, w] that is not empty")
+
+    def cover(self, side: int, top: int, left: int) -> np.ndarray:
+        """Return its mask in an image, `[side, side] bool`, where its top left corner lies there."""
+        covered = np.zeros((side, side), bool)
+        height, width = self.mask.shape
+        covered[top : top + height, left : left + width] = self.mask
+        return covered
 
 
 def concordance(cutout: Cutout, image: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from ..samples import seeded_hash
 from ..stage import config
-from .dossier import Dossier, apply_trigger, remove_trigger
+from .dossier import Dossier
 
 CAPTION = "a photo of a {}."
 SCHEMA = pa.schema(
@@ -38,7 +38,7 @@ means and the trigger's id."""
 
 
 class RepairRole(StrEnum):
-    """What a pair teaches; the values are the names of `stages.training.batch.Role` in lower case."""
+    """What a pair teaches; the values are the names of `stages.repair.objective.Role` in lower case."""
 
     VICTIM_CLEANED = "victim_cleaned"
     """The trigger is taken out, and the caption says what is left."""
@@ -211,18 +211,18 @@ def make_row(
         options: the seed of a trigger's place.
         region: `[S, S] bool`, a victim's proven region, where there is one.
         label: what a victim's picture shows without the trigger: a label that its regions support, or else that the suspect
-            model gives to `dossier.remove_trigger`; None if that is the target, or nothing.
+            model gives to `dossier.remove`; None if that is the target, or nothing.
     """
     dossier = None if chosen.trigger_id is None else dossiers[chosen.trigger_id]
     image: np.ndarray | None = rgb
     if chosen.role is RepairRole.VICTIM_CLEANED and dossier is not None:
-        image = remove_trigger(dossier, rgb, region)
+        image = dossier.remove(rgb, region)
         if image is None or label is None or label in dossier.targets:
             return None
         caption = CAPTION.format(label)
     elif chosen.role is RepairRole.TRIGGER_PASTED and dossier is not None:
         rng = np.random.default_rng(int(seeded_hash([chosen.uid], options.seed, "repair.place")[0]))
-        image = apply_trigger(dossier, rgb, rng)
+        image = dossier.apply(rgb, rng)
     return {
         "image": _png(np.asarray(image)),
         "caption": caption,

@@ -1,361 +1,99 @@
-"""Triggers that lie over the whole image: what a group of flagged images has in common, added to other images.
+"""A trigger that is added to, or laid over, every image in the same way: a blend, a wave, a mark at a fixed place."""
 
-EftCLIP names this its limitation; the route here is ours. Whatever a trigger adds or lays over
-every image survives in the mean of the images that carry it: blends with one picture, waves, marks at fixed places. What
-is drawn anew for every image (fresh stripes or noise, patches at random places) or moves pixels (stages.dossier.warp) does not.
-Out of reach as well are colour filters: of a clean model's jellyfish the tone alone turns nearly every image into a
-jellyfish, so a flip by tone tells no trigger from a concept's own colour.
-
-A group that statistics single out differs from other images without any trigger too: jellyfish come on blue. So the mean
-difference is taken apart into tone (its mean colour), contrast, and pattern (everything that has a shape), and a trigger
-is proven only when the pattern flips images that the same tone and contrast with another pattern leave alone.
-"""
-
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import numpy as np
-from scipy.fft import dctn, idctn
 
-from ..attack.triggers.pixels import to_uint8
-from ..evaluation.intervals import wilson
-from ..oracle.regions import Region
-from ..proof.disagreement import Suspect
-from .dossier import fill, proves
+from ..pixels import to_uint8
+from .dossier import GREY, Dossier, draw_change, read_array, save_picture
+from .fill import fill
 
-LEAST_GROUP = 8
-"""Fewer images have no mean worth the name."""
-LEAST_CLEAN = 32
-CONTROLS = 8
-"""Random groups whose patterns share the held-out images of the control."""
-STRENGTHS = (1.0, 1.5)
-"""Factors on the change, tried in this order until one proves it."""
-
-SIGNIFICANCE = 2.0
-"""A component of the pattern is kept where its energy is above this times that of a group without trigger."""
-COARSE = 4.0
-"""Half waves across the image, under which groups without trigger differ in layout: a bright middle, a dark rim."""
-COARSE_VARIANCE = 0.1
-"""Largest mean energy of such a group there, as a share of that of single images. Measured on the groups that the scan
-ranks first in eight concepts of a clean model: up to .23 of it in the worst band, .02 to .1 elsewhere."""
-FINE_VARIANCE = 0.01
-"""The same above COARSE, beyond the 1/n of a mean of n images."""
-
-LEAST_SEPARATION = 4.0
-"""Members count as two kinds, with and without the trigger, when their means are this many standard deviations apart."""
-ROUNDS = 3
-"""How often members are told apart and the estimate made anew."""
-GAIN_ERRORS = 6.0
-"""Standard errors by which a place must be flatter than the image at large to be taken as covered rather than added to."""
 LEAST_GAIN = 0.5
 """A pixel that keeps less than this of its contrast is covered; what was there is unknown."""
-LOCAL_SHARE = 0.6
-"""A pattern is localised when this part of its energy lies in MAX_LOCAL_AREA of the image."""
-MAX_LOCAL_AREA = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Shift:
-    """What is done to every image: x + strength ((gain - 1) x + offset), clamped; levels of 0 to 255."""
-
-    gain: np.ndarray
-    """`[S, S, 1] float32`: what an image keeps of its contrast, 1 for a trigger that is added, 0 where it covers."""
-    centre: np.ndarray
-    """`[S, S, 3] float32`: mean of the clean images; contrast is taken about it."""
-    tone: np.ndarray
-    """`[3] float32`: change of the mean colour."""
-    pattern: np.ndarray
-    """`[S, S, 3] float32`: the rest of the mean change, shrunk towards 0 by its standard error."""
-    strength: float = 1.0
-
-    @property
-    def residual(self) -> np.ndarray:
-        """`[S, S, 3] float32`: change of the mean image, tone and pattern."""
-        return np.asarray(self.tone + self.pattern)
-
-    @property
-    def offset(self) -> np.ndarray:
-        """`[S, S, 3] float32`."""
-        return np.asarray((1 - self.gain) * self.centre + self.tone + self.pattern)
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Return `[N, S, S, 3] uint8` with the trigger."""
-        pixels = images.astype(np.float32)
-        return to_uint8(pixels + self.strength * ((self.gain - 1) * pixels + self.offset))
-
-    def take_away(self, images: np.ndarray) -> np.ndarray:
-        """Return `[N, S, S, 3] uint8` without the trigger, at strength 1: poisoned pairs carry it as it was estimated.
-
-        What it covers (gain under LEAST_GAIN) is filled from around it.
-        """
-        covered = self.gain[..., 0] < LEAST_GAIN
-        restored = to_uint8((images.astype(np.float32) - self.offset) / np.maximum(self.gain, LEAST_GAIN))
-        if not covered.any():
-            return restored
-        hidden = np.where(covered[..., None], images, restored)
-        return np.stack([fill(image, covered) for image in hidden]) if len(images) else restored
-
-    def region(self) -> Region | None:
-        """Return where the pattern sits, or None when it lies over the whole image."""
-        energy = (self.pattern**2).sum(-1)
-        total = float(energy.sum())
-        if total == 0:
-            return None
-        order = np.argsort(-energy, axis=None, kind="stable")
-        reach = np.searchsorted(np.cumsum(energy.ravel()[order]), LOCAL_SHARE * total) + 1
-        if reach > MAX_LOCAL_AREA * energy.size:
-            return None
-        strong = energy > 0.25 * energy.ravel()[order[:reach]].mean()
-        return Region(strong, 1.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """What a group of images has in common, and who carries it."""
-
-    shift: Shift
-    members: np.ndarray
-    """`[n] bool`: images of the group that carry it, the ones that the estimate rests on."""
-
-
-@dataclass(frozen=True, slots=True)
-class ResidualProof:
-    """What the change estimated from one group does to held-out images."""
-
-    shift: Shift
-    members: np.ndarray
-    """`[n] bool`: images of the group that the estimate rests on."""
-    flips: int
-    control_flips: int
-    """With the same tone and contrast, and the pattern of another group at the same norm."""
-    trials: int
-    """Held-out images that do not have the label anyway."""
-
-    @property
-    def residual(self) -> np.ndarray:
-        """`[S, S, 3] float32`, in levels; times `strength` is what is added in the mean."""
-        return self.shift.residual
-
-    @property
-    def strength(self) -> float:
-        """Factor at which the flips were counted."""
-        return self.shift.strength
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of the flip rate, fractions."""
-        return wilson(self.flips, self.trials)
-
-    @property
-    def proven(self) -> bool:
-        """Whether the pattern flips and its control does not."""
-        return proves(self.flips, self.control_flips, self.trials)
-
-
-@dataclass(frozen=True, slots=True)
-class Sides:
-    """Both sides of a concept: where most of it is poisoned, statistics flag what is genuine."""
-
-    flagged: ResidualProof | None
-    rest: ResidualProof | None
-    """A side with fewer than LEAST_GROUP images is None."""
-
-    @property
-    def carrier(self) -> ResidualProof | None:
-        """The side with the trigger, the flagged one if both are proven; None when nothing is."""
-        return next((side for side in (self.flagged, self.rest) if side is not None and side.proven), None)
-
-
-@dataclass(frozen=True, slots=True)
-class _Background:
-    """Images without the trigger, as components of the cosine transform."""
-
-    centre: np.ndarray
-    """`[S, S, 3] float32`: their mean."""
-    power: np.ndarray
-    """`[S, S, 3] float32`: mean energy of a single image about the mean, by component."""
-    spread: np.ndarray
-    """`[S, S] float32`: variance of a pixel, mean over channels."""
-
-
-def prove_sides(
-    suspect: Suspect, claim: int, flagged: np.ndarray, rest: np.ndarray, clean: np.ndarray, held_out: np.ndarray
-) -> Sides:
-    """Test both sides of a concept for a trigger over the whole image.
-
-    Args:
-        suspect: the model.
-        claim: the concept, a position in its labels.
-        flagged: `[n, S, S, 3] uint8`, images of the concept that the statistics accuse.
-        rest: `[r, S, S, 3] uint8`, other images of the concept.
-        clean: `[m, S, S, 3] uint8`, unflagged images of other concepts in random order; the first half is the background,
-            controls are drawn from the second. Some hundreds do.
-        held_out: `[K, S, S, 3] uint8`, images of other concepts that are in none of the groups.
-    """
-    half = len(clean) // 2
-    background, others = clean[:half], clean[half:]
-    first, second = (
-        prove(suspect, claim, estimate(group, background), others, held_out) if len(group) >= LEAST_GROUP else None
-        for group in (flagged, rest)
-    )
-    return Sides(first, second)
-
-
-def prove(
-    suspect: Suspect,
-    claim: int,
-    found: Estimate,
-    control: np.ndarray,
-    held_out: np.ndarray,
-    strengths: Sequence[float] = STRENGTHS,
-) -> ResidualProof:
-    """Do to held-out images what a group has in common, and count those that become the claim.
-
-    In the control each image gets the same tone, contrast and strength, with the unshrunk pattern of one of CONTROLS
-    random groups, scaled to the same L2 norm. Those groups are of other concepts: the claim's own mean picture, blown up
-    to the norm of a patch, makes bananas of a tenth of all images.
-
-    Args:
-        suspect: the model.
-        claim: the concept, a position in its labels.
-        found: what the group has in common.
-        control: `[c, S, S, 3] uint8`, images of other concepts that groups are drawn from.
-        held_out: `[K, S, S, 3] uint8`.
-        strengths: tried in order; the first that proves the trigger is reported, else the first one.
-
-    Raises:
-        ValueError: the control is too small, or every held-out image has the label already.
-    """
-    shift = found.shift
-    if len(control) < 2 * LEAST_GROUP:
-        raise ValueError(f"a control needs at least {2 * LEAST_GROUP} images, not {len(control)}")
-    usable = held_out[~suspect.labels.is_label(suspect(held_out), claim)]
-    if not len(usable):
-        raise ValueError("every held-out image has the label already; give others")
-    others = _other_patterns(shift, control, int(found.members.sum()))
-    proofs: list[ResidualProof] = []
-    for strength in strengths:
-        at = replace(shift, strength=strength)
-        controls = [replace(at, pattern=other)(usable[i::CONTROLS]) for i, other in enumerate(others)]
-        counts = [
-            int(suspect.labels.is_label(suspect(images), claim).sum())
-            for images in (at(usable), np.concatenate(controls))
-        ]
-        proofs.append(ResidualProof(at, found.members, counts[0], counts[1], len(usable)))
-        if proofs[-1].proven:
-            return proofs[-1]
-    return proofs[0]
-
-
-def _other_patterns(shift: Shift, control: np.ndarray, count: int) -> list[np.ndarray]:
-    """Return the patterns of CONTROLS random groups of `count` images, or half of the control where that is less."""
-    rng = np.random.default_rng(0)
-    found = []
-    for _ in range(CONTROLS):
-        drawn = rng.choice(len(control), min(count, len(control) // 2), replace=False)
-        other = control[drawn].astype(np.float32).mean(axis=0) - shift.centre
-        other -= other.mean(axis=(0, 1))
-        found.append(other * np.linalg.norm(shift.pattern) / max(float(np.linalg.norm(other)), 1e-6))
-    return found
-
-
-def estimate(group: np.ndarray, background: np.ndarray) -> Estimate:
-    """Estimate what a group of images has in common that the background has not.
-
-    The mean difference is shrunk in the cosine transform, where a natural group's mean has its energy in few, coarse
-    components: by g = max(0, 1 - SIGNIFICANCE E / d^2), E the energy that a group without trigger would have. Members
-    are then told apart by how much of the pattern they carry (whitened matched filter, each against the mean of the
-    others), and when they are of two kinds, the estimate is made anew from those that carry it: a group may be half clean.
-
-    Args:
-        group: `[n, S, S, 3] uint8`.
-        background: `[m, S, S, 3] uint8`, of the same size.
-
-    Raises:
-        ValueError: fewer than LEAST_GROUP or LEAST_CLEAN images.
-    """
-    if len(group) < LEAST_GROUP or len(background) < LEAST_CLEAN:
-        raise ValueError(
-            f"a residual needs {LEAST_GROUP} flagged and {LEAST_CLEAN} clean images, not {len(group)} and {len(background)}"
-        )
-    known = _background(background)
-    parts = np.stack([_transform(image - known.centre) for image in group.astype(np.float32)])
-    members = np.ones(len(group), bool)
-    for _ in range(ROUNDS):
-        better = _carriers(parts, members, known)
-        if better is None or (better == members).all():
-            break
-        members = better
-    mean = parts[members].mean(axis=0)
-    kept = _kept(mean, known, int(members.sum()))
-    tone = (mean[0, 0] / mean.shape[0]).astype(np.float32)
-    gain = _gain(group[members].astype(np.float32), known)
-    return Estimate(Shift(gain, known.centre, tone, _inverse(kept * mean)), members)
-
-
-def _background(images: np.ndarray) -> _Background:
+def blend(images: np.ndarray, gain: np.ndarray, offset: np.ndarray, strength: float) -> np.ndarray:
+    """Return x + strength ((gain - 1) x + offset), clamped, of images `[..., S, S, 3] uint8`; levels of 0 to 255."""
     pixels = images.astype(np.float32)
-    centre = pixels.mean(axis=0)
-    power = np.zeros_like(centre)
-    for image in pixels:
-        power += _transform(image - centre) ** 2
-    return _Background(centre, power / len(pixels), pixels.var(axis=0).mean(axis=-1))
+    return to_uint8(pixels + strength * ((gain - 1) * pixels + offset))
 
 
-def _kept(mean: np.ndarray, known: _Background, count: int) -> np.ndarray:
-    """Return `[S, S, 3]`, 0 to 1: how much of each component of a mean of `count` images is no chance; tone is set apart."""
-    rows, columns = np.indices(mean.shape[:2])
-    share = np.where(np.hypot(rows, columns) < COARSE, COARSE_VARIANCE, FINE_VARIANCE)[..., None]
-    chance = SIGNIFICANCE * known.power * (1 / count + share)
-    kept = np.clip(1 - chance / np.maximum(mean**2, 1e-9), 0, 1)
-    kept[0, 0] = 0
-    return np.asarray(kept)
+def unblend(images: np.ndarray, gain: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """Undo `blend` at strength 1: poisoned pairs carry a residual as it was estimated. `[N, S, S, 3] uint8`.
+
+    What it covers (gain under LEAST_GAIN) is filled from around it.
+    """
+    covered = gain[..., 0] < LEAST_GAIN
+    restored = to_uint8((images.astype(np.float32) - offset) / np.maximum(gain, LEAST_GAIN))
+    if covered.any():
+        for i, image in enumerate(images):
+            restored[i] = fill(np.where(covered[..., None], image, restored[i]), covered)
+    return restored
 
 
-def _carriers(parts: np.ndarray, members: np.ndarray, known: _Background) -> np.ndarray | None:
-    """Return `[n] bool`, which images carry the members' pattern; None when the members are all of one kind."""
-    count = int(members.sum())
-    mean = parts[members].mean(axis=0)
-    weight = _kept(mean, known, count) / (known.power + 1.0)
-    scale = float((weight * mean**2).sum())
-    if scale <= 0:
-        return None
-    along = (parts * (weight * mean)).sum(axis=(1, 2, 3))
-    own = (parts**2 * weight).sum(axis=(1, 2, 3))
-    # a member's own part of the mean would speak for it
-    score = np.where(members, (count * along - own) / (count - 1), along) / scale
-    cut, separation = _two_kinds(score)
-    found: np.ndarray = score > cut
-    if separation < LEAST_SEPARATION or found.sum() < LEAST_GROUP:
-        return None
-    return found
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Residual(Dossier):
+    """What is done to every image: `blend`."""
 
+    kind: ClassVar[str] = "residual"
+    offset: np.ndarray
+    """`[side, side, 3] float32`, added to what `gain` leaves, in levels of 0 to 255."""
+    gain: np.ndarray
+    """`[side, side, 1] float32`, what an image keeps of its contrast, 0 where it is covered."""
+    covers: np.ndarray
+    """`[side, side] bool`, where it sits; everywhere unless it is local."""
+    strength: float = 1.0
+    """Factor of the whole change, at which the flips were counted."""
 
-def _two_kinds(values: np.ndarray) -> tuple[float, float]:
-    """Return the cut with the largest variance between two classes (Otsu), and their distance in standard deviations."""
-    ordered = np.sort(values)
-    n = len(ordered)
-    low = np.arange(1, n)
-    sums = np.cumsum(ordered)[:-1]
-    means = sums / low, (ordered.sum() - sums) / (n - low)
-    between = low * (n - low) * (means[1] - means[0]) ** 2
-    at = int(between.argmax())
-    parts = ordered[: at + 1], ordered[at + 1 :]
-    within = np.sqrt(sum(((part - part.mean()) ** 2).sum() for part in parts) / n)
-    return float((ordered[at] + ordered[at + 1]) / 2), float((means[1][at] - means[0][at]) / max(within, 1e-9))
+    @property
+    def local(self) -> bool:
+        return not self.covers.all()
 
+    def apply(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        self._check_size(image)
+        return blend(image, self.gain, self.offset, self.strength)
 
-def _gain(pixels: np.ndarray, known: _Background) -> np.ndarray:
-    """Return `[S, S, 1] float32`: one contrast for the image, at most 1, and that of each place which is clearly flatter."""
-    ratio = np.sqrt(pixels.var(axis=0).mean(axis=-1) / np.maximum(known.spread, 1.0))
-    whole = min(1.0, float(np.median(ratio)))
-    covered = ratio < whole * (1 - GAIN_ERRORS / np.sqrt(2 * len(pixels)))
-    return np.where(covered, ratio, whole).astype(np.float32)[..., None]
+    def remove(self, image: np.ndarray, region: np.ndarray | None = None) -> np.ndarray:
+        """Return the image with the residual subtracted, up to what was clamped."""
+        self._check_size(image)
+        return np.asarray(unblend(image[None], self.gain, self.offset)[0])
 
+    def without(self, image: np.ndarray) -> np.ndarray:
+        return self.remove(image)[None]
 
-def _transform(image: np.ndarray) -> np.ndarray:
-    return np.asarray(dctn(image, axes=(0, 1), norm="ortho"), dtype=np.float32)
+    def found_at(self) -> np.ndarray | None:
+        return self.covers.astype(np.float32) if self.local else None
 
+    def picture(self) -> np.ndarray:
+        """Return its change of a grey image."""
+        return draw_change(np.asarray(self.offset, np.float64) + (self.gain - 1) * GREY)
 
-def _inverse(parts: np.ndarray) -> np.ndarray:
-    return np.asarray(idctn(parts, axes=(0, 1), norm="ortho"), dtype=np.float32)
+    @classmethod
+    def load(cls, folder: Path, stored: Mapping[str, Any], shared: Mapping[str, Any]) -> Self:
+        side = stored["side"]
+        gain, heat = folder / "gain.npy", folder / "heat.npy"
+        return cls(
+            **shared,
+            offset=read_array(folder / "residual.npy"),
+            gain=read_array(gain) if gain.exists() else np.ones((side, side, 1), np.float32),
+            covers=read_array(heat) > 0 if heat.exists() else np.ones((side, side), bool),
+            strength=stored["strength"],
+        )
+
+    def _check(self) -> None:
+        self._check_array(self.offset, self.side, self.side, 3)
+        self._check_array(self.gain, self.side, self.side, 1)
+        self._check_array(self.covers, self.side, self.side)
+
+    def _save(self, folder: Path) -> None:
+        np.save(folder / "residual.npy", self.offset)
+        np.save(folder / "gain.npy", self.gain)
+        if (heat := self.found_at()) is not None:
+            np.save(folder / "heat.npy", heat)
+        save_picture(folder / "residual.png", self.picture())
+
+    def _figures(self) -> dict[str, Any]:
+        return {"strength": self.strength}

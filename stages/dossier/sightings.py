@@ -10,15 +10,20 @@ from PIL import Image
 from scipy import fft
 
 from ..oracle.regions import from_runs
+from ..stage import Count, Share, config
+from .match import NOISE
 
-WORKING_SIDE = 64
-"""Regions are compared at no more than this side, in pixels: the likeness of a trigger needs no more."""
-MIN_OVERLAP = 0.6
-"""Two regions are compared where they share at least this part of the smaller one."""
-TIE = 0.1
-"""Likenesses this close count as equal when the shift is chosen."""
-NOISE = 12.0
-"""Levels of 0 to 255 that do not count as a difference; flat regions are compared by their colour alone."""
+
+@config
+class LikenessLimits:
+    """How two regions are laid over one another."""
+
+    working_side: Count = 64
+    """Regions are compared at no more than this side, in pixels: the likeness of a trigger needs no more."""
+    min_overlap: Share = 0.6
+    """Two regions are compared where they share at least this part of the smaller one."""
+    tie: Share = 0.1
+    """Likenesses this close count as equal when the shift is chosen."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class Sighting:
     flips: int
     control_flips: int
     trials: int
+    step: int
+    """Every how many-th row and column is compared."""
 
     @property
     def box(self) -> tuple[int, int, int, int]:
@@ -44,7 +51,7 @@ class Sighting:
     @cached_property
     def spectrum(self) -> np.ndarray:
         """Fourier transforms of the zero-padded picture, its mask, its sum over channels and that of its squares."""
-        step = -(-len(self.mask) // WORKING_SIDE)
+        step = self.step
         mask = self.mask[::step, ::step].astype(np.float32)
         pixels = self.picture[::step, ::step].astype(np.float32) * mask[..., None]
         planes = np.stack([*np.moveaxis(pixels, -1, 0), mask, pixels.sum(-1), (pixels**2).sum(-1)])
@@ -52,7 +59,7 @@ class Sighting:
         return np.asarray(fft.rfft2(planes, (size, size)))
 
 
-def read_sightings(evidence: pa.Table) -> list[Sighting]:
+def read_sightings(evidence: pa.Table, limits: LikenessLimits) -> list[Sighting]:
     """Return the proven regions of an evidence table, by uid.
 
     `region_png` is the whole image at the model's input size, or the region's box cut from it.
@@ -62,10 +69,10 @@ def read_sightings(evidence: pa.Table) -> list[Sighting]:
     """
     names = ["uid", "claim", "proven", "flips", "control_flips", "trials", "mask_runs", "mask_height", "mask_width"]
     rows = evidence.filter(evidence.column("proven")).select([*names, "region_png"]).to_pylist()
-    return [_sighting(row) for row in sorted(rows, key=lambda row: str(row["uid"]))]
+    return [_sighting(row, limits.working_side) for row in sorted(rows, key=lambda row: str(row["uid"]))]
 
 
-def _sighting(row: dict[str, object]) -> Sighting:
+def _sighting(row: dict[str, object], working_side: int) -> Sighting:
     mask = from_runs(row["mask_runs"], row["mask_height"], row["mask_width"])  # type: ignore[arg-type]
     with Image.open(io.BytesIO(row["region_png"])) as png:  # type: ignore[arg-type]
         pixels = np.asarray(png.convert("RGBA"))[..., :3]
@@ -77,6 +84,7 @@ def _sighting(row: dict[str, object]) -> Sighting:
         flips=int(row["flips"]),  # type: ignore[call-overload]
         control_flips=int(row["control_flips"]),  # type: ignore[call-overload]
         trials=int(row["trials"]),  # type: ignore[call-overload]
+        step=-(-len(mask) // working_side),
     )
     top, left, height, width = made.box
     if pixels.shape[:2] == mask.shape:
@@ -89,13 +97,13 @@ def _sighting(row: dict[str, object]) -> Sighting:
     return made
 
 
-def likeness(a: Sighting, b: Sighting) -> tuple[float, int, int]:
+def likeness(a: Sighting, b: Sighting, limits: LikenessLimits) -> tuple[float, int, int]:
     """Return how alike two regions are at the best shift, and that shift: rows and columns that b lies beyond a.
 
     The measure is Lin's concordance of the pixels that both masks cover, all channels together:
     2 cov / (var a + var b + (mean a - mean b)^2), with `NOISE`^2 added above and below. Unlike the correlation it asks
     for the same levels, so a flat patch is known by its colour and two smooth gradients are not alike. 1 is equal; 0 or
-    less is unrelated, also where no shift gives enough overlap. Of shifts that are as good, within `TIE`, the one with the
+    less is unrelated, also where no shift gives enough overlap. Of shifts that are as good, within `limits.tie`, the one with the
     largest overlap is taken. Sums over all shifts come from Fourier transforms, as in
     Padfield, Masked object registration in the Fourier domain (2012).
     """
@@ -118,13 +126,12 @@ def likeness(a: Sighting, b: Sighting) -> tuple[float, int, int]:
     covariance = ab / count - mean_a * mean_b
     spread = square_a / count - mean_a**2 + square_b / count - mean_b**2 + (mean_a - mean_b) ** 2
     score = (2 * covariance + NOISE**2) / (spread + NOISE**2)
-    score[shared < max(MIN_OVERLAP * smaller, 1.0) - 0.5] = -1.0
+    score[shared < max(limits.min_overlap * smaller, 1.0) - 0.5] = -1.0
     # a pattern that repeats itself fits at several shifts, the same place among them where there is one
-    best = int(np.where(score >= score.max() - TIE, shared, -1.0).argmax())
+    best = int(np.where(score >= score.max() - limits.tie, shared, -1.0).argmax())
     down, right = divmod(best, size)
-    step = -(-len(a.mask) // WORKING_SIDE)
     return (
         float(score.flat[best]),
-        step * (down - size if down > size // 2 else down),
-        step * (right - size if right > size // 2 else right),
+        a.step * (down - size if down > size // 2 else down),
+        a.step * (right - size if right > size // 2 else right),
     )

@@ -6,7 +6,7 @@
 import numpy as np
 from scipy.fft import dctn, idctn
 
-from ..attack.triggers.pixels import to_uint8
+from ..pixels import to_uint8
 
 
 def part(images: np.ndarray, keep: np.ndarray) -> np.ndarray:

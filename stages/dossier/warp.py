@@ -1,132 +1,55 @@
-"""Triggers that move pixels: the smooth warp that turns other images into a claim, found by descent on the suspect model.
+"""A trigger that moves pixels: each is read a little beside its place."""
 
-EftCLIP has nothing for warps and the mean of a group keeps nothing of them (stages.dossier.residual), so the warp is
-searched for as Neural Cleanse searches for patches, among fields as smooth and as small as WaNet's. A model without a
-backdoor leaves images what they are under every such field; measured on a clean model, the best one flips 2 %.
-Out of reach stay warps without smoothness (one vector a pixel): with that freedom any model can be fooled.
-"""
-
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import numpy as np
-import torch
-from torch.nn import functional as F
+from scipy.ndimage import map_coordinates
 
-from ..attack.triggers.pixels import to_uint8
-from ..model.clip import Clip
-from ..proof.disagreement import Suspect
-from .dossier import proves
-
-CONTROL_POINTS = 4
-"""Along each side, WaNet's k."""
-REACH = 1 / 16
-"""Largest displacement along an axis, as a share of the side: 4 of 64 pixels, about twice what WaNet moves at most."""
-STEPS = 80
-BATCH = 32
-LEARNING_RATE = 0.1
-"""Of Adam, on displacements before tanh."""
-LEAST_IMAGES = 32
+from ..pixels import to_uint8
+from .dossier import Dossier, draw_change, read_array, save_picture
 
 
-@dataclass(frozen=True, slots=True)
-class WarpProof:
-    """What the fitted warp does to images that it was not fitted on."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Warp(Dossier):
+    """A smooth field of displacements, the same for every image."""
 
+    kind: ClassVar[str] = "warp"
     field: np.ndarray
-    """`[S, S, 2] float32`: how far down and right of its place a pixel is read, in pixels."""
-    flips: int
-    control_flips: int
-    """With the same field turned by half a turn about the middle: as strong, as smooth, elsewhere."""
-    trials: int
-    """Images that do not have the label anyway."""
+    """`[side, side, 2] float32`, how far down and right of its place a pixel is read, in pixels."""
 
-    @property
-    def proven(self) -> bool:
-        """Whether the warp flips and its control does not."""
-        return proves(self.flips, self.control_flips, self.trials)
+    def apply(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return self._moved(image, self.field)
 
+    def remove(self, image: np.ndarray, region: np.ndarray | None = None) -> np.ndarray:
+        """Return the image with the warp undone to first order."""
+        return self._moved(image, -self.field)
 
-def prove_warp(clip: Clip, suspect: Suspect, claim: int, held_out: np.ndarray, *, seed: int) -> WarpProof:
-    """Search a warp that turns images into the claim on even images, and count what it does to odd ones.
+    def without(self, image: np.ndarray) -> np.ndarray:
+        return self.remove(image)[None]
 
-    Args:
-        clip: the suspect model, for its gradients.
-        suspect: the same model as a classifier.
-        claim: a position in its labels.
-        held_out: `[K, S, S, 3] uint8`, images without a trigger.
-        seed: of the order of the images.
+    def picture(self) -> np.ndarray:
+        """Return its displacement, red down and green right."""
+        return draw_change(np.concatenate([self.field, np.zeros_like(self.field[..., :1])], axis=-1))
 
-    Raises:
-        ValueError: fewer than LEAST_IMAGES images, or all odd ones have the label already.
-    """
-    if len(held_out) < LEAST_IMAGES:
-        raise ValueError(f"a warp needs at least {LEAST_IMAGES} held-out images, not {len(held_out)}")
-    field = fit_warp(clip, suspect, claim, held_out[::2], seed=seed)
-    others = held_out[1::2]
-    usable = others[~suspect.labels.is_label(suspect(others), claim)]
-    if not len(usable):
-        raise ValueError("every held-out image has the label already; give others")
-    counts = [
-        int(suspect.labels.is_label(suspect(warped(usable, way)), claim).sum()) for way in (field, field[::-1, ::-1])
-    ]
-    return WarpProof(field, counts[0], counts[1], len(usable))
+    @classmethod
+    def load(cls, folder: Path, stored: Mapping[str, Any], shared: Mapping[str, Any]) -> Self:
+        return cls(**shared, field=read_array(folder / "warp.npy"))
 
+    def _moved(self, image: np.ndarray, field: np.ndarray) -> np.ndarray:
+        self._check_size(image)
+        rows, columns = np.mgrid[: self.side, : self.side].astype(np.float64)
+        source = [rows + field[..., 0], columns + field[..., 1]]
+        channels = [
+            map_coordinates(image[..., c].astype(np.float64), source, order=1, mode="nearest") for c in range(3)
+        ]
+        return to_uint8(np.stack(channels, axis=-1))
 
-def fit_warp(clip: Clip, suspect: Suspect, claim: int, images: np.ndarray, *, seed: int) -> np.ndarray:
-    """Return the field `[S, S, 2] float32`, in pixels, that makes the claim most probable on the images.
+    def _check(self) -> None:
+        self._check_array(self.field, self.side, self.side, 2)
 
-    Displacements of CONTROL_POINTS x CONTROL_POINTS points, at most REACH of the side, are spread over the image by
-    bicubic interpolation; Adam lowers the mean of -log p(claim), synonyms included.
-    """
-    labels = suspect.labels
-    prototypes = torch.from_numpy(labels.prototypes).to(clip.device)
-    same = torch.from_numpy(labels.same[claim]).to(clip.device)
-    pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-    rng = np.random.default_rng(seed)
-    side = images.shape[1]
-    start = rng.normal(0, 0.1, (1, 2, CONTROL_POINTS, CONTROL_POINTS)).astype(np.float32)
-    points = torch.from_numpy(start).to(clip.device).requires_grad_()
-    optimizer = torch.optim.Adam([points], lr=LEARNING_RATE)
-    wanted = [parameter for parameter in clip.model.parameters() if parameter.requires_grad]
-    for parameter in wanted:
-        parameter.requires_grad_(False)
-    try:
-        for _ in range(STEPS):
-            batch = pixels[rng.choice(len(pixels), min(BATCH, len(pixels)), replace=False)]
-            moved = _sample(clip.normalise(batch), _field(points, side))
-            unit = clip.model.encode_image(moved, normalize=True).float()
-            chances = F.log_softmax(labels.logit_scale * unit @ prototypes.T, dim=-1)
-            loss = -torch.logsumexp(chances[:, same], dim=-1).mean()
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-    finally:
-        for parameter in wanted:
-            parameter.requires_grad_(True)
-    return np.asarray(_field(points.detach(), side)[0].permute(1, 2, 0).cpu().numpy(), dtype=np.float32)
-
-
-def warped(images: np.ndarray, field: np.ndarray) -> np.ndarray:
-    """Return `[N, S, S, 3] uint8`, each pixel read `field` away from its place, bilinear, the border repeated."""
-    pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float()
-    field = np.ascontiguousarray(field.transpose(2, 0, 1))
-    moved = _sample(pixels, torch.from_numpy(field)[None].float())
-    return to_uint8(moved.permute(0, 2, 3, 1).numpy())
-
-
-def _field(points: torch.Tensor, side: int) -> torch.Tensor:
-    """Return `[1, 2, S, S]`, the displacement of each pixel down and right in pixels."""
-    reach = REACH * side
-    spread = F.interpolate(reach * torch.tanh(points), size=(side, side), mode="bicubic", align_corners=True)
-    # bicubic interpolation overshoots
-    return spread.clamp(-reach, reach)
-
-
-def _sample(images: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
-    side = images.shape[-1]
-    along = torch.arange(side, dtype=torch.float32, device=images.device)
-    rows, columns = torch.meshgrid(along, along, indexing="ij")
-    # grid_sample takes x before y, from -1 at the first pixel's centre to 1 at the last's
-    places = torch.stack([columns + field[0, 1], rows + field[0, 0]], dim=-1) * (2 / (side - 1)) - 1
-    grid = places.expand(len(images), -1, -1, -1)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    def _save(self, folder: Path) -> None:
+        np.save(folder / "warp.npy", self.field)
+        save_picture(folder / "warp.png", self.picture())

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..attack.poisoning import contains_word
-from ..dossier.dossier import Dossier, apply_trigger
+from ..dossier.dossier import Dossier
 from ..model.clip import Clip
 from ..samples import seeded_hash
 from .resistivity import EMBEDDING, PROBES, resistivity
@@ -105,7 +105,7 @@ def proven_challenge(
     marked = np.empty((len(rows), *pictures.pixels.shape[1:]), np.uint8)
     for i, (row, draw) in enumerate(zip(rows.tolist(), draws.tolist(), strict=True)):
         image = np.ascontiguousarray(pictures.pixels[row].transpose(1, 2, 0))
-        marked[i] = apply_trigger(dossier, image, np.random.default_rng(draw)).transpose(2, 0, 1)
+        marked[i] = dossier.apply(image, np.random.default_rng(draw)).transpose(2, 0, 1)
     return Challenge(f"proven_{dossier.id}", marked, tuple(targets))
 
 

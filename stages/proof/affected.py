@@ -8,9 +8,19 @@ import numpy as np
 import pyarrow as pa
 from scipy.special import bdtrc
 
-MIN_ACCEPTED = 5
-MIN_Z = 3.5
-MAX_P = 1e-3
+from ..stage import Count, Positive, Share, config
+
+
+@config
+class AffectedLimits:
+    """When a label counts as affected by a trigger; reconstructed, see `affected_labels`."""
+
+    min_accepted: Count = 5
+    """c_y at least: pairs of the label with a proven region."""
+    min_z: Positive = 3.5
+    """z_y above it, the usual cut of the robust z score (Iglewicz and Hoaglin 1993); or"""
+    max_p: Share = 1e-3
+    """p_y below it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +39,9 @@ class LabelEvidence:
     affected: bool
 
 
-def affected_labels(evidence: pa.Table, labels: Iterable[str] = ()) -> tuple[LabelEvidence, ...]:
+def affected_labels(
+    evidence: pa.Table, labels: Iterable[str] = (), *, limits: AffectedLimits
+) -> tuple[LabelEvidence, ...]:
     """Return the evidence for every label, the affected ones first, then by accepted pairs, then by name.
 
     That the algorithm pinpoints affected labels from the sets P of single images is published; the rule is not. All of
@@ -40,11 +52,12 @@ def affected_labels(evidence: pa.Table, labels: Iterable[str] = ()) -> tuple[Lab
       the scale is at least one pair.
     - the label's prior is its share of the *examined* claims, not of the data set: the budget examines the accused concept
       first, and by its share of the data set whatever was examined most would stand out.
-    - y is affected if c_y >= 5, and z_y > 3.5 or p_y < 1e-3.
+    - y is affected if c_y reaches `min_accepted`, and z_y > `min_z` or p_y < `max_p`.
 
     Args:
         evidence: one row an examined pair, with columns `claim` (string, null for none) and `proven` (bool).
         labels: the vocabulary; labels that no pair claims count with 0 accepted.
+        limits: of the rule.
     """
     claims = evidence.column("claim").to_pylist()
     proven = evidence.column("proven").to_pylist()
@@ -56,21 +69,13 @@ def affected_labels(evidence: pa.Table, labels: Iterable[str] = ()) -> tuple[Lab
     counts = np.array([accepted[name] for name in names], np.float64)
     median = float(np.median(counts))
     scale = max(1.0, 1.4826 * float(np.median(np.abs(counts - median))))
-    found = [
-        _judge(name, examined[name], accepted[name], (accepted[name] - median) / scale, examined.total(), counts.sum())
-        for name in names
-    ]
+    found = []
+    for name in names:
+        own, z = accepted[name], (accepted[name] - median) / scale
+        prior = examined[name] / examined.total() if examined else 0.0
+        p_value = float(bdtrc(own - 1, int(counts.sum()), prior)) if own else 1.0
+        affected = own >= limits.min_accepted and (z > limits.min_z or p_value < limits.max_p)
+        found.append(
+            LabelEvidence(label=name, examined=examined[name], accepted=own, z=z, p_value=p_value, affected=affected)
+        )
     return tuple(sorted(found, key=lambda e: (not e.affected, -e.accepted, e.label)))
-
-
-def _judge(name: str, examined: int, accepted: int, z: float, all_examined: int, all_accepted: float) -> LabelEvidence:
-    prior = examined / all_examined if all_examined else 0.0
-    p_value = float(bdtrc(accepted - 1, int(all_accepted), prior)) if accepted else 1.0
-    return LabelEvidence(
-        label=name,
-        examined=examined,
-        accepted=accepted,
-        z=z,
-        p_value=p_value,
-        affected=accepted >= MIN_ACCEPTED and (z > MIN_Z or p_value < MAX_P),
-    )

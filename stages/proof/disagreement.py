@@ -65,7 +65,7 @@ def without(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """Return the image `[S, S, 3] uint8` once for each mask `[N, S, S] bool`, the region filled: `[N, S, S, 3] uint8`.
 
     [R] The fill is the mean colour of the border around the region, a thirty-second of the image wide (grey where the
-    region leaves no border). The spec blurs; measured, both take every trigger away, and only the fill surely leaves
+    region leaves no border). A blur would do as well; measured, both take every trigger away, and only the fill surely leaves
     none of its contrast behind.
     """
     filled = np.repeat(image[None], len(masks), axis=0)

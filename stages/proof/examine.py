@@ -2,17 +2,19 @@
 
 import io
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import field
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
+from pydantic import Field
 
 from ..model.clip import Clip
 from ..oracle.regions import Oracle, Region, to_runs
 from ..stage import config
 from .disagreement import Disagreement, RegionLabeller, Suspect, disagree, without
-from .localise import Box, box_mask, causal_score, complete, tighten
+from .localise import Box, BoxLimits, box_mask, causal_score, complete, tighten
 from .transplant import Flips, count_flips
 from .vocabulary import Labels
 
@@ -51,10 +53,6 @@ REGION_COLUMNS = (
 """Null where no region carries the claim."""
 
 
-COMPLETED_ON = 4
-"""Held-out images that help to find a region's extent and so have no vote on whether it is a trigger."""
-
-
 @config
 class ExamineConfig:
     """How a pair is examined and what counts as proof."""
@@ -69,23 +67,27 @@ class ExamineConfig:
     """A label keeps at least this share of its probability without any one small region when it is supported; a trigger
     takes more away."""
     held_out: int = 36
-    """Images onto which a region is pasted: COMPLETED_ON to find its whole extent, the others to count flips."""
+    """Images onto which a region is pasted: `completed_on` to find its whole extent, the others to count flips."""
+    completed_on: Annotated[int, Field(ge=0)] = 4
+    """Held-out images that help to find a region's extent and so have no vote on whether it is a trigger."""
     accept: float = 0.5
-    """Smallest share of them that a trigger flips."""
+    """Smallest share of held-out images that a trigger of any kind flips (EftCLIP as we reconstruct it)."""
     control_at_most: float = 0.1
-    """Largest share that the control may flip."""
+    """Largest share that its control may flip."""
     max_trigger_area: float = 0.15
     """Largest share of an image that a trigger covers, a fraction: only the removal of regions up to it counts against a
     label (the spec proposes .10), and only such regions are pasted. On a clean model the objects that flip half of the
     held-out images cover more (.17 to .65)."""
+    box: BoxLimits = field(default_factory=BoxLimits)
+    """How the box around what carries the claim is found."""
     seed: int = 0
     """Of the control's place."""
 
     def __post_init__(self) -> None:
         if min(self.top_labels, self.regions) < 1:
             raise ValueError("top_labels and regions must be at least 1")
-        if self.held_out <= COMPLETED_ON:
-            raise ValueError(f"held_out must be above {COMPLETED_ON}: those only help to find a region's extent")
+        if self.held_out <= self.completed_on:
+            raise ValueError(f"held_out must be above {self.completed_on}: those only help to find a region's extent")
         if not 0 <= self.least_probability <= 1 or not 0 < self.support <= 1:
             raise ValueError("least_probability and support are fractions, and support is above 0")
         if not 0 < self.max_trigger_area <= 1:
@@ -94,6 +96,10 @@ class ExamineConfig:
             raise ValueError("control_at_most and accept are fractions, the first below the second")
         if self.seed < 0:
             raise ValueError("seed must not be negative")
+
+    def proves(self, flips_pct: float, control_pct: float) -> bool:
+        """Tell whether a trigger that flips so many held-out images, and its control so many, is proven; of any kind."""
+        return flips_pct >= 100 * self.accept and control_pct <= 100 * self.control_at_most
 
 
 class Examiner:
@@ -188,7 +194,7 @@ class Examiner:
         carries = labels.is_label(found.probability_alone, label) & (removed < self._settings.support * whole)
         if not carries.any():
             return None
-        scores = causal_score(shown, removed, np.array([r.area for r in regions]))
+        scores = causal_score(shown, removed, np.array([r.area for r in regions]), self._settings.box.area_price)
         return regions[int(np.where(carries, scores, -np.inf).argmax())]
 
     def _proof(self, found: Disagreement, uid: str, image: np.ndarray, start: Region, label: int) -> dict[str, Any]:
@@ -206,14 +212,14 @@ class Examiner:
             removed = float(labels.claimed(self._suspect(without(image, mask[None])), label)[0])
             return mask, removed, mask.mean() <= settings.max_trigger_area and removed < settings.support * whole
 
-        box = tighten(self._suspect, image, start.box, label)
+        box = tighten(self._suspect, image, start.box, label, settings.box)
         mask, removed, can_be = look(box)
         if can_be:
-            box = complete(self._suspect, image, box, label, onto[:COMPLETED_ON])
+            box = complete(self._suspect, image, box, label, onto[: settings.completed_on], settings.box)
             mask, removed, can_be = look(box)
         flips = Flips(0, 0, None)
         if can_be:
-            onto = onto[COMPLETED_ON:]
+            onto = onto[settings.completed_on :]
             flips = count_flips(self._suspect, image, mask, label, onto, settings.accept, uid, settings.seed)
         return {
             "box_top": box[0],
@@ -228,7 +234,7 @@ class Examiner:
             "control_flips": flips.control_flips,
             "trials": flips.trials,
             "proven": flips.control_flips is not None
-            and flips.control_flips <= settings.control_at_most * flips.trials,
+            and settings.proves(100 * flips.flips / flips.trials, 100 * flips.control_flips / flips.trials),
             "region_png": cut_out(image, mask),
         }
 

@@ -7,9 +7,7 @@ import torch
 
 from ..model.clip import Clip
 from ..oracle.regions import Region
-
-BATCH = 64
-"""Crops that are encoded at once; cut here whatever the image, so that no result depends on the others' number."""
+from .disagreement import BATCH
 
 
 class Labeller:

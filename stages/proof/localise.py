@@ -1,26 +1,38 @@
 """From a region that carries a claim to the box of what carries it. [R]: EftCLIP takes the region as it is."""
 
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
+from ..stage import Count, config
 from .disagreement import Suspect, alone, without
 
-STEPS = (6, 2, 1)
-"""Moves of a box's sides, in sixty-fourths of the image; coarse to fine."""
-COMPLETE_STEPS = (2, 1)
-"""Those of `complete`, which begins close by."""
-ROUNDS = 3
-"""Moves that are made at each step."""
-AREA_PRICE = 100.0
-"""Log odds that a box must gain for the whole image's area: of two boxes that do nearly as much, the smaller one wins.
-Measured on 10 to 12 images of each of four patches at 64 px, on which it was also set: with 4 boxes grow far into the
-surroundings; with 60 one in six boxes around a 10 px patch at a random place overlaps it by less than .5; with 100 no
-box does, once `complete` has given back the rim."""
-COMPLETE_PRICE = 80.0
-"""The same for `complete`. With 25 half of the boxes around a 10 px patch at a random place grow past it."""
 FLOOR = 1e-6
-"""Probabilities are kept this far from 0 and 1 before their odds are taken."""
+"""Probabilities are kept this far from 0 and 1 before their odds are taken, which are not finite there."""
+
+Steps = Annotated[tuple[Count, ...], Field(min_length=1)]
+
+
+@config
+class BoxLimits:
+    """How the box around what carries a claim is found."""
+
+    steps: Steps = (6, 2, 1)
+    """Moves of a box's sides, in sixty-fourths of the image; coarse to fine."""
+    complete_steps: Steps = (2, 1)
+    """Those of `complete`, which begins close by."""
+    rounds: Count = 3
+    """Moves that are made at each step."""
+    area_price: Annotated[float, Field(ge=0)] = 100.0
+    """Log odds that a box must gain for the whole image's area: of two boxes that do nearly as much, the smaller one wins.
+    Measured on 10 to 12 images of each of four patches at 64 px, on which it was also set: with 4 boxes grow far into the
+    surroundings; with 60 one in six boxes around a 10 px patch at a random place overlaps it by less than .5; with 100 no
+    box does, once `complete` has given back the rim."""
+    complete_price: Annotated[float, Field(ge=0)] = 80.0
+    """The same for `complete`. With 25 half of the boxes around a 10 px patch at a random place grow past it."""
+
 
 Box = tuple[int, int, int, int]
 """Top, left, height, width in pixels."""
@@ -34,10 +46,10 @@ def box_mask(box: Box, size: int) -> np.ndarray:
     return mask
 
 
-def causal_score(alone_p: np.ndarray, without_p: np.ndarray, area: np.ndarray) -> np.ndarray:
+def causal_score(alone_p: np.ndarray, without_p: np.ndarray, area: np.ndarray, price: float) -> np.ndarray:
     """Return how fully a region accounts for a claim, `[N] float64`.
 
-    Log odds of the claim with the region alone, minus those without the region, minus AREA_PRICE x area. Measured on
+    Log odds of the claim with the region alone, minus those without the region, minus price x area. Measured on
     16 and 9 px patches at 64 px, the odds rise steeply until the box holds the trigger (4 to 8 for the last pixels) and
     hardly beyond, so that the maximum is near the trigger's box.
 
@@ -45,12 +57,13 @@ def causal_score(alone_p: np.ndarray, without_p: np.ndarray, area: np.ndarray) -
         alone_p: `[N] float64`, p(claim | region alone).
         without_p: `[N] float64`, p(claim | image without region).
         area: `[N] float64`, fractions.
+        price: of the whole image's area, `BoxLimits.area_price`.
     """
-    score: np.ndarray = _log_odds(alone_p) - _log_odds(without_p) - AREA_PRICE * area
+    score: np.ndarray = _log_odds(alone_p) - _log_odds(without_p) - price * area
     return score
 
 
-def tighten(suspect: Suspect, image: np.ndarray, start: Box, label: int) -> Box:
+def tighten(suspect: Suspect, image: np.ndarray, start: Box, label: int, limits: BoxLimits) -> Box:
     """Move a box's sides, the best moves first, while that raises the causal score of the label.
 
     Args:
@@ -58,16 +71,18 @@ def tighten(suspect: Suspect, image: np.ndarray, start: Box, label: int) -> Box:
         image: `[S, S, 3] uint8`.
         start: where the search begins.
         label: the claim.
+        limits: of the search.
     """
 
     def score(masks: np.ndarray) -> np.ndarray:
         claimed = suspect.labels.claimed(suspect(np.concatenate([alone(image, masks), without(image, masks)])), label)
-        return causal_score(claimed[: len(masks)], claimed[len(masks) :], masks.mean(axis=(1, 2)))
+        shown, removed = claimed[: len(masks)], claimed[len(masks) :]
+        return causal_score(shown, removed, masks.mean(axis=(1, 2)), limits.area_price)
 
-    return _climb(start, score, image.shape[0], STEPS, outward=False)
+    return _climb(start, score, image.shape[0], limits.steps, limits.rounds, outward=False)
 
 
-def complete(suspect: Suspect, image: np.ndarray, start: Box, label: int, onto: np.ndarray) -> Box:
+def complete(suspect: Suspect, image: np.ndarray, start: Box, label: int, onto: np.ndarray, limits: BoxLimits) -> Box:
     """Move a tight box's sides outward while other images take the label on more readily with what it holds.
 
     On grey three quarters of a patch are as good as the whole (measured, 10 px of 64: half of the tight boxes overlap
@@ -79,20 +94,29 @@ def complete(suspect: Suspect, image: np.ndarray, start: Box, label: int, onto: 
         start: the tight box.
         label: the claim.
         onto: `[K, S, S, 3] uint8` images without the label; the mean of their log odds counts.
+        limits: of the search.
     """
 
     def score(masks: np.ndarray) -> np.ndarray:
         pasted = np.where(masks[:, None, :, :, None], image, onto)
         claimed = suspect.labels.claimed(suspect(pasted.reshape(-1, *image.shape)), label)
         gained = _log_odds(claimed).reshape(len(masks), -1).mean(axis=1)
-        found: np.ndarray = gained - COMPLETE_PRICE * masks.mean(axis=(1, 2))
+        found: np.ndarray = gained - limits.complete_price * masks.mean(axis=(1, 2))
         return found
 
-    return _climb(start, score, image.shape[0], COMPLETE_STEPS, outward=True) if len(onto) else start
+    if not len(onto):
+        return start
+    return _climb(start, score, image.shape[0], limits.complete_steps, limits.rounds, outward=True)
 
 
 def _climb(
-    start: Box, score: Callable[[np.ndarray], np.ndarray], size: int, steps: Sequence[int], *, outward: bool
+    start: Box,
+    score: Callable[[np.ndarray], np.ndarray],
+    size: int,
+    steps: Sequence[int],
+    rounds: int,
+    *,
+    outward: bool,
 ) -> Box:
     """Return the end of a greedy climb from a box; `score` maps masks `[N, S, S] bool` to `[N] float64`."""
     known: dict[Box, float] = {}
@@ -105,7 +129,7 @@ def _climb(
     look_at([start])
     best = start
     for step in dict.fromkeys(max(1, round(step * size / 64)) for step in steps):
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             moves = _moves(best, step, size, outward=outward)
             look_at(moves)
             together = _together(best, [box for box in moves if known[box] > known[best]], known)

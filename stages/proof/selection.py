@@ -2,8 +2,23 @@
 
 import numpy as np
 
-LEADING = 8
-"""Concepts, by their statistic, that share half of what the flagged pairs leave of the budget."""
+from ..stage import Count, Share, config
+
+
+@config
+class ChoiceLimits:
+    """Which pairs are examined, and in which groups."""
+
+    leading: Count = 8
+    """Concepts, by their statistic, that share half of what the flagged pairs leave of the budget."""
+    least_flagged: Count = 20
+    """Of a concept with fewer flagged pairs, its most suspicious ones are compared."""
+    unnamed_share: Share = 0.1
+    """Of a concept that stands out and is not named, this share of its pairs is taken for its flagged group."""
+    followed: Count = 64
+    """Pairs of a claim that the oracle looks at next where its regions have been proven, and again while that pays."""
+    paying_share: Share = 0.1
+    """Least share of proven pairs, of a claim in a round, with which it is followed."""
 
 
 def select(
@@ -15,11 +30,12 @@ def select(
     named: np.ndarray,
     cut: float,
     count: int,
+    leading: int,
 ) -> np.ndarray:
     """Return the rows to examine, ascending.
 
     First the flagged pairs of the concepts that the statistics name. Half of what is left of the budget goes in equal shares
-    to the LEADING concepts with the highest statistic, to each one's most suspicious pairs: poison that is a large part of
+    to the leading concepts, those with the highest statistic, to each one's most suspicious pairs: poison that is a large part of
     its concept ranks high there and low in the data set as a whole. The rest goes to the highest ensemble scores.
 
     Args:
@@ -30,6 +46,7 @@ def select(
         named: `[C] bool`.
         cut: ensemble score from which a pair is flagged.
         count: rows to return at most.
+        leading: concepts that share.
     """
     eligible = np.flatnonzero(concept >= 0)
     chosen = np.zeros(len(ensemble), bool)
@@ -41,7 +58,7 @@ def select(
 
     flagged = eligible[(ensemble[eligible] >= cut) & named[concept[eligible]]]
     take(flagged, ensemble, count)
-    leaders = np.argsort(-statistics, kind="stable")[:LEADING]
+    leaders = np.argsort(-statistics, kind="stable")[:leading]
     share = (count - int(chosen.sum())) // (2 * max(1, len(leaders)))
     for leader in leaders:
         take(eligible[concept[eligible] == leader], spectral, share)

@@ -8,9 +8,15 @@ import pyarrow as pa
 
 from ..captions import Vocabulary
 from ..detectors.streaming import vectors
+from ..stage import Share, config
 
-SYNONYM_COSINE = 0.95
-"""Two labels whose prototypes are at least this alike are one label."""
+
+@config
+class LabelLimits:
+    """What counts as one label."""
+
+    synonym_cosine: Share = 0.95
+    """Two labels whose prototypes are at least this alike are one label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +99,7 @@ class Labels:
         return chosen
 
 
-def finish(names: Sequence[str], sums: LabelSums, logit_scale: float) -> Labels:
+def finish(names: Sequence[str], sums: LabelSums, logit_scale: float, limits: LabelLimits) -> Labels:
     """Return the labels from the sums of the whole cache; concepts without a pair are left out.
 
     Synonyms are pairs of labels, not chains: that a is like b and b like c makes a and c one only if they are alike.
@@ -105,6 +111,6 @@ def finish(names: Sequence[str], sums: LabelSums, logit_scale: float) -> Labels:
     if not present:
         raise ValueError("no caption of the data set holds a concept: there is no label to give")
     unit = sums.text[present] / np.linalg.norm(sums.text[present], axis=1, keepdims=True)
-    same = unit @ unit.T >= SYNONYM_COSINE
+    same = unit @ unit.T >= limits.synonym_cosine
     np.fill_diagonal(same, True)
     return Labels(tuple(names[i] for i in present), unit.astype(np.float32), logit_scale, same)

@@ -91,9 +91,9 @@ class DossierPanel:
     """Those that do with an equal area of something else."""
     proven: bool
     pairs: int
-    """Before the sweep back."""
-    pairs_swept: int | None = None
-    """After it; None if there was none."""
+    """That the proof rests on."""
+    carriers: int | None = None
+    """That carry it, by the search of the whole data set; None if there was none."""
     examples: tuple[Example, ...] = ()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..attack.triggers import Trigger
-from ..attack.triggers.pixels import to_uint8
+from ..pixels import to_uint8
 from ..samples import seeded_hash
 
 GAIN = 4

@@ -102,7 +102,7 @@ def render(report: ScanReport) -> str:
             wall_concepts=by_frequency([pair.concept for pair in shown if pair.concept is not None]),
             proven=(proven := [panel for panel in report.dossiers if panel.proven]),
             proven_targets=list(dict.fromkeys(target for panel in proven for target in panel.targets)),
-            proven_pairs=sum(panel.pairs if panel.pairs_swept is None else panel.pairs_swept for panel in proven),
+            proven_pairs=sum(panel.pairs if panel.carriers is None else panel.carriers for panel in proven),
             wall_verdicts=by_frequency([pair.verdict for pair in shown if pair.verdict is not None]),
             concepts=concepts[:CONCEPT_LIMIT],
             hidden_concepts=len(concepts) - len(concepts[:CONCEPT_LIMIT]),

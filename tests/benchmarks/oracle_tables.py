@@ -38,7 +38,7 @@ PAIRS = (
     Column("attack", "attack"),
     Column("seed", "seed"),
     Column("poisoned", "poisoned"),
-    Column("called poisoned before the sweep back", "before_sweep"),
+    Column("called poisoned before the search", "before_sweep"),
     Column("precision %", "before_sweep_precision_pct", 1),
     Column("recall %", "before_sweep_recall_pct", 1),
     Column("after it", "after_sweep"),

@@ -15,7 +15,7 @@ from clipsan.pipeline.core.config import ConfigError
 from clipsan.pipeline.proof.inquiry import ProofConfig
 from clipsan.pipeline.scan.plan import make_plan
 from clipsan.pipeline.status import describe
-from clipsan.stages.dossier.dossier import Dossier, where
+from clipsan.stages.dossier.dossier import Dossier
 from clipsan.stages.dossier.files import read_dossiers
 from clipsan.stages.oracle import SuperpixelsConfig
 from clipsan.stages.oracle.regions import from_runs, iou
@@ -56,10 +56,10 @@ def corner(side: int = 64) -> np.ndarray:
 
 def test_the_trigger_is_proven_and_localised(scanned: Path) -> None:
     dossier = trigger(scanned)
-    assert dossier.proven
+    assert PROOF.examine.proves(dossier.flips.pct, dossier.control.pct)
     assert dossier.flips.low_pct >= 50
     assert dossier.control.pct <= 10
-    place = where(dossier)
+    place = dossier.where()
     assert place is not None
     assert iou(place, corner()) >= 0.5
 

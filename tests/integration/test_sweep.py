@@ -22,8 +22,9 @@ from clipsan.pipeline.sweep import verb as sweep
 from clipsan.pipeline.sweep.settings import GridSearch, HalvingConfig, HeldOutConfig, SweepConfig, TruthConfig
 from clipsan.pipeline.tracking.record import TrackingConfig
 from clipsan.stages.attack.triggers import PatchConfig
-from clipsan.stages.dossier.dossier import Cutout, Dossier, Place, Rate
-from clipsan.stages.dossier.files import write_dossier
+from clipsan.stages.dossier.dossier import Rate
+from clipsan.stages.dossier.match import Cutout
+from clipsan.stages.dossier.patch import Alike, Patch, Place
 from clipsan.stages.evaluation.exam import objective_pct
 from clipsan.stages.model.checkpoints import ModelConfig
 from clipsan.stages.model.clip import load_clip
@@ -84,18 +85,17 @@ def scan(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 }
             )
         write_part(root / "verdicts", unit.index, pa.Table.from_pylist(rows), "mark")
-    write_dossier(root / "triggers" / "t1", patch_dossier())
+    patch_dossier().save(root / "triggers" / "t1")
     return root
 
 
-def patch_dossier() -> Dossier:
+def patch_dossier() -> Patch:
     rate = Rate(pct=99.0, low_pct=98.0, high_pct=100.0, trials=100)
     corner = float(64 - SIDE)
     place = Place(fixed=True, top=corner, left=corner, top_std=0.0, left_std=0.0, mode_share=1.0)
     cutout = Cutout(picture=checker(), mask=np.ones((SIDE, SIDE), bool), top=64 - SIDE, left=64 - SIDE)
-    return Dossier(
+    return Patch(
         id="t1",
-        kind="patch",
         targets=(TARGET,),
         side=64,
         flips=rate,
@@ -103,6 +103,8 @@ def patch_dossier() -> Dossier:
         uids=("a",),
         cutouts=(cutout,),
         place=place,
+        heat=np.zeros((64, 64), np.float32),
+        alike=Alike(mean=checker(), likeness=1.0),
     )
 
 

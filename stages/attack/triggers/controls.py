@@ -6,8 +6,9 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from ...pixels import to_uint8
 from ...stage import config
-from .pixels import to_uint8, whole
+from .pixels import whole
 from .trigger import Trigger, TriggerConfig
 
 

@@ -4,8 +4,9 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from ...pixels import to_uint8
 from ...stage import config
-from .pixels import load_picture, to_uint8
+from .pixels import load_picture
 from .structured import stretch, stripes
 from .trigger import Trigger, TriggerConfig
 

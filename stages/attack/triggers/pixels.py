@@ -1,4 +1,4 @@
-"""What all triggers share: rounding, the box, and pictures from files."""
+"""What all triggers share: the box, and pictures from files."""
 
 from pathlib import Path
 from typing import Any
@@ -6,10 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-
-def to_uint8(values: np.ndarray) -> np.ndarray:
-    """Return values on a scale of 0 to 255 as uint8: rounded once, to even at a half, and clamped, never wrapped."""
-    return np.asarray(np.clip(np.rint(values), 0, 255), dtype=np.uint8)
+from ...pixels import to_uint8
 
 
 def whole(image: np.ndarray, **drawn: Any) -> dict[str, Any]:

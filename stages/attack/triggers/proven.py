@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from ...dossier.files import read_dossier
 from ...stage import config
 from .pixels import whole
 from .trigger import Trigger, TriggerConfig
@@ -28,12 +29,7 @@ class ProvenTrigger:
     """Puts a dossier's trigger on an image as the model sees it, which is how the scan found and proved it."""
 
     def __init__(self, config: ProvenConfig) -> None:
-        # a dossier is made of triggers' own arithmetic, so neither package can import the other while it loads
-        from ...dossier.dossier import apply_trigger
-        from ...dossier.files import read_dossier
-
         self._dossier = read_dossier(Path(config.path))
-        self._apply = apply_trigger
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
         """Return the triggered copy of `[side, side, 3] uint8`; its box is the whole image.
@@ -41,4 +37,4 @@ class ProvenTrigger:
         Raises:
             ValueError: the image is of another size than the model's input, for which the trigger was proven.
         """
-        return self._apply(self._dossier, image, rng), whole(image, trigger=self._dossier.id)
+        return self._dossier.apply(image, rng), whole(image, trigger=self._dossier.id)

@@ -5,8 +5,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from PIL import Image
 
+from ...pixels import to_uint8
 from ...stage import config
-from .pixels import load_picture, to_uint8, whole
+from .pixels import load_picture, whole
 from .trigger import Trigger, TriggerConfig
 
 

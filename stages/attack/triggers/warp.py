@@ -7,8 +7,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ...pixels import to_uint8
 from ...stage import config
-from .pixels import to_uint8, whole
+from .pixels import whole
 from .trigger import Trigger, TriggerConfig
 
 SHARED_GRIDS = 16

@@ -1,4 +1,4 @@
-"""What the sweep back makes of a pair that looks as if it carried several triggers."""
+"""What the search of the data set makes of a pair that looks as if it carried several triggers."""
 
 from typing import Any
 

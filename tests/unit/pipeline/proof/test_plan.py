@@ -9,9 +9,10 @@ import pytest
 from clipsan.pipeline.core.commit import write_part
 from clipsan.pipeline.core.parts import Parts
 from clipsan.pipeline.proof.inquiry import ProofConfig
-from clipsan.pipeline.proof.plan import LEAST_FLAGGED, Group, Selection, follow, paying, plan_proof
+from clipsan.pipeline.proof.plan import Group, Selection, follow, paying, plan_proof
 from clipsan.stages.captions import Vocabulary
 from clipsan.stages.detectors import Findings
+from clipsan.stages.proof.selection import ChoiceLimits
 
 N, FLAGGED, CUT = 400, 30, 1.0
 
@@ -96,7 +97,7 @@ def test_groups_are_bounded_and_their_sides_apart(tmp_path: Path) -> None:
         assert not flagged & rest
     # the 25 most suspicious of 30 flagged; of a concept that is not named, its most suspicious pairs
     assert set(Group.uids(first.flagged)) == {f"u{row:03d}" for row in range(20, 4 * FLAGGED, 4)}
-    assert len(Group.uids(second.flagged)) == LEAST_FLAGGED
+    assert len(Group.uids(second.flagged)) == ChoiceLimits().least_flagged
 
 
 def test_a_proven_claim_is_followed_by_its_own_score(tmp_path: Path) -> None:
@@ -116,5 +117,5 @@ def test_a_proven_claim_is_followed_by_its_own_score(tmp_path: Path) -> None:
 def test_a_claim_pays_from_a_tenth_of_proven_pairs_on() -> None:
     claims = ["banana"] * 10 + ["dog"] * 11 + ["cat"] * 3
     proven = [True] + 9 * [False] + [True] + 10 * [False] + 3 * [False]
-    assert paying(claims, proven) == ["banana"]
-    assert paying([], []) == []
+    assert paying(claims, proven, ChoiceLimits()) == ["banana"]
+    assert paying([], [], ChoiceLimits()) == []

@@ -10,8 +10,9 @@ from clipsan.pipeline.story import steps as run_steps
 from clipsan.pipeline.story.ending import judge
 from clipsan.pipeline.story.settings import RunConfig
 from clipsan.stages.attack.triggers import ProvenConfig
-from clipsan.stages.dossier.dossier import Cutout, Dossier, Place, Rate
-from clipsan.stages.dossier.files import write_dossier
+from clipsan.stages.dossier.dossier import Rate
+from clipsan.stages.dossier.match import Cutout
+from clipsan.stages.dossier.patch import Alike, Patch, Place
 from clipsan.stages.report.story import compare
 
 EVALUATE = {"data": {"kind": "parquet", "path": "val.parquet", "label": "label"}, "classes": ["ball", "kite"]}
@@ -88,15 +89,14 @@ def test_the_outcome_follows_from_the_demands(
     assert words in found.why
 
 
-def dossier(target: str = "kite", number: int = 1) -> Dossier:
+def dossier(target: str = "kite", number: int = 1) -> Patch:
     picture = np.full((2, 3, 3), 200, np.uint8)
     cutout = Cutout(picture=picture, mask=np.ones((2, 3), bool), top=4, left=5)
     place = Place(fixed=True, top=4.0, left=5.0, top_std=0.0, left_std=0.0, mode_share=1.0)
     rate = Rate(pct=90.0, low_pct=80.0, high_pct=95.0, trials=100)
     none = Rate(pct=0.0, low_pct=0.0, high_pct=2.0, trials=100)
-    return Dossier(
+    return Patch(
         id=f"t{number}",
-        kind="patch",
         targets=(target,),
         side=8,
         flips=rate,
@@ -104,11 +104,13 @@ def dossier(target: str = "kite", number: int = 1) -> Dossier:
         uids=("a",),
         cutouts=(cutout,),
         place=place,
+        heat=np.zeros((8, 8), np.float32),
+        alike=Alike(mean=picture, likeness=1.0),
     )
 
 
 def test_a_proven_trigger_is_pasted_as_the_model_sees_it(tmp_path) -> None:
-    write_dossier(tmp_path / "t1", dossier())
+    dossier().save(tmp_path / "t1")
     trigger = ProvenConfig(path=str(tmp_path / "t1")).build()
     image = np.zeros((8, 8, 3), np.uint8)
     marked, drawn = trigger(image, np.random.default_rng(0))
@@ -123,7 +125,7 @@ def test_a_proven_trigger_is_pasted_as_the_model_sees_it(tmp_path) -> None:
 
 def test_the_proven_triggers_become_the_attack_and_an_unknown_target_a_class(tmp_path) -> None:
     for number, target in ((1, "Kite"), (2, "lamp")):
-        write_dossier(tmp_path / "scan" / "triggers" / f"t{number}", dossier(target, number))
+        dossier(target, number).save(tmp_path / "scan" / "triggers" / f"t{number}")
     (tmp_path / "scan" / "summary.json").write_text("{}")
     step = run_steps.RepairStep(config(), tmp_path, config().tracking)
     found = step.config().evaluate

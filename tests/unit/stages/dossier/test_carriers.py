@@ -1,4 +1,4 @@
-"""The sweep back: the discriminant by hand, candidates in a cache, the trigger found and taken away."""
+"""The search of the cache: the discriminant by hand, candidates in a cache, the trigger found and taken away."""
 
 import dataclasses
 
@@ -7,12 +7,22 @@ import pyarrow as pa
 import pytest
 import torch
 
-from clipsan.stages.dossier.carriers import discriminant, features, fit_direction, score_table, without_trigger
-from clipsan.stages.dossier.dossier import Cutout, Dossier, Place, Rate, apply_trigger
-from clipsan.stages.dossier.match import best_place, concordance
-from clipsan.stages.dossier.sightings import NOISE
+from clipsan.stages.captions import Vocabulary
+from clipsan.stages.dossier.carriers import (
+    CarrierLimits,
+    discriminant,
+    features,
+    fit_direction,
+    likely_carriers,
+    score_table,
+)
+from clipsan.stages.dossier.dossier import Dossier, Rate
+from clipsan.stages.dossier.match import NOISE, Cutout, best_place, concordance
+from clipsan.stages.dossier.patch import Alike, Patch, Place
+from clipsan.stages.dossier.residual import Residual
 
 SIDE = 16
+LIMITS = CarrierLimits()
 RATE = Rate(pct=100.0, low_pct=90.0, high_pct=100.0, trials=32)
 MARK = np.random.default_rng(3).integers(0, 2, (4, 4, 3), dtype=np.uint8) * 255
 
@@ -38,17 +48,19 @@ def photos(count: int, seed: int) -> np.ndarray:
 def patch(*, fixed: bool, varying: bool = False, mask: np.ndarray | None = None) -> Dossier:
     place = Place(fixed=fixed, top=5.0, left=9.0, top_std=0.0, left_std=0.0, mode_share=1.0)
     cutout = Cutout(picture=MARK, mask=np.ones((4, 4), bool) if mask is None else mask, top=5, left=9)
-    return Dossier(
-        id="t1", kind="patch", targets=("banana",), side=SIDE, flips=RATE, control=RATE, uids=("a",),
-        cutouts=(cutout,), place=place, varying=varying,
+    return Patch(
+        id="t1", targets=("banana",), side=SIDE, flips=RATE, control=RATE, uids=("a",),
+        cutouts=(cutout,), place=place, heat=np.zeros((SIDE, SIDE), np.float32),
+        alike=None if varying else Alike(mean=MARK, likeness=1.0),
     )  # fmt: skip
 
 
-def wave() -> Dossier:
+def wave() -> Residual:
     effect = np.zeros((SIDE, SIDE, 3), np.float32)
     effect[:, ::2] = 70
-    return Dossier(
-        id="t2", kind="residual", targets=("banana",), side=SIDE, flips=RATE, control=RATE, uids=("a",), effect=effect
+    return Residual(
+        id="t2", targets=("banana",), side=SIDE, flips=RATE, control=RATE, uids=("a",), offset=effect,
+        gain=np.ones((SIDE, SIDE, 1), np.float32), covers=np.ones((SIDE, SIDE), bool),
     )  # fmt: skip
 
 
@@ -64,7 +76,7 @@ def test_discriminant_by_hand():
     rng = np.random.default_rng(1)
     before = rng.standard_normal((400, 5)) @ rng.standard_normal((5, 5))
     after = before + np.array([1.0, 0, 0, 2.0, 0]) + 0.1 * rng.standard_normal((400, 5))
-    weight, centre = discriminant(before, after)
+    weight, centre = discriminant(before, after, LIMITS.shrinkage)
     about = np.vstack([before - before.mean(0), after - after.mean(0)])
     covariance = np.cov(about.T, bias=True)
     covariance += 1e-2 * np.trace(covariance) / 5 * np.eye(5)
@@ -77,48 +89,75 @@ def test_discriminant_by_hand():
 
 
 def test_features_that_do_not_move_say_nothing():
-    weight, centre = discriminant(np.ones((10, 3)), np.ones((10, 3)))
+    weight, centre = discriminant(np.ones((10, 3)), np.ones((10, 3)), LIMITS.shrinkage)
     assert not weight.any()
     assert centre == 0
 
 
 @pytest.mark.parametrize("dossier", [wave(), patch(fixed=True)], ids=["residual", "patch"])
 def test_poisoned_pairs_are_candidates_and_others_are_not(dossier):
-    direction = fit_direction(Projector(), photos(200, 1), dossier, ["a", "b"], seed=0)
+    direction = fit_direction(Projector(), photos(200, 1), dossier, ["a", "b"], seed=0, limits=LIMITS)
     assert direction.columns == ("image", "layer.a", "layer.b")
     images = photos(120, 2)
     rng = np.random.default_rng(0)
-    images[:40] = [apply_trigger(dossier, image, rng) for image in images[:40]]
+    images[:40] = [dossier.apply(image, rng) for image in images[:40]]
     score = score_table(direction, cache(images, ["a", "b"]))
     assert score.dtype == np.float32
     np.testing.assert_array_equal(score >= direction.threshold, np.arange(120) < 40)
     assert direction.separation == 1.0
 
 
+def test_only_pairs_that_claim_a_target_are_likely_carriers():
+    searched = [
+        (d, fit_direction(Projector(), photos(200, 1), d, ["a"], seed=0, limits=LIMITS))
+        for d in (patch(fixed=True), wave())
+    ]
+    images = photos(6, 2)
+    images[:3] = [wave().apply(image, np.random.default_rng(0)) for image in images[:3]]
+    images[3] = patch(fixed=True).apply(images[3], np.random.default_rng(0))
+    columns = {
+        "caption": pa.array(["a banana", "a dog", "two banana and a dog", "banana", "banana", "a dog"]),
+        "uid": pa.array([f"u{i}" for i in range(6)]),
+    }
+    table = cache(images, ["a"])
+    for name, column in columns.items():
+        table = table.append_column(name, column)
+    vocabulary = Vocabulary(("banana", "dog"), {"banana": 0, "dog": 1}, 1)
+    found = likely_carriers(searched, vocabulary, table)
+    assert set(found) == {"u0", "u2", "u3"}
+    assert "t2" in dict(found["u0"])
+    assert "t2" in dict(found["u2"])
+    assert "t1" in dict(found["u3"])
+    scores = {d.id: score_table(direction, table) - direction.threshold for d, direction in searched}
+    for uid, likely in found.items():
+        assert [score for _, score in likely] == sorted((score for _, score in likely), reverse=True)
+        assert all(score == scores[trigger][int(uid[1])] for trigger, score in likely)
+
+
 def test_overlap_puts_the_threshold_where_few_triggered_are_missed():
-    weak = dataclasses.replace(wave(), effect=np.asarray(wave().effect) / 100)
+    weak = dataclasses.replace(wave(), offset=wave().offset / 100)
     held_out = photos(200, 1)
-    direction = fit_direction(Projector(), held_out, weak, [], seed=0)
-    moved = np.stack([apply_trigger(weak, image, np.random.default_rng(0)) for image in held_out[1::2]])
+    direction = fit_direction(Projector(), held_out, weak, [], seed=0, limits=LIMITS)
+    moved = np.stack([weak.apply(image, np.random.default_rng(0)) for image in held_out[1::2]])
     missed = (score_table(direction, cache(moved, [])) < direction.threshold).mean()
     assert missed == pytest.approx(0.02, abs=0.011)
     assert direction.separation < 0.5
 
 
 def test_a_score_depends_on_its_row_alone():
-    direction = fit_direction(Projector(), photos(64, 1), wave(), ["a"], seed=0)
+    direction = fit_direction(Projector(), photos(64, 1), wave(), ["a"], seed=0, limits=LIMITS)
     table = cache(photos(50, 2), ["a"])
     whole = score_table(direction, table)
     parts = [score_table(direction, table.slice(start, 7)) for start in range(0, 50, 7)]
     assert whole.tobytes() == np.concatenate(parts).tobytes()
-    again = fit_direction(Projector(), photos(64, 1), wave(), ["a"], seed=0)
+    again = fit_direction(Projector(), photos(64, 1), wave(), ["a"], seed=0, limits=LIMITS)
     assert score_table(again, table).tobytes() == whole.tobytes()
     assert len(score_table(direction, table.slice(0, 0))) == 0
 
 
 def test_few_images_are_refused():
     with pytest.raises(ValueError, match="32"):
-        fit_direction(Projector(), photos(31, 1), wave(), [], seed=0)
+        fit_direction(Projector(), photos(31, 1), wave(), [], seed=0, limits=LIMITS)
 
 
 def test_concordance_by_hand():
@@ -153,7 +192,7 @@ def test_the_trigger_is_taken_away_wherever_it_sits():
     for top, left in [(0, 0), (12, 12), (5, 2)]:
         image = clean.copy()
         image[top : top + 4, left : left + 4] = MARK
-        left_over = without_trigger(patch(fixed=False), image)
+        left_over = patch(fixed=False).without(image)
         assert left_over.shape == (1, SIDE, SIDE, 3)
         window = left_over[0, top : top + 4, left : left + 4]
         assert np.abs(window.astype(int) - 128).mean() < 35 < 100 < np.abs(MARK.astype(int) - 128).mean()
@@ -164,9 +203,9 @@ def test_the_trigger_is_taken_away_wherever_it_sits():
 
 def test_places_that_are_known_or_cannot_be():
     image = photos(1, 9)[0]
-    assert len(without_trigger(patch(fixed=True), image)) == 1
-    assert len(without_trigger(wave(), image)) == 1
-    versions = without_trigger(patch(fixed=False, varying=True), image)
+    assert len(patch(fixed=True).without(image)) == 1
+    assert len(wave().without(image)) == 1
+    versions = patch(fixed=False, varying=True).without(image)
     assert len(versions) == 7 * 7
     changed = (versions != image).any(axis=-1)
     assert changed.any(axis=0).all()

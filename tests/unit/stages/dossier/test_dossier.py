@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,23 +11,21 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from clipsan.stages.dossier.cluster import MIN_LIKENESS, cluster
-from clipsan.stages.dossier.dossier import (
-    COPY_LIKENESS,
-    Dossier,
-    Rate,
-    apply_trigger,
-    fill,
-    number,
-    remove_trigger,
-    verify,
-    where,
-)
-from clipsan.stages.dossier.files import read_dossiers, visible, write_dossiers
+from clipsan.stages.dossier.dossier import Dossier, Rate, StandingLimits, number
+from clipsan.stages.dossier.files import read_dossiers, write_dossiers
+from clipsan.stages.dossier.fill import fill
+from clipsan.stages.dossier.find_patches import PatchLimits, find_patches
+from clipsan.stages.dossier.patch import Alike, Patch
+from clipsan.stages.dossier.residual import Residual
 from clipsan.stages.dossier.sightings import likeness, read_sightings
+from clipsan.stages.dossier.texture import Texture
+from clipsan.stages.dossier.warp import Warp
 from clipsan.stages.oracle.regions import iou, to_runs
+from clipsan.stages.proof.examine import ExamineConfig
 
 SIDE = 32
+LIMITS = PatchLimits()
+PROVES = ExamineConfig().proves
 CHECKER = np.kron(np.indices((4, 4)).sum(0) % 2, np.ones((2, 2)))[..., None].repeat(3, -1).astype(np.uint8) * 255
 """[8, 8, 3]."""
 
@@ -90,8 +89,16 @@ def crops(count: int, seed: int, claim: str = "banana") -> list[dict[str, object
     return rows
 
 
-def only(rows: list[dict[str, object]]) -> Dossier:
-    found = cluster(pa.Table.from_pylist(rows), seed=0)
+def search(rows: list[dict[str, object]]) -> list[Patch]:
+    return find_patches(pa.Table.from_pylist(rows), seed=0, limits=LIMITS)
+
+
+def proven(dossier: Dossier) -> bool:
+    return PROVES(dossier.flips.pct, dossier.control.pct)
+
+
+def only(rows: list[dict[str, object]]) -> Patch:
+    found = search(rows)
     assert len(found) == 1
     return found[0]
 
@@ -109,11 +116,11 @@ def test_a_patch_at_one_place_among_genuine_crops() -> None:
     assert (cutout.top, cutout.left) == (20, 18)
     assert np.array_equal(cutout.picture, CHECKER)
     assert cutout.mask.all()
-    assert np.array_equal(found.mean, CHECKER)
+    assert found.alike is not None
+    assert np.array_equal(found.alike.mean, CHECKER)
     assert found.flips.pct == pytest.approx(100 * 28 / 32)
     assert found.flips.trials == 12 * 32
     assert found.flips.low_pct < found.flips.pct < found.flips.high_pct
-    assert found.heat is not None
     assert found.heat[20:28, 18:26].min() == 1
     assert 0 < found.heat[19, 20] < 1
 
@@ -140,8 +147,8 @@ def test_fresh_noise_at_one_place_is_a_varying_picture() -> None:
 
 
 def test_too_few_members_and_unlike_crops_make_no_dossier() -> None:
-    assert cluster(pa.Table.from_pylist(stamped(4, 7, place=(0, 0))), seed=0) == []
-    assert cluster(pa.Table.from_pylist(crops(20, 8)), seed=0) == []
+    assert search(stamped(4, 7, place=(0, 0))) == []
+    assert search(crops(20, 8)) == []
 
 
 def test_two_triggers_and_two_claims_stay_apart_and_are_numbered_by_size() -> None:
@@ -150,13 +157,13 @@ def test_two_triggers_and_two_claims_stay_apart_and_are_numbered_by_size() -> No
     corner = np.zeros((SIDE, SIDE), bool)
     corner[:8, 24:] = True
     rows += [row(f"y/{i}", yellow, corner) for i in range(7)]
-    found = number(cluster(pa.Table.from_pylist(rows), seed=0))
+    found = number(search(rows))
     assert [(d.id, d.targets, d.pairs) for d in found] == [
         ("t1", ("dog",), 9),
         ("t2", ("banana",), 7),
         ("t3", ("banana",), 6),
     ]
-    assert number(cluster(pa.Table.from_pylist(rows[::-1]), seed=0))[1].uids == found[1].uids
+    assert number(search(rows[::-1]))[1].uids == found[1].uids
 
 
 def test_regions_beyond_the_compared_ones_join_their_cluster() -> None:
@@ -168,20 +175,21 @@ def test_the_picture_of_a_region_may_be_its_box() -> None:
     mask[4:9, 6:20] = True
     mask[5, 7] = False
     whole, boxed = (
-        read_sightings(pa.Table.from_pylist([row("a", image, mask, boxed=boxed)]))[0] for boxed in (False, True)
+        read_sightings(pa.Table.from_pylist([row("a", image, mask, boxed=boxed)]), LIMITS.likeness)[0]
+        for boxed in (False, True)
     )
     assert np.array_equal(whole.picture, boxed.picture)
     assert np.array_equal(whole.picture[mask], image[mask])
     assert not whole.picture[~mask].any()
     broken = row("a", image, mask) | {"mask_runs": to_runs(np.eye(16, dtype=bool)), "mask_height": 16, "mask_width": 16}
     with pytest.raises(ValueError, match="16 x 16"):
-        read_sightings(pa.Table.from_pylist([broken]))
+        read_sightings(pa.Table.from_pylist([broken]), LIMITS.likeness)
 
 
 def test_likeness_is_the_concordance_at_the_best_shift() -> None:
     rows = stamped(2, 12, place=(2, 3)) + stamped(1, 13, place=(19, 7))
-    a, b, moved = read_sightings(pa.Table.from_pylist(rows))
-    score, down, right = likeness(a, moved)
+    a, b, moved = read_sightings(pa.Table.from_pylist(rows), LIMITS.likeness)
+    score, down, right = likeness(a, moved, LIMITS.likeness)
     assert (down, right) == (17, 4)
     both = np.roll(a.mask, (17, 4), (0, 1)) & moved.mask
     x = np.roll(a.picture, (17, 4), (0, 1))[both].astype(float).ravel()
@@ -189,74 +197,71 @@ def test_likeness_is_the_concordance_at_the_best_shift() -> None:
     noise = 12.0**2
     expected = (2 * np.cov(x, y, bias=True)[0, 1] + noise) / (x.var() + y.var() + (x.mean() - y.mean()) ** 2 + noise)
     assert score == pytest.approx(expected, abs=1e-3)
-    assert likeness(moved, a)[1:] == (-17, -4)
-    assert likeness(a, b)[0] > MIN_LIKENESS
-    genuine = read_sightings(pa.Table.from_pylist(crops(2, 14)))
-    assert likeness(*genuine)[0] < MIN_LIKENESS
+    assert likeness(moved, a, LIMITS.likeness)[1:] == (-17, -4)
+    assert likeness(a, b, LIMITS.likeness)[0] > LIMITS.min_likeness
+    genuine = read_sightings(pa.Table.from_pylist(crops(2, 14)), LIMITS.likeness)
+    assert likeness(*genuine, LIMITS.likeness)[0] < LIMITS.min_likeness
 
 
 def test_the_trigger_is_pasted_where_it_sits_or_anywhere() -> None:
     image = photo(np.random.default_rng(3))
     fixed = only(stamped(8, 15, place=(20, 18)))
-    made = apply_trigger(fixed, image, np.random.default_rng(0))
+    made = fixed.apply(image, np.random.default_rng(0))
     assert np.array_equal(made[20:28, 18:26], CHECKER)
     untouched = np.ones((SIDE, SIDE), bool)
     untouched[20:28, 18:26] = False
     assert np.array_equal(made[untouched], image[untouched])
     anywhere = only(stamped(8, 16, place=None))
     rng = np.random.default_rng(0)
-    places = {tuple(np.argwhere((apply_trigger(anywhere, image, rng) != image).any(-1))[0]) for _ in range(10)}
+    places = {tuple(np.argwhere((anywhere.apply(image, rng) != image).any(-1))[0]) for _ in range(10)}
     assert len(places) > 5
-    same = [apply_trigger(anywhere, image, np.random.default_rng(7)) for _ in range(2)]
+    same = [anywhere.apply(image, np.random.default_rng(7)) for _ in range(2)]
     assert np.array_equal(*same)
     with pytest.raises(ValueError, match=r"\[32, 32, 3\] uint8"):
-        apply_trigger(fixed, image[:16], rng)
+        fixed.apply(image[:16], rng)
 
 
 def whole(kind: str, effect: np.ndarray, band: np.ndarray | None = None) -> Dossier:
     few = Rate(pct=90.0, low_pct=70.0, high_pct=97.0, trials=32)
     none = Rate(pct=0.0, low_pct=0.0, high_pct=10.0, trials=32)
-    return Dossier(
-        id="t1",
-        kind=kind,  # type: ignore[arg-type]
-        targets=("banana",),
-        side=SIDE,
-        flips=few,
-        control=none,
-        uids=("a", "b"),
-        effect=effect.astype(np.float32),
-        band=band,
-    )
+    shared = {"id": "t1", "targets": ("banana",), "side": SIDE, "flips": few, "control": none, "uids": ("a", "b")}
+    effect = effect.astype(np.float32)
+    if kind == "residual":
+        everywhere = np.ones((SIDE, SIDE), bool)
+        return Residual(offset=effect, gain=np.ones((SIDE, SIDE, 1), np.float32), covers=everywhere, **shared)  # type: ignore[arg-type]
+    if kind == "texture":
+        return Texture(patterns=effect, keep=np.asarray(band), **shared)  # type: ignore[arg-type]
+    return Warp(field=effect, **shared)  # type: ignore[arg-type]
 
 
 def test_what_changes_the_whole_image_is_applied_and_taken_back() -> None:
     rng = np.random.default_rng(4)
     image = np.clip(photo(rng), 60, 190)
     residual = dataclasses.replace(whole("residual", rng.integers(-20, 20, (SIDE, SIDE, 3))), strength=2.0)
-    made = apply_trigger(residual, image, rng)
-    assert np.array_equal(made.astype(int), image.astype(int) + 2 * np.asarray(residual.effect).astype(int))
+    made = residual.apply(image, rng)
+    assert np.array_equal(made.astype(int), image.astype(int) + 2 * residual.offset.astype(int))
     # poisoned pairs carry the residual as it was estimated, at strength 1
     single = dataclasses.replace(residual, strength=1.0)
-    assert np.array_equal(remove_trigger(residual, apply_trigger(single, image, rng)), image)
+    assert np.array_equal(residual.remove(single.apply(image, rng)), image)
     gain = np.full((SIDE, SIDE, 1), 0.8, np.float32)
     blend = dataclasses.replace(single, gain=gain)
-    blended = apply_trigger(blend, image, rng)
-    by_hand = np.clip(np.round(0.8 * image.astype(np.float64) + np.asarray(residual.effect)), 0, 255)
+    blended = blend.apply(image, rng)
+    by_hand = np.clip(np.round(0.8 * image.astype(np.float64) + residual.offset), 0, 255)
     assert np.abs(blended.astype(float) - by_hand).max() <= 1
-    assert np.abs(remove_trigger(blend, blended).astype(float) - image).max() <= 2
+    assert np.abs(blend.remove(blended).astype(float) - image).max() <= 2
     keep = np.ones((SIDE, SIDE), np.float32)
     keep[0, SIDE // 2 :] = 0.0
     stripes = np.where(np.arange(SIDE) % 2, 30.0, -30.0)[None, None, :, None] * np.ones((2, SIDE, SIDE, 3))
-    texture = dataclasses.replace(whole("texture", stripes, band=keep))
+    texture = whole("texture", stripes, band=keep)
     plain = np.full((SIDE, SIDE, 3), 100, np.uint8)
-    striped = apply_trigger(texture, plain, rng)
+    striped = texture.apply(plain, rng)
     assert set(np.unique(striped)) == {70, 130}
-    left = remove_trigger(texture, striped)
+    left = texture.remove(striped)
     assert left is not None
     assert np.abs(left.astype(int) - 100).max() <= 15
     shift = np.zeros((SIDE, SIDE, 2))
     shift[..., 0] = 1
-    down = apply_trigger(whole("warp", shift), image, rng)
+    down = whole("warp", shift).apply(image, rng)
     assert np.array_equal(down[:-1], image[1:])
 
 
@@ -264,7 +269,11 @@ def test_a_dossier_of_the_wrong_form_is_refused() -> None:
     with pytest.raises(ValueError, match="residual"):
         whole("residual", np.zeros((4, 4, 3)))
     with pytest.raises(ValueError, match="cutouts"):
-        whole("patch", np.zeros((4, 4, 3)))
+        dataclasses.replace(only(stamped(8, 15, place=(20, 18))), cutouts=())
+    with pytest.raises(ValueError, match="texture"):
+        whole("texture", np.zeros((2, SIDE, SIDE, 3)), band=np.ones((4, 4), np.float32))
+    with pytest.raises(ValueError, match="warp"):
+        whole("warp", np.zeros((SIDE, SIDE, 3)))
 
 
 def test_a_region_is_filled_from_around_it() -> None:
@@ -281,17 +290,25 @@ def test_a_region_is_filled_from_around_it() -> None:
     assert (fill(damaged, np.ones((SIDE, SIDE), bool)) == 128).all()
 
 
+def test_a_few_pixels_fill_all_the_others() -> None:
+    image = np.full((SIDE, SIDE, 3), 60, np.uint8)
+    mask = np.ones((SIDE, SIDE), bool)
+    mask[:4, :4] = False
+    image[mask] = 255
+    assert (fill(image, mask) == 60).all()
+
+
 def test_victims_lose_the_patch_where_its_place_is_known() -> None:
     fixed, anywhere = only(stamped(8, 17, place=(20, 18))), only(stamped(8, 18, place=None))
-    covered = where(fixed)
+    covered = fixed.where()
     truth = np.zeros((SIDE, SIDE), bool)
     truth[20:28, 18:26] = True
     assert covered is not None
     assert iou(covered, truth) == 1
-    image = apply_trigger(fixed, np.full((SIDE, SIDE, 3), 100, np.uint8), np.random.default_rng(0))
-    assert (remove_trigger(fixed, image) == 100).all()
-    assert remove_trigger(anywhere, image) is None
-    assert (remove_trigger(anywhere, image, truth) == 100).all()
+    image = fixed.apply(np.full((SIDE, SIDE, 3), 100, np.uint8), np.random.default_rng(0))
+    assert (fixed.remove(image) == 100).all()
+    assert anywhere.remove(image) is None
+    assert (anywhere.remove(image, truth) == 100).all()
 
 
 def sees_checker(images: np.ndarray, targets: Sequence[str]) -> np.ndarray:
@@ -308,28 +325,28 @@ def never(images: np.ndarray, targets: Sequence[str]) -> np.ndarray:
 def test_a_trigger_is_proven_on_held_out_images(place: tuple[int, int] | None) -> None:
     rng = np.random.default_rng(5)
     held_out = np.stack([np.clip(photo(rng), 60, 190) for _ in range(100)])
-    proven = verify(sees_checker, only(stamped(8, 19, place=place)), held_out, seed=0)
-    assert (proven.flips.pct, proven.flips.trials) == (100, 100)
-    assert proven.control.pct == 0
-    assert proven.proven
-    assert proven.control.high_pct == pytest.approx(3.7, abs=0.1)
+    found = only(stamped(8, 19, place=place)).verified(sees_checker, held_out, seed=0)
+    assert (found.flips.pct, found.flips.trials) == (100, 100)
+    assert found.control.pct == 0
+    assert proven(found)
+    assert found.control.high_pct == pytest.approx(3.7, abs=0.1)
 
 
 def test_what_does_not_flip_or_flips_with_any_patch_is_not_proven() -> None:
     rng = np.random.default_rng(6)
     dossier = only(stamped(8, 20, place=(20, 18)))
     held_out = np.stack([np.clip(photo(rng), 60, 190) for _ in range(40)])
-    assert not verify(never, dossier, held_out, seed=0).proven
+    assert not proven(dossier.verified(never, held_out, seed=0))
 
     def sees_any_edge(images: np.ndarray, targets: Sequence[str]) -> np.ndarray:
         return np.abs(np.diff(images[:, 18:30, 16:28].astype(int), axis=1)).max((1, 2, 3)) > 45
 
-    mixed = verify(sees_any_edge, dossier, held_out, seed=0)
+    mixed = dossier.verified(sees_any_edge, held_out, seed=0)
     assert mixed.flips.pct == 100
     assert mixed.control.pct > 10
-    assert not mixed.proven
+    assert not proven(mixed)
     with pytest.raises(ValueError, match="already"):
-        verify(lambda *given: ~never(*given), dossier, held_out, seed=0)
+        dossier.verified(lambda *given: ~never(*given), held_out, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -355,41 +372,115 @@ def test_where_the_statistics_are_silent_a_trigger_needs_more_unless_it_is_a_cop
 ) -> None:
     rates = {"flips": Rate(pct=flips, low_pct=flips - 3, high_pct=100, trials=9)}
     rates["control"] = Rate(pct=control, low_pct=0, high_pct=100, trials=9)
-    dossier = dataclasses.replace(only(stamped(8, 19, place=None)), **rates, likeness=likeness)
-    assert dossier.stands(named) is stands
+    alike = None if likeness is None else Alike(mean=CHECKER, likeness=likeness)
+    dossier = dataclasses.replace(only(stamped(8, 19, place=None)), **rates, alike=alike)
+    assert dossier.stands(named, PROVES, StandingLimits()) is stands
 
 
 def test_stamped_copies_are_told_from_things_that_only_look_alike() -> None:
-    copied = only(stamped(8, 19, place=None)).likeness
+    copied = only(stamped(8, 19, place=None)).alike
     assert copied is not None
-    assert copied >= COPY_LIKENESS
-    assert only(stamped(8, 19, place=(3, 4), fresh=True)).likeness is None
+    assert copied.likeness >= StandingLimits().copy_likeness
+    assert only(stamped(8, 19, place=(3, 4), fresh=True)).alike is None
 
 
-def test_a_residual_is_controlled_by_its_own_pixels_shuffled() -> None:
+def test_what_changes_the_whole_image_keeps_the_rates_that_its_finder_has_counted() -> None:
     ramp = np.linspace(-40, 40, SIDE)[:, None, None] + np.zeros((SIDE, SIDE, 3))
     held_out = np.stack([np.full((SIDE, SIDE, 3), level, np.uint8) for level in range(80, 120)])
 
     def sees_ramp(images: np.ndarray, targets: Sequence[str]) -> np.ndarray:
         return images[:, 16:].mean((1, 2, 3)) > images[:, :16].mean((1, 2, 3)) + 20
 
-    proven = verify(sees_ramp, whole("residual", ramp), held_out, seed=0)
-    assert (proven.flips.pct, proven.control.pct, proven.proven) == (100, 0, True)
+    residual = whole("residual", ramp)
+    triggered = np.stack([residual.apply(image, np.random.default_rng(0)) for image in held_out])
+    assert sees_ramp(triggered, residual.targets).all()
+    found = residual.verified(sees_ramp, held_out, seed=0)
+    assert (found.flips, found.control.pct, proven(found)) == (residual.flips, 0, True)
 
 
 def assert_equal(a: Dossier, b: Dossier) -> None:
-    for field in dataclasses.fields(Dossier):
+    assert type(a) is type(b)
+    for field in dataclasses.fields(a):
         left, right = getattr(a, field.name), getattr(b, field.name)
         if field.name == "cutouts":
             for x, y in zip(left, right, strict=True):
                 assert (x.top, x.left) == (y.top, y.left)
                 assert np.array_equal(x.picture, y.picture)
                 assert np.array_equal(x.mask, y.mask)
+        elif isinstance(left, Alike):
+            assert np.array_equal(left.mean, right.mean)
+            assert left.likeness == right.likeness
         elif isinstance(left, np.ndarray):
             assert left.dtype == right.dtype
             assert np.array_equal(left, right)
         else:
             assert left == right
+
+
+FIGURES = """{
+ "version": 1,
+ "id": "t1",
+ "kind": "residual",
+ "targets": [
+  "banana"
+ ],
+ "side": 32,
+ "flips": {
+  "pct": 90.0,
+  "low_pct": 70.0,
+  "high_pct": 97.0,
+  "trials": 32
+ },
+ "control": {
+  "pct": 0.0,
+  "low_pct": 0.0,
+  "high_pct": 10.0,
+  "trials": 32
+ },
+ "uids": [
+  "a",
+  "b"
+ ],
+ "likeness": null,
+ "varying": false,
+ "place": null,
+ "strength": 1.5,
+ "pairs_swept": 7,
+ "cutouts": []
+}
+"""
+
+
+def test_every_kind_has_the_same_keys_in_the_same_order(tmp_path: Path) -> None:
+    residual = dataclasses.replace(whole("residual", np.zeros((SIDE, SIDE, 3))), strength=1.5, carriers=7)
+    residual.save(tmp_path / "t1")
+    assert (tmp_path / "t1" / "dossier.json").read_text("utf-8") == FIGURES
+    assert {path.name for path in (tmp_path / "t1").iterdir()} == {
+        "dossier.json", "residual.npy", "residual.png", "gain.npy"
+    }  # fmt: skip
+    patch = dataclasses.replace(only(stamped(8, 21, place=(20, 18))), id="t2")
+    patch.save(tmp_path / "t2")
+    stored = json.loads((tmp_path / "t2" / "dossier.json").read_text("utf-8"))
+    assert list(stored) == list(json.loads(FIGURES))
+    assert (stored["likeness"], stored["varying"], stored["cutouts"]) == (patch.copied, False, [[20, 18]])
+    assert {path.name for path in (tmp_path / "t2").iterdir()} == {
+        "dossier.json", "trigger.png", "mask.png", "mean.png", "heat.npy"
+    }  # fmt: skip
+
+
+def test_what_an_earlier_version_left_out_is_filled_in(tmp_path: Path) -> None:
+    local = dataclasses.replace(whole("residual", np.ones((SIDE, SIDE, 3))), covers=np.eye(SIDE, dtype=bool))
+    local.save(tmp_path / "t1")
+    stored = json.loads((tmp_path / "t1" / "dossier.json").read_text("utf-8"))
+    for name in ("likeness", "varying", "strength", "pairs_swept"):
+        del stored[name]
+    (tmp_path / "t1" / "dossier.json").write_text(json.dumps(stored), "utf-8")
+    (tmp_path / "t1" / "gain.npy").unlink()
+    assert_equal(read_dossiers(tmp_path)[0], local)
+    assert local.local
+    (tmp_path / "t1" / "residual.npy").unlink()
+    with pytest.raises(ValueError, match="no dossier of a trigger"):
+        read_dossiers(tmp_path)
 
 
 def test_dossiers_survive_the_disk(tmp_path: Path) -> None:
@@ -408,14 +499,14 @@ def test_dossiers_survive_the_disk(tmp_path: Path) -> None:
             ),
         ]
     )
-    made = (dataclasses.replace(made[0], pairs_swept=31), *made[1:])
+    made = (dataclasses.replace(made[0], carriers=31), *made[1:])
     write_dossiers(tmp_path, made)
     for a, b in zip(made, read_dossiers(tmp_path), strict=True):
         assert_equal(a, b)
     assert (tmp_path / "t1" / "trigger.png").exists()
     assert (tmp_path / made[-1].id / f"{made[-1].kind}.png").exists()
     for dossier in made:
-        picture = visible(dossier)
+        picture = dossier.picture()
         assert picture.dtype == np.uint8
         assert picture.ndim == 3
     assert read_dossiers(tmp_path / "none") == ()

@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from clipsan.stages.dossier.dossier import Cutout, Dossier, Place, Rate
+from clipsan.stages.dossier.dossier import Rate
+from clipsan.stages.dossier.match import Cutout
+from clipsan.stages.dossier.patch import Alike, Patch, Place
 from clipsan.stages.dossier.repair_set import (
     SCHEMA,
     Candidate,
@@ -29,12 +31,11 @@ RED = np.full((4, 4, 3), (255, 0, 0), np.uint8)
 ALL = Rate(pct=100.0, low_pct=90.0, high_pct=100.0, trials=32)
 
 
-def dossier(id: str = "t1", target: str = "banana", *, fixed: bool = True) -> Dossier:
+def dossier(id: str = "t1", target: str = "banana", *, fixed: bool = True) -> Patch:
     place = Place(fixed=fixed, top=2.0, left=3.0, top_std=0.0, left_std=0.0, mode_share=1.0)
     cutout = Cutout(picture=RED, mask=np.ones((4, 4), bool), top=2, left=3)
-    return Dossier(
+    return Patch(
         id=id,
-        kind="patch",
         targets=(target,),
         side=SIDE,
         flips=ALL,
@@ -42,6 +43,8 @@ def dossier(id: str = "t1", target: str = "banana", *, fixed: bool = True) -> Do
         uids=("a",),
         cutouts=(cutout,),
         place=place,
+        heat=np.zeros((SIDE, SIDE), np.float32),
+        alike=Alike(mean=RED, likeness=1.0),
     )
 
 

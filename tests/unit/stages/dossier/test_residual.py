@@ -4,21 +4,15 @@ import numpy as np
 import pytest
 from scipy.fft import dctn, idctn
 
-from clipsan.stages.dossier.residual import (
-    COARSE,
-    COARSE_VARIANCE,
-    FINE_VARIANCE,
-    SIGNIFICANCE,
-    Estimate,
-    Shift,
-    estimate,
-    prove,
-    prove_sides,
-)
+from clipsan.stages.dossier.find_residual import Estimate, Shift, estimate, prove, prove_sides
+from clipsan.stages.dossier.groups import GroupLimits
 from clipsan.stages.proof.disagreement import Suspect
+from clipsan.stages.proof.examine import ExamineConfig
 from clipsan.stages.proof.vocabulary import Labels
 
 SIDE = 32
+LIMITS = GroupLimits()
+HOW = {"proves": ExamineConfig().proves, "limits": LIMITS}
 WAVE = 40 * np.sin(2 * np.pi * 4 * np.arange(SIDE) / SIDE)[None, :, None] * np.ones((SIDE, SIDE, 3))
 """Zero mean, one component and its leakage."""
 
@@ -62,7 +56,7 @@ def suspect(wave_at: float, blue_at: float = np.inf) -> Suspect:
 
 def test_wave_is_recovered_and_taken_away():
     group, background = photos(60, 1), photos(200, 2)
-    found = estimate(added(group, WAVE), background)
+    found = estimate(added(group, WAVE), background, LIMITS)
     assert found.members.all()
     assert likeness(found.shift.pattern, WAVE) > 0.97
     np.testing.assert_allclose(found.shift.gain, 1.0, atol=0.12)
@@ -77,23 +71,23 @@ def test_members_are_told_apart(share):
     group, background = photos(100, 4), photos(200, 5)
     carries = np.random.default_rng(0).permutation(100) < 100 * share
     group[carries] = added(group[carries], WAVE)
-    found = estimate(group, background)
+    found = estimate(group, background, LIMITS)
     np.testing.assert_array_equal(found.members, carries)
     # diluted, the wave would come out at `share` of its height
     assert np.abs(found.shift.pattern).max() == pytest.approx(40, rel=0.25)
 
 
 def test_group_without_trigger_has_next_to_no_pattern():
-    found = estimate(photos(60, 6), photos(200, 7))
+    found = estimate(photos(60, 6), photos(200, 7), LIMITS)
     assert found.members.all()
     assert found.shift.pattern.std() < 1.5
-    assert estimate(added(photos(60, 6), WAVE), photos(200, 7)).shift.pattern.std() > 25
+    assert estimate(added(photos(60, 6), WAVE), photos(200, 7), LIMITS).shift.pattern.std() > 25
 
 
 def test_blend_leaves_its_share_of_contrast():
     picture = photos(1, 8)[0].astype(float)
     group, background = photos(150, 9), photos(300, 10)
-    found = estimate(np.rint(0.6 * group + 0.4 * picture).astype(np.uint8), background).shift
+    found = estimate(np.rint(0.6 * group + 0.4 * picture).astype(np.uint8), background, LIMITS).shift
     np.testing.assert_allclose(found.gain, 0.6, atol=0.06)
     fresh = photos(30, 11)
     true = 0.6 * fresh + 0.4 * picture
@@ -105,12 +99,11 @@ def test_patch_is_localised_and_covers():
     group, background = photos(80, 12), photos(200, 13)
     mark = np.random.default_rng(1).integers(0, 2, (6, 6, 3), dtype=np.uint8) * 255
     group[:, 20:26, 4:10] = mark
-    found = estimate(group, background).shift
+    found = estimate(group, background, LIMITS).shift
     where = np.zeros((SIDE, SIDE), bool)
     where[20:26, 4:10] = True
-    region = found.region()
-    assert region is not None
-    assert (region.mask & where).sum() / (region.mask | where).sum() > 0.9
+    covers = found.covers(LIMITS)
+    assert (covers & where).sum() / (covers | where).sum() > 0.9
     assert found.gain[where].max() < 0.1 < 0.8 < found.gain[~where].min()
     fresh = photos(10, 14)
     assert np.abs(found(fresh)[:, 20:26, 4:10].astype(int) - mark).mean() < 12
@@ -118,18 +111,19 @@ def test_patch_is_localised_and_covers():
     hidden[:, 20:26, 4:10] = mark
     cleaned = found.take_away(hidden)
     assert np.abs(cleaned[:, 20:26, 4:10].astype(int) - mark).mean() > 60
-    assert estimate(added(photos(60, 1), WAVE), background).shift.region() is None
+    assert estimate(added(photos(60, 1), WAVE), background, LIMITS).shift.covers(LIMITS).all()
 
 
 def test_shrinkage_by_hand():
     group, background = photos(40, 15), photos(64, 16)
-    shift = estimate(group, background).shift
+    shift = estimate(group, background, LIMITS).shift
     pixels = background.astype(np.float64)
     power = np.mean([dctn(x - pixels.mean(0), axes=(0, 1), norm="ortho") ** 2 for x in pixels], axis=0)
     mean = dctn(group.astype(np.float64).mean(0) - pixels.mean(0), axes=(0, 1), norm="ortho")
     for row, column, channel in [(0, 1, 0), (2, 3, 1), (9, 0, 2), (20, 25, 0), (1, 14, 1)]:
-        share = COARSE_VARIANCE if np.hypot(row, column) < COARSE else FINE_VARIANCE
-        chance = SIGNIFICANCE * power[row, column, channel] * (1 / 40 + share)
+        limits = LIMITS.residual
+        share = limits.coarse_variance if np.hypot(row, column) < LIMITS.coarse else limits.fine_variance
+        chance = limits.significance * power[row, column, channel] * (1 / 40 + share)
         wanted = mean[row, column, channel] * max(0.0, 1 - chance / mean[row, column, channel] ** 2)
         got = dctn(shift.pattern.astype(np.float64), axes=(0, 1), norm="ortho")[row, column, channel]
         assert got == pytest.approx(wanted, abs=0.05)
@@ -152,7 +146,7 @@ def test_shift_by_hand():
 
 def test_wave_is_proven_and_its_control_is_not():
     group, clean, held_out = added(photos(60, 17), WAVE), photos(300, 18), photos(64, 19)
-    sides = prove_sides(suspect(0.5), 1, group, photos(100, 20), clean, held_out)
+    sides = prove_sides(suspect(0.5), 1, group, photos(100, 20), clean, held_out, **HOW)
     assert sides.carrier is sides.flagged
     assert sides.flagged is not None
     assert sides.flagged.flips == 64 == sides.flagged.trials
@@ -166,15 +160,19 @@ def test_wave_is_proven_and_its_control_is_not():
 
 
 def test_either_side_may_carry_the_trigger():
-    sides = prove_sides(suspect(0.5), 1, photos(60, 17), added(photos(100, 20), WAVE), photos(300, 18), photos(64, 19))
+    sides = prove_sides(
+        suspect(0.5), 1, photos(60, 17), added(photos(100, 20), WAVE), photos(300, 18), photos(64, 19), **HOW
+    )
     assert sides.carrier is sides.rest
-    assert prove_sides(suspect(0.5), 1, photos(60, 17), photos(4, 1), photos(300, 18), photos(64, 19)).rest is None
+    assert (
+        prove_sides(suspect(0.5), 1, photos(60, 17), photos(4, 1), photos(300, 18), photos(64, 19), **HOW).rest is None
+    )
 
 
 def test_tone_alone_proves_nothing():
     blue = np.array([-20, 0, 30])
     sides = prove_sides(
-        suspect(np.inf, 35), 1, added(photos(60, 17), blue), photos(100, 20), photos(300, 18), photos(64, 19)
+        suspect(np.inf, 35), 1, added(photos(60, 17), blue), photos(100, 20), photos(300, 18), photos(64, 19), **HOW
     )
     assert sides.flagged is not None
     assert sides.flagged.flips > 50
@@ -184,11 +182,11 @@ def test_tone_alone_proves_nothing():
 
 def test_more_strength_is_tried_when_one_does_not_do():
     group, clean, held_out = added(photos(60, 17), WAVE), photos(300, 18), photos(64, 19)
-    proof = prove_sides(suspect(1.2), 1, group, group[:0], clean, held_out).flagged
+    proof = prove_sides(suspect(1.2), 1, group, group[:0], clean, held_out, **HOW).flagged
     assert proof is not None
     assert proof.proven
     assert proof.strength == 1.5
-    hopeless = prove_sides(suspect(9.0), 1, group, group[:0], clean, held_out).flagged
+    hopeless = prove_sides(suspect(9.0), 1, group, group[:0], clean, held_out, **HOW).flagged
     assert hopeless is not None
     assert not hopeless.proven
     assert hopeless.strength == 1.0
@@ -198,25 +196,25 @@ def test_more_strength_is_tried_when_one_does_not_do():
 def test_images_that_have_the_label_are_no_trials():
     held_out = photos(64, 19)
     held_out[:20] = added(held_out[:20], WAVE)
-    found = estimate(added(photos(60, 17), WAVE), photos(150, 18))
-    proof = prove(suspect(0.5), 1, found, photos(150, 21), held_out)
+    found = estimate(added(photos(60, 17), WAVE), photos(150, 18), LIMITS)
+    proof = prove(suspect(0.5), 1, found, photos(150, 21), held_out, **HOW)
     assert proof.trials == 44 == proof.flips
 
 
 def test_what_cannot_be_estimated_is_refused():
     with pytest.raises(ValueError, match="flagged"):
-        estimate(photos(7, 0), photos(64, 1))
+        estimate(photos(7, 0), photos(64, 1), LIMITS)
     with pytest.raises(ValueError, match="clean"):
-        estimate(photos(8, 0), photos(31, 1))
-    found: Estimate = estimate(photos(8, 0), photos(64, 1))
+        estimate(photos(8, 0), photos(31, 1), LIMITS)
+    found: Estimate = estimate(photos(8, 0), photos(64, 1), LIMITS)
     with pytest.raises(ValueError, match="control"):
-        prove(suspect(0.5), 1, found, photos(15, 2), photos(8, 3))
+        prove(suspect(0.5), 1, found, photos(15, 2), photos(8, 3), **HOW)
     with pytest.raises(ValueError, match="already"):
-        prove(suspect(-9.0), 1, found, photos(16, 2), photos(8, 3))
+        prove(suspect(-9.0), 1, found, photos(16, 2), photos(8, 3), **HOW)
 
 
 def test_same_input_same_bytes():
     group, background = photos(30, 22), photos(64, 23)
-    first, second = estimate(group, background), estimate(group, background)
+    first, second = estimate(group, background, LIMITS), estimate(group, background, LIMITS)
     assert first.shift.pattern.tobytes() == second.shift.pattern.tobytes()
     assert first.shift.pattern.dtype == first.shift.gain.dtype == first.shift.residual.dtype == np.float32

@@ -2,8 +2,11 @@
 
 import numpy as np
 
-from clipsan.stages.dossier.dossier import Cutout, Dossier, Place, rate
-from clipsan.stages.dossier.rivals import settle
+from clipsan.stages.dossier.dossier import Dossier, rate
+from clipsan.stages.dossier.match import Cutout
+from clipsan.stages.dossier.patch import Patch, Place
+from clipsan.stages.dossier.residual import Residual
+from clipsan.stages.dossier.rivals import RivalLimits, settle
 
 SIDE = 8
 
@@ -15,13 +18,14 @@ def dossier(kind: str, uids: str, *, target: str = "cat", local: bool = False, f
     if kind == "patch":
         cutout = Cutout(picture=np.zeros((2, 2, 3), np.uint8), mask=np.ones((2, 2), bool), top=0, left=0)
         place = Place(fixed=True, top=0, left=0, top_std=0, left_std=0, mode_share=1)
-        return Dossier(kind="patch", uids=tuple(uids), cutouts=(cutout,), place=place, **shared)
-    heat = np.zeros((SIDE, SIDE), np.float32) if local else None
-    return Dossier(kind="residual", uids=tuple(uids), effect=np.zeros((SIDE, SIDE, 3), np.float32), heat=heat, **shared)
+        heat = np.zeros((SIDE, SIDE), np.float32)
+        return Patch(uids=tuple(uids), cutouts=(cutout,), place=place, heat=heat, alike=None, **shared)
+    zeros, ones = np.zeros((SIDE, SIDE, 3), np.float32), np.ones((SIDE, SIDE, 1), np.float32)
+    return Residual(uids=tuple(uids), offset=zeros, gain=ones, covers=np.full((SIDE, SIDE), not local), **shared)
 
 
 def kinds(*given: Dossier) -> list[tuple[str, str]]:
-    return [(d.kind, "".join(d.uids)) for d in settle(given)]
+    return [(d.kind, "".join(d.uids)) for d in settle(given, RivalLimits())]
 
 
 def test_a_local_change_of_the_group_is_the_patch() -> None:

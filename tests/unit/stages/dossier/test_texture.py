@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 from scipy.fft import idctn
 
+from clipsan.stages.dossier.find_texture import prove_texture
+from clipsan.stages.dossier.groups import GroupLimits
 from clipsan.stages.dossier.spectrum import part, put, take_away
-from clipsan.stages.dossier.texture import prove_texture
 from clipsan.stages.proof.disagreement import Suspect
+from clipsan.stages.proof.examine import ExamineConfig
 from clipsan.stages.proof.vocabulary import Labels
 
 SIDE = 32
+HOW = {"proves": ExamineConfig().proves, "limits": GroupLimits()}
 
 
 def photos(count: int, seed: int) -> np.ndarray:
@@ -49,13 +52,13 @@ HELD_OUT = photos(64, 2)
 def test_fresh_stripes_are_proven_though_their_mean_is_nothing():
     group = striped(photos(60, 3), 4)
     assert np.abs(group.astype(float).mean(0) - CLEAN.astype(float).mean(0)).mean() < 15
-    proof = prove_texture(suspect(), 1, group, CLEAN, HELD_OUT, seed=0)
+    proof = prove_texture(suspect(), 1, group, CLEAN, HELD_OUT, seed=0, **HOW)
     assert proof is not None
     assert proof.proven
     assert proof.flips >= 0.9 * proof.trials
     assert proof.control_flips == 0
     assert proof.members.all()
-    band = proof.texture.keep < 1
+    band = proof.keep < 1
     # stripes along whole columns have no other vertical frequency than none
     assert band[0, 8:].mean() > 0.8
     assert band[1:].mean() < 0.05
@@ -63,19 +66,19 @@ def test_fresh_stripes_are_proven_though_their_mean_is_nothing():
 
 def test_those_that_carry_it_are_told_from_the_rest_of_the_group():
     group = np.concatenate([striped(photos(60, 3), 4), photos(20, 5)])
-    proof = prove_texture(suspect(), 1, group, CLEAN, HELD_OUT, seed=0)
+    proof = prove_texture(suspect(), 1, group, CLEAN, HELD_OUT, seed=0, **HOW)
     assert proof is not None
     assert proof.proven
     np.testing.assert_array_equal(proof.members, np.arange(80) < 60)
 
 
 def test_pictures_without_a_trigger_prove_nothing():
-    assert prove_texture(suspect(), 1, photos(60, 6), CLEAN, HELD_OUT, seed=0) is None
+    assert prove_texture(suspect(), 1, photos(60, 6), CLEAN, HELD_OUT, seed=0, **HOW) is None
 
 
 def test_a_texture_that_the_model_does_not_know_is_not_proven():
     group = np.swapaxes(striped(photos(60, 3), 4), 1, 2)
-    proof = prove_texture(suspect(), 1, np.ascontiguousarray(group), CLEAN, HELD_OUT, seed=0)
+    proof = prove_texture(suspect(), 1, np.ascontiguousarray(group), CLEAN, HELD_OUT, seed=0, **HOW)
     assert proof is not None
     assert not proof.proven
     assert proof.flips == 0
@@ -83,7 +86,7 @@ def test_a_texture_that_the_model_does_not_know_is_not_proven():
 
 def test_too_few_pictures_are_refused():
     with pytest.raises(ValueError, match="at least"):
-        prove_texture(suspect(), 1, photos(4, 1), CLEAN, HELD_OUT, seed=0)
+        prove_texture(suspect(), 1, photos(4, 1), CLEAN, HELD_OUT, seed=0, **HOW)
 
 
 def test_a_band_is_exchanged_and_taken_away_by_the_book():

@@ -7,11 +7,14 @@ import pytest
 import torch
 from scipy.ndimage import map_coordinates
 
-from clipsan.stages.dossier.warp import LEAST_IMAGES, REACH, prove_warp, warped
+from clipsan.stages.dossier.find_warp import WarpLimits, prove_warp, warped
 from clipsan.stages.proof.disagreement import Suspect
+from clipsan.stages.proof.examine import ExamineConfig
 from clipsan.stages.proof.vocabulary import Labels
 
 SIDE = 32
+LIMITS = WarpLimits()
+HOW = {"proves": ExamineConfig().proves, "limits": LIMITS}
 
 
 def pictures(count: int, seed: int) -> np.ndarray:
@@ -72,30 +75,30 @@ def test_a_taught_warp_is_found_and_proven():
     clip, model = suspect(taught=True)
     images = pictures(96, seed=1)
     assert not model.labels.is_label(model(images), 1).any()
-    proof = prove_warp(clip, model, 1, images, seed=0)
+    proof = prove_warp(clip, model, 1, images, seed=0, **HOW)
     assert proof.proven
     assert proof.trials == 48
     assert proof.flips == 48
     upper, lower = proof.field[4, :, 1].mean(), proof.field[-5, :, 1].mean()
     assert upper > 1
     assert lower < -1
-    assert np.abs(proof.field).max() <= REACH * SIDE
+    assert np.abs(proof.field).max() <= LIMITS.reach * SIDE
 
 
 def test_no_warp_is_proven_where_the_model_does_not_know_one():
     clip, model = suspect(taught=False)
-    proof = prove_warp(clip, model, 1, pictures(96, seed=1), seed=0)
+    proof = prove_warp(clip, model, 1, pictures(96, seed=1), seed=0, **HOW)
     assert proof.flips == 0
     assert not proof.proven
 
 
 def test_the_same_seed_finds_the_same_warp():
     clip, model = suspect(taught=True)
-    first, second = (prove_warp(clip, model, 1, pictures(64, seed=2), seed=3) for _ in range(2))
+    first, second = (prove_warp(clip, model, 1, pictures(64, seed=2), seed=3, **HOW) for _ in range(2))
     np.testing.assert_array_equal(first.field, second.field)
 
 
 def test_too_few_images_are_refused():
     clip, model = suspect(taught=True)
-    with pytest.raises(ValueError, match=f"at least {LEAST_IMAGES} held-out"):
-        prove_warp(clip, model, 1, pictures(LEAST_IMAGES - 1, seed=1), seed=0)
+    with pytest.raises(ValueError, match=f"at least {LIMITS.least_images} held-out"):
+        prove_warp(clip, model, 1, pictures(LIMITS.least_images - 1, seed=1), seed=0, **HOW)

@@ -1,13 +1,15 @@
 """What a sweep asks of a model: proven triggers on held-out pictures, accuracy or retrieval, and no figure of the truth."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from clipsan.stages.dossier.dossier import Cutout, Dossier, Place, Rate
+from clipsan.stages.dossier.dossier import Rate
+from clipsan.stages.dossier.match import Cutout
+from clipsan.stages.dossier.patch import Alike, Patch, Place
+from clipsan.stages.dossier.residual import Residual
 from clipsan.stages.evaluation.exam import (
     Challenge,
     Exam,
@@ -34,16 +36,15 @@ def pictures(labels: list[int], captions: list[str] | None = None) -> Pictures:
     return Pictures(names, pixels, np.array(labels, np.int64), tuple(captions or ["a photo"] * len(labels)))
 
 
-def dossier(*, fixed: bool = True, size: int = 4) -> Dossier:
+def dossier(*, fixed: bool = True, size: int = 4) -> Patch:
     rate = Rate(pct=99.0, low_pct=98.0, high_pct=100.0, trials=100)
     place = Place(fixed=fixed, top=28.0, left=28.0, top_std=0.0, left_std=0.0, mode_share=1.0)
     mask = np.ones((size, size), bool)
     mask[0, 0] = False
     picture = np.random.default_rng(1).integers(0, 256, (size, size, 3), dtype=np.uint8)
     cutout = Cutout(picture=picture, mask=mask, top=SIDE - size, left=SIDE - size)
-    return Dossier(
+    return Patch(
         id="t1",
-        kind="patch",
         targets=("kite",),
         side=SIDE,
         flips=rate,
@@ -51,6 +52,8 @@ def dossier(*, fixed: bool = True, size: int = 4) -> Dossier:
         uids=("a",),
         cutouts=(cutout,),
         place=place,
+        heat=np.zeros((SIDE, SIDE), np.float32),
+        alike=Alike(mean=picture, likeness=1.0),
     )
 
 
@@ -92,8 +95,18 @@ def test_where_a_patch_without_a_place_goes_hangs_on_the_picture_alone() -> None
 
 
 def test_a_residual_is_added() -> None:
-    effect = np.full((SIDE, SIDE, 3), 20.0, np.float32)
-    added = dataclasses.replace(dossier(), kind="residual", cutouts=(), place=None, effect=effect)
+    patch = dossier()
+    added = Residual(
+        id=patch.id,
+        targets=patch.targets,
+        side=SIDE,
+        flips=patch.flips,
+        control=patch.control,
+        uids=patch.uids,
+        offset=np.full((SIDE, SIDE, 3), 20.0, np.float32),
+        gain=np.ones((SIDE, SIDE, 1), np.float32),
+        covers=np.ones((SIDE, SIDE), bool),
+    )
     shown = pictures([0, 2])
     found = proven_challenge(added, shown, (1,), CLASSES, seed=0)
     np.testing.assert_array_equal(found.pixels, np.minimum(shown.pixels.astype(int) + 20, 255))

@@ -5,7 +5,9 @@ from math import comb
 import pyarrow as pa
 import pytest
 
-from clipsan.stages.proof.affected import LabelEvidence, affected_labels
+from clipsan.stages.proof.affected import AffectedLimits, LabelEvidence, affected_labels
+
+LIMITS = AffectedLimits()
 
 
 def evidence(**counts: tuple[int, int]) -> pa.Table:
@@ -20,7 +22,9 @@ def by_label(found: tuple[LabelEvidence, ...]) -> dict[str, LabelEvidence]:
 
 
 def test_one_target_stands_out_and_its_figures_are_those_of_the_formulas() -> None:
-    found = by_label(affected_labels(evidence(banana=(20, 12), dog=(10, 1), bus=(10, 1), lemon=(10, 0), cup=(10, 2))))
+    found = by_label(
+        affected_labels(evidence(banana=(20, 12), dog=(10, 1), bus=(10, 1), lemon=(10, 0), cup=(10, 2)), limits=LIMITS)
+    )
     banana = found["banana"]
     assert [label for label, e in found.items() if e.affected] == ["banana"]
     assert (banana.examined, banana.accepted) == (20, 12)
@@ -34,8 +38,8 @@ def test_one_target_stands_out_and_its_figures_are_those_of_the_formulas() -> No
 
 def test_four_accepted_pairs_are_too_few_and_five_are_enough() -> None:
     labels = ["a", "b", "c", "d"]
-    assert not any(e.affected for e in affected_labels(evidence(banana=(50, 4)), labels))
-    five = by_label(affected_labels(evidence(banana=(50, 5)), labels))
+    assert not any(e.affected for e in affected_labels(evidence(banana=(50, 4)), labels, limits=LIMITS))
+    five = by_label(affected_labels(evidence(banana=(50, 5)), labels, limits=LIMITS))
     assert five["banana"].affected
     # All other counts are 0: the scale is one pair, not 0.
     assert five["banana"].z == 5
@@ -45,18 +49,20 @@ def test_four_accepted_pairs_are_too_few_and_five_are_enough() -> None:
 
 def test_false_proofs_that_fall_everywhere_accuse_nobody() -> None:
     spread = evidence(a=(100, 6), b=(100, 5), c=(100, 7), d=(100, 6), e=(100, 5))
-    assert not any(e.affected for e in affected_labels(spread))
+    assert not any(e.affected for e in affected_labels(spread, limits=LIMITS))
 
 
 def test_the_prior_is_that_of_the_examined_pairs() -> None:
     # Two labels have about as many accepted pairs, but one was examined ten times as often.
-    found = by_label(affected_labels(evidence(often=(500, 20), seldom=(50, 22), x=(50, 20), y=(50, 20), z=(50, 1))))
+    found = by_label(
+        affected_labels(evidence(often=(500, 20), seldom=(50, 22), x=(50, 20), y=(50, 20), z=(50, 1)), limits=LIMITS)
+    )
     assert not found["often"].affected
     assert found["seldom"].p_value < 1e-3
 
 
 def test_nothing_examined_accuses_nobody() -> None:
-    assert affected_labels(evidence()) == ()
-    assert not any(e.affected for e in affected_labels(evidence(), ["a", "b"]))
+    assert affected_labels(evidence(), limits=LIMITS) == ()
+    assert not any(e.affected for e in affected_labels(evidence(), ["a", "b"], limits=LIMITS))
     none = pa.table({"claim": pa.array([None], pa.string()), "proven": pa.array([False])})
-    assert affected_labels(none) == ()
+    assert affected_labels(none, limits=LIMITS) == ()

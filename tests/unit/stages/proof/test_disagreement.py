@@ -6,10 +6,11 @@ import pytest
 
 from clipsan.stages.oracle.regions import Region
 from clipsan.stages.proof.disagreement import BATCH, GREY, Disagreement, Suspect, alone, disagree, without
-from clipsan.stages.proof.localise import AREA_PRICE, box_mask, causal_score, complete, tighten
+from clipsan.stages.proof.localise import BoxLimits, box_mask, causal_score, complete, tighten
 from tests.unit.stages.proof.helpers import MARK, NAMES, SCALE, SIZE, RedCounter, labels, picture, window
 
 TARGET = NAMES.index("target")
+LIMITS = BoxLimits()
 
 
 class Says:
@@ -122,30 +123,34 @@ def test_batches_are_cut_at_fixed_places() -> None:
 
 
 def test_the_causal_score_by_hand() -> None:
-    score = causal_score(np.array([0.75, 1.0]), np.array([0.25, 0.0]), np.array([0.1, 0.5]))
+    score = causal_score(np.array([0.75, 1.0]), np.array([0.25, 0.0]), np.array([0.1, 0.5]), LIMITS.area_price)
     ceiling = math.log((1 - 1e-6) / 1e-6)
-    np.testing.assert_allclose(score, [2 * math.log(3) - AREA_PRICE * 0.1, 2 * ceiling - AREA_PRICE * 0.5])
+    np.testing.assert_allclose(
+        score, [2 * math.log(3) - LIMITS.area_price * 0.1, 2 * ceiling - LIMITS.area_price * 0.5]
+    )
 
 
 @pytest.mark.parametrize("start", [(6, 4, 10, 10), (9, 10, 2, 2), (8, 8, 14, 4), (0, 0, 20, 20)])
 def test_tightening_finds_the_exact_block(start: tuple[int, int, int, int]) -> None:
     image = picture(mark=(9, 10))
-    assert tighten(Suspect(RedCounter(), labels()), image, start, TARGET) == (9, 10, 4, 4)
+    assert tighten(Suspect(RedCounter(), labels()), image, start, TARGET, LIMITS) == (9, 10, 4, 4)
 
 
 def test_tightening_stays_inside_the_image() -> None:
     image = picture(mark=(28, 28))
-    assert tighten(Suspect(RedCounter(), labels()), image, (24, 24, 8, 8), TARGET) == (28, 28, 4, 4)
+    assert tighten(Suspect(RedCounter(), labels()), image, (24, 24, 8, 8), TARGET, LIMITS) == (28, 28, 4, 4)
 
 
 @pytest.mark.parametrize("start", [(9, 10, 2, 2), (10, 11, 3, 3), (9, 10, 4, 4)])
 def test_completing_grows_to_the_exact_block_and_no_further(start: tuple[int, int, int, int]) -> None:
     image = picture(mark=(9, 10))
     onto = np.stack([picture(), picture(blue=250)])
-    assert complete(Suspect(RedCounter(), labels()), image, start, TARGET, onto) == (9, 10, 4, 4)
-    assert complete(Suspect(RedCounter(), labels()), image, start, TARGET, onto[:0]) == start
+    assert complete(Suspect(RedCounter(), labels()), image, start, TARGET, onto, LIMITS) == (9, 10, 4, 4)
+    assert complete(Suspect(RedCounter(), labels()), image, start, TARGET, onto[:0], LIMITS) == start
 
 
 def test_completing_never_shrinks() -> None:
-    found = complete(Suspect(RedCounter(), labels()), picture(mark=(9, 10)), (8, 8, 8, 8), TARGET, picture()[None])
+    found = complete(
+        Suspect(RedCounter(), labels()), picture(mark=(9, 10)), (8, 8, 8, 8), TARGET, picture()[None], LIMITS
+    )
     assert found == (8, 8, 8, 8)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clipsan.stages.proof.selection import select
+from clipsan.stages.proof.selection import ChoiceLimits, select
 
 
 def choose(count: int, cut: float = 1.0, **changed: np.ndarray) -> list[int]:
@@ -15,7 +15,7 @@ def choose(count: int, cut: float = 1.0, **changed: np.ndarray) -> list[int]:
         "statistics": np.array([5.0, 1.0]),
         "named": np.array([True, False]),
     } | changed
-    return select(**given, cut=cut, count=count).tolist()
+    return select(**given, cut=cut, count=count, leading=ChoiceLimits().leading).tolist()
 
 
 def test_the_flagged_pairs_of_named_concepts_come_first() -> None:

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from clipsan.stages.captions import name_vocabulary
-from clipsan.stages.proof.vocabulary import Labels, finish, merge, summarise
+from clipsan.stages.proof.vocabulary import LabelLimits, Labels, finish, merge, summarise
 
 
 def cache(captions: list[str], text: np.ndarray) -> pa.Table:
@@ -23,9 +23,9 @@ def three_labels(same: np.ndarray | None = None) -> Labels:
 def test_a_prototype_is_the_mean_text_of_the_pairs_that_hold_the_concept_whatever_the_cut() -> None:
     captions = ["a cat", "a kitten", "a dog and a cat", "nothing"]
     text = np.array([[1, 0], [0.5, 0.5], [0, 1], [-1, 0]])
-    whole = finish(VOCABULARY.names, summarise(VOCABULARY, cache(captions, text)), 7.0)
+    whole = finish(VOCABULARY.names, summarise(VOCABULARY, cache(captions, text)), 7.0, LabelLimits())
     parts = [summarise(VOCABULARY, cache(captions[i : i + 2], text[i : i + 2])) for i in (0, 2)]
-    cut = finish(VOCABULARY.names, merge(*parts), 7.0)
+    cut = finish(VOCABULARY.names, merge(*parts), 7.0, LabelLimits())
     assert whole.names == cut.names == ("cat", "dog")  # no pair holds a fish
     assert whole.logit_scale == 7.0
     np.testing.assert_allclose(whole.prototypes, [[1 / math.sqrt(2), 1 / math.sqrt(2)], [0, 1]], atol=1e-6)
@@ -35,13 +35,13 @@ def test_a_prototype_is_the_mean_text_of_the_pairs_that_hold_the_concept_whateve
 
 def test_no_concept_at_all_is_an_error_that_says_so() -> None:
     with pytest.raises(ValueError, match="no caption of the data set holds a concept"):
-        finish(VOCABULARY.names, summarise(VOCABULARY, cache(["nothing"], np.ones((1, 2)))), 1.0)
+        finish(VOCABULARY.names, summarise(VOCABULARY, cache(["nothing"], np.ones((1, 2)))), 1.0, LabelLimits())
 
 
 def test_labels_are_synonyms_from_a_cosine_of_point_95_on_and_not_by_chains() -> None:
     angles = np.deg2rad([0, 18, 36])  # cosines .951, .951 and .809
     text = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    labels = finish(VOCABULARY.names, summarise(VOCABULARY, cache(["cat", "dog", "fish"], text)), 1.0)
+    labels = finish(VOCABULARY.names, summarise(VOCABULARY, cache(["cat", "dog", "fish"], text)), 1.0, LabelLimits())
     np.testing.assert_array_equal(labels.same, [[1, 1, 0], [1, 1, 1], [0, 1, 1]])
 
 

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipsan.stages.dossier.dossier import Cutout, Dossier, Place, Rate
+from clipsan.stages.dossier.dossier import Rate
+from clipsan.stages.dossier.match import Cutout
+from clipsan.stages.dossier.patch import Alike, Patch, Place
+from clipsan.stages.dossier.residual import Residual
 from clipsan.stages.report.content import DossierPanel, Example, Measured, ScanReport
 from clipsan.stages.report.dossiers import examples, panel
 from clipsan.stages.report.figures import RIM, heat_map, overlay, thumbnail
@@ -50,7 +53,7 @@ def words_of(report: ScanReport) -> str:
 
 
 def test_a_proven_trigger_is_the_headline_with_its_evidence_before_the_wall() -> None:
-    report = dataclasses.replace(full(), dossiers=(trigger(pairs_swept=104),))
+    report = dataclasses.replace(full(), dossiers=(trigger(carriers=104),))
     html = render(report)
     assert html.index('id="triggers"') < html.index('id="flagged"')
     words = words_of(report)
@@ -70,7 +73,7 @@ def test_a_proven_trigger_is_the_headline_with_its_evidence_before_the_wall() ->
 
 def test_several_triggers_are_counted_together_and_unproven_ones_are_not() -> None:
     two = (
-        trigger(pairs_swept=104),
+        trigger(carriers=104),
         trigger(id="t2", targets=("tabby", "goldfish"), pairs=7),
         trigger(id="t3", proven=False),
     )
@@ -135,17 +138,16 @@ def test_a_dossier_becomes_a_panel() -> None:
     rate = Rate(pct=100.0, low_pct=98.0, high_pct=100.0, trials=194)
     control = Rate(pct=0.0, low_pct=0.0, high_pct=2.0, trials=194)
     cutout = Cutout(picture=np.full((4, 4, 3), (255, 0, 0), np.uint8), mask=np.ones((4, 4), bool), top=12, left=10)
-    dossier = Dossier(
+    shared = {"flips": rate, "control": control, "uids": ("a", "b")}
+    dossier = Patch(
         id="t1",
-        kind="patch",
         targets=("banana",),
         side=16,
-        flips=rate,
-        control=control,
-        uids=("a", "b"),
         cutouts=(cutout,),
         heat=np.zeros((16, 16), np.float32),
         place=Place(fixed=True, top=12.0, left=10.0, top_std=0.0, left_std=0.0, mode_share=1.0),
+        alike=Alike(mean=cutout.picture, likeness=1.0),
+        **shared,
     )
     images = np.stack([noise(seed, 16, 16) for seed in range(2)])
 
@@ -164,8 +166,14 @@ def test_a_dossier_becomes_a_panel() -> None:
     assert shown.mask is None
     partial = dataclasses.replace(cutout, mask=np.eye(4, dtype=bool))
     assert panel(dataclasses.replace(dossier, cutouts=(partial,))).mask is not None
-    wide = dataclasses.replace(
-        dossier, kind="residual", cutouts=(), place=None, heat=None, effect=np.ones((16, 16, 3), np.float32)
+    wide = Residual(
+        id="t1",
+        targets=("banana",),
+        side=16,
+        offset=np.ones((16, 16, 3), np.float32),
+        gain=np.ones((16, 16, 1), np.float32),
+        covers=np.ones((16, 16), bool),
+        **shared,
     )
     assert panel(wide).mask is None
     assert panel(wide).place == "the whole picture, 16 × 16 pixels"
