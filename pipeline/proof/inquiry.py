@@ -110,6 +110,7 @@ class Inquiry:
             run=self.folder,
             folder=folder,
             fingerprint=self.fingerprint,
+            pairs=self.embeddings.total,
             loads_model=True,
             ordered=True,
             pool=self.settings.pool,
@@ -117,4 +118,4 @@ class Inquiry:
 
     def on_tables(self, name: str) -> Pass:
         """Return a pass over what was committed before, whose records come in the order of the data set."""
-        return Pass(name=name, cluster=self.cluster, ordered=True)
+        return Pass(name=name, cluster=self.cluster, pairs=self.embeddings.total, ordered=True)

@@ -145,6 +145,7 @@ def _prepare(inquiry: Inquiry, selection: Selection) -> tuple[Subject, Pixels]:
         run=inquiry.folder,
         folder="work/proof/pixels",
         fingerprint=inquiry.fingerprint,
+        pairs=inquiry.embeddings.total,
     )
     fetch.do(pieces_of(inquiry.units, wanted), PixelWork(inquiry.pictures, inquiry.model))
     pixels = Pixels(fetch.home, tuple(sorted(wanted)), clip.image_size)

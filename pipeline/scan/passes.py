@@ -51,12 +51,17 @@ class Scan:
     def over_parts(self, name: str, folder: str, fingerprint: str) -> Pass:
         """Return a pass that commits a part for each part of the embeddings."""
         return Pass(
-            name=name, cluster=self.plan.config.cluster, run=self.folder, folder=folder, fingerprint=fingerprint
+            name=name,
+            cluster=self.plan.config.cluster,
+            run=self.folder,
+            folder=folder,
+            fingerprint=fingerprint,
+            pairs=self.embeddings.total,
         )
 
     def records(self, name: str) -> Pass:
         """Return a pass whose records come in the order of the data set."""
-        return Pass(name=name, cluster=self.plan.config.cluster, ordered=True)
+        return Pass(name=name, cluster=self.plan.config.cluster, pairs=self.embeddings.total, ordered=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,7 @@ def _embed(plan: Plan, folder: RunFolder, pairs: DataSet, *, name: str = "embed"
         folder=f"{home}embeddings",
         rejected=f"{home}rejected",
         fingerprint=pairs.fingerprint,
+        pairs=pairs.source.about_pairs(pairs.units),
         loads_model=True,
     )
     device = "cuda" if settings.cluster.gpus_per_worker else "cpu"

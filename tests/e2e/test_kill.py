@@ -46,7 +46,7 @@ def run_in_process(pairs: Path, model: Path, out: Path) -> None:
         decision=BudgetDecision(share=0.1),
         embed=EmbedConfig(batch_size=1),
         detectors=DetectorsConfig(density=DensityConfig(permutations=1)),
-        cluster=ClusterConfig(workers=1),
+        cluster=ClusterConfig(workers=1, alone_below_pairs=0),
         tracking=TrackingConfig(enabled=False),
     )
     scan.VERB.start(settings)
@@ -94,6 +94,7 @@ def test_a_killed_job_goes_on_where_it_was(pairs, tiny_checkpoint, undisturbed, 
         "embed.batch_size=1",
         "detectors.density.permutations=1",
         "cluster.workers=1",
+        "cluster.alone_below_pairs=0",
         "tracking.enabled=false",
     ]
     places = [f"data.path={pairs}", f"model.path={tiny_checkpoint}", f"out={out}"]

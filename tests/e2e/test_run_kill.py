@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from clipsan.pipeline.core import pass_, pass_old
 from clipsan.pipeline.core.cluster import ClusterConfig
 from clipsan.pipeline.core.config import as_tree
+from clipsan.pipeline.core.pass_ import in_this_process
 from clipsan.pipeline.story.settings import RunConfig
 from clipsan.pipeline.story.verb import VERB
 from clipsan.stages.model.clip import ModelConfig, load_clip
@@ -67,7 +67,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     scanned = (out / "scan" / "summary.json").stat().st_mtime_ns
 
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=WAIT_S, check=False)
-    with pass_.in_this_process(), pass_old.in_this_process():
+    with in_this_process():
         undisturbed = VERB.start(settings(case, tmp_path / "undisturbed"))
     assert done.returncode == undisturbed["exit_status"], done.stderr
     assert (out / "scan" / "summary.json").stat().st_mtime_ns == scanned

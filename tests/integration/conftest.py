@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from clipsan.pipeline.core import pass_old, verb
+from clipsan.pipeline.core import verb
 from clipsan.pipeline.core.cluster import ClusterConfig
 from clipsan.pipeline.core.pass_ import in_this_process
 from clipsan.pipeline.proof.inquiry import ProofConfig
@@ -47,7 +47,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Do the pieces of every pass here, one after the other: the same work without Ray's seconds."""
     for module in (verb, run, scan):
         monkeypatch.setattr(module, "ray_session", lambda _: nullcontext(), raising=False)
-    with in_this_process(), pass_old.in_this_process():
+    with in_this_process():
         yield
 
 
@@ -58,7 +58,7 @@ def scan_settings(data: SourceConfig, model: Path, out: Path, **changes: Any) ->
         model=ModelConfig(path=str(model)),
         out=str(out),
         decision=BudgetDecision(share=BUDGET),
-        cluster=ClusterConfig(workers=2),
+        cluster=ClusterConfig(workers=2, alone_below_pairs=0),
         tracking=TrackingConfig(enabled=False),
     )
     return dataclasses.replace(settings, **changes)

@@ -90,8 +90,9 @@ def rows_of(folder: Path, columns: list[str] | None = None) -> pa.Table:
     return pa.concat_tables([read_part(folder, index, columns) for index in sorted(part_rows(folder))])
 
 
-def test_one_worker_gives_the_same_bytes_as_two(scanned, data, tiny_checkpoint, tmp_path):
-    scan_now(data, tiny_checkpoint, tmp_path / "one", cluster=ClusterConfig(workers=1))
+@pytest.mark.parametrize("cluster", [ClusterConfig(workers=1, alone_below_pairs=0), ClusterConfig()])
+def test_one_worker_and_none_give_the_same_bytes_as_two(cluster, scanned, data, tiny_checkpoint, tmp_path):
+    scan_now(data, tiny_checkpoint, tmp_path / "one", cluster=cluster)
     for name in ("embeddings", "rejected", "scores", "verdicts", "work/density"):
         expected = part_bytes(scanned / name)
         assert len(expected) >= SHARDS
