@@ -12,6 +12,7 @@ import yaml
 
 from clipsan.pipeline.core.commit import read_part, write_part
 from clipsan.pipeline.core.config import as_tree, load
+from clipsan.pipeline.core.run_folder import RunFolder
 from clipsan.pipeline.poison.plan import PoisonConfig
 from clipsan.pipeline.scan.plan import ScanConfig
 from clipsan.stages.sources import WebDataset, list_units
@@ -107,6 +108,9 @@ def _scan(root: Path, data: WebDataset, checkpoint: Path) -> None:
     (root / "run.yaml").write_text(yaml.safe_dump({**record, "config": as_tree(settings)}))
     counts = {"pairs_in": SHARDS * PAIRS, "flagged": 1}
     (root / "summary.json").write_text(json.dumps({"targets": ["kite"], "seconds": 1.0, "counts": counts}))
+    passes = {"verdict": {"folder": "verdicts", "parts": SHARDS}}
+    RunFolder(root).work.mkdir(exist_ok=True)
+    RunFolder(root).passes.write_text(json.dumps(passes))
     first, *others = read_part(root / "verdicts", 0).to_pylist()
     proven = pa.Table.from_pylist([{**first, "verdict": "poisoned"}, *others])
     write_part(root / "verdicts", 0, proven, "mark")
