@@ -181,11 +181,8 @@ def _explain(schema: Any, error: Any) -> str:
     if kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{path}: is required"
     if kind == "union_tag_not_found":
-        return (
-            f"{path}: needs a `kind`, one of {error['ctx'].get('expected_tags', '')}"
-            if "ctx" in error
-            else f"{path}: needs a `kind`"
-        )
+        known = [_kind(member) for member in _dataclasses_in(_schema_at(schema, error["loc"]))]
+        return f"{path}: needs a `kind`, one of {', '.join(known)}"
     if kind == "value_error":
         message = message.removeprefix("Value error, ")
     given = error.get("input")
@@ -195,6 +192,12 @@ def _explain(schema: Any, error: Any) -> str:
 
 def _fields_at(schema: Any, loc: tuple[Any, ...]) -> list[str]:
     """Names of the fields of the configuration class at a path; empty where there is none."""
+    found = _schema_at(schema, loc)
+    return [f.name for f in dataclasses.fields(found)] if dataclasses.is_dataclass(found) else []
+
+
+def _schema_at(schema: Any, loc: tuple[Any, ...]) -> Any:
+    """The configuration class at a path, or the annotation of the field where several are possible."""
     for part in loc:
         kinds = {_kind(member): member for member in _dataclasses_in(schema)}
         if str(part) in kinds and len(kinds) > 1:
@@ -203,7 +206,7 @@ def _fields_at(schema: Any, loc: tuple[Any, ...]) -> list[str]:
         hints = typing.get_type_hints(schema, include_extras=True) if dataclasses.is_dataclass(schema) else {}
         members = _dataclasses_in(hints.get(str(part)))
         schema = members[0] if len(members) == 1 else hints.get(str(part))
-    return [f.name for f in dataclasses.fields(schema)] if dataclasses.is_dataclass(schema) else []
+    return schema
 
 
 def _dataclasses_in(annotation: Any) -> list[Any]:

@@ -75,6 +75,7 @@ def test_numbers_in_scientific_notation_are_numbers(conf):
         (["out"], "key.path=value"),
         (["out.x=1"], "out is a value"),
         (["shape.kind=cube"], "shape"),
+        (["shape={side_px: 3}"], "shape: needs a `kind`, one of small, large"),
     ],
 )
 def test_what_is_wrong_is_named_in_one_line(conf, overrides, message):
