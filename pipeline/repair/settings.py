@@ -8,7 +8,7 @@ from pydantic import Field
 from clipsan.stages.decode import MAX_PIXELS, MaxPixels
 from clipsan.stages.evaluation.zero_shot import check_templates
 from clipsan.stages.model.clip import ModelConfig
-from clipsan.stages.repair import RepairConfig as MethodConfig
+from clipsan.stages.repair import Method
 from clipsan.stages.sources import SourceConfig
 from clipsan.stages.stage import config
 
@@ -42,7 +42,7 @@ class RepairConfig:
 
     model: ModelConfig
     """The suspect checkpoint; it is read, never written to."""
-    method: MethodConfig
+    method: Method
     """What is done to it; epochs, batch size and learning rate are the method's."""
     data: SourceConfig | None = None
     """Clean pairs, or labelled images for the methods that learn from them. Null: the pairs that `scan` calls clean."""

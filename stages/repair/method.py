@@ -1,10 +1,11 @@
 """What every repair method says of itself, so that whoever runs it need not know which one it is."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ..model.clip import Clip
+from ..registry import Family
 from ..training.batch import Role
 from ..training.objective import Objective, Setting
 from ..training.optimise import Schedule
@@ -20,11 +21,11 @@ class Fallback:
     """What a reader of the result must know."""
 
 
-class Method(ABC):
+class Method(Family):
     """The base of the settings of all methods.
 
-    A method is one file: a class with @config that derives from this one, with `kind` and the settings below as fields, and
-    its Objective. The class variables are what it needs of whoever runs it.
+    A method is one file here or in an extension: a class with @config that derives from this one, with `kind` and the settings
+    below as fields, and its Objective; conf/repair/NAME.yaml gives it a name. The class variables are what it needs of whoever runs it.
     """
 
     __slots__ = ()
@@ -39,11 +40,6 @@ class Method(ABC):
     """What is done instead where a scan accuses nothing; None: the method is of use there too."""
     result: ClassVar[Literal["checkpoint", "adapter"]] = "checkpoint"
     """What it makes: a checkpoint of its own, or an adapter for the suspect one."""
-
-    @property
-    @abstractmethod
-    def kind(self) -> str:
-        """Name of the method."""
 
     @property
     @abstractmethod

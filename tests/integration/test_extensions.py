@@ -1,4 +1,4 @@
-"""A new data format, trigger, oracle or detector is one file and one YAML, also outside of the package: each is written here
+"""A new data format, trigger, oracle, detector or repair is one file and one YAML, also outside of the package: each is written here
 as a stranger would write it, named in CLIPSAN_EXTENSIONS, and run by the command line."""
 
 import base64
@@ -21,6 +21,7 @@ from clipsan.stages import registry
 from clipsan.stages.attack.triggers import TriggerConfig
 from clipsan.stages.detectors import DetectorConfig
 from clipsan.stages.oracle import OracleConfig
+from clipsan.stages.repair import Method
 from clipsan.stages.sources import SourceConfig, WebDataset, list_units, read_unit
 from tests.conftest import NOUNS, caption, picture, write_shards
 
@@ -109,6 +110,7 @@ from typing import Literal
 import numpy as np
 
 from clipsan.stages.oracle import OracleConfig
+from clipsan.stages.repair import Method
 from clipsan.stages.oracle.regions import Region
 from clipsan.stages.stage import config
 
@@ -186,11 +188,26 @@ class Rarity(StreamingDetector):
         return {"mean": float(state[0] / state[1])}
 '''
 
+METHOD = '''
+from typing import Literal
+
+from clipsan.stages.repair.finetune import FineTune
+from clipsan.stages.stage import config
+
+
+@config
+class Gentle(FineTune):
+    """Fine-tuning at a tenth of the rate."""
+
+    kind: Literal["gentle"] = "gentle"
+    lr: float = 1e-6
+'''
+
 
 @pytest.fixture
 def extend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str, str], Path]]:
     """Return what writes a module and its YAML, and names the module to clipsan; what joins a family leaves it again."""
-    for family in (SourceConfig, TriggerConfig, OracleConfig, DetectorConfig):
+    for family in (SourceConfig, TriggerConfig, OracleConfig, DetectorConfig, Method):
         monkeypatch.setattr(family, "_members", dict(family.kinds()))
     before = set(sys.modules)
     monkeypatch.syspath_prepend(tmp_path)
@@ -281,12 +298,24 @@ def test_detectors_that_learn_nothing_and_that_learn(extend, tmp_path, tiny_chec
     assert main([*words, twice, f"out={tmp_path}/twice", "--dry-run"]) == 2
 
 
+def test_a_repair(extend, tmp_path, tiny_checkpoint, in_process, capsys):
+    settings = extend("repair_of_mine", METHOD, "kind: gentle\nepochs: 1\nbatch_size: 8\n")
+    data = write_shards(tmp_path / "in", shards=1, pairs=20)
+    words = ["repair", "data=webdataset", f"data.path={data}", f"model.path={tiny_checkpoint}", f"method={settings}"]
+    words += [f"out={tmp_path}/run", "--dry-run", *QUIET]
+    assert main(words) == 0
+    assert "gentle" in capsys.readouterr().out
+    assert main([*words, "method.epochs=0"]) == 2
+    assert "method.gentle.epochs" in capsys.readouterr().err
+
+
 @pytest.mark.ray
 def test_workers_know_an_extension_that_its_variable_names(extend, tmp_path):
     """A process of its own, with a Ray of its own, whose workers read the trigger from a plan."""
     settings = extend("trigger_of_theirs", TRIGGER, "kind: frame\n")
     data = write_shards(tmp_path / "in", shards=1, pairs=20)
     command = [sys.executable, "-m", "clipsan.pipeline", "poison", "attack.target=kite", "attack.rate=null", *QUIET]
+    command.append("cluster.alone_below_pairs=0")
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
     environment = os.environ | {registry.EXTENSIONS: "trigger_of_theirs", "PYTHONPATH": path}
     first = [
