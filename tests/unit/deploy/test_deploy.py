@@ -35,7 +35,14 @@ def linter(name: str, *arguments: str, text: str | None = None) -> subprocess.Co
 def test_the_files_say_how_they_are_used() -> None:
     assert {path.name for path in FILES} == {
         *("Dockerfile", "compose.yaml", "ray-cluster.yaml", "clipsan.sbatch", "submit.sh", "runtime_env.yaml"),
-        *("raycluster.yaml", "rayjob-scan.yaml", "rayjob-repair.yaml", "rayjob-sweep.yaml", "storage.yaml"),
+        *(
+            "raycluster.yaml",
+            "rayjob-scan.yaml",
+            "rayjob-repair.yaml",
+            "rayjob-sweep.yaml",
+            "storage.yaml",
+            "network.yaml",
+        ),
     }
     for path in FILES:
         top = "\n".join(lines(path.read_text())[:25])
@@ -177,11 +184,21 @@ def compose() -> dict[str, Any]:
     return yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 
 
+def test_no_service_of_compose_gains_privileges_and_no_worker_reaches_mlflow() -> None:
+    services = compose()["services"]
+    assert all(service["security_opt"] == ["no-new-privileges:true"] for service in services.values())
+    assert all(service["cap_drop"] == ["ALL"] for name, service in services.items() if name != "s3")
+    on_tracking = {name for name, service in services.items() if "tracking" in service["networks"]}
+    assert on_tracking == {"head", "mlflow", "s3"}
+    published = [port for service in services.values() for port in service.get("ports", [])]
+    assert all(port.startswith("127.0.0.1:") for port in published)
+
+
 def test_compose() -> None:
     validator = jsonschema.Draft202012Validator(compose_schema())
     tree = compose()
     validator.validate(tree)
-    free = re.compile(r"^x-|(environment|ulimits|depends_on)\.\w+$|^(services|volumes)\.\w+$")
+    free = re.compile(r"^x-|(environment|ulimits|depends_on)\.\w+$|^(services|volumes|networks)\.\w+$")
     wrong = list(misspellings(tree, free))
     assert len(wrong) > 80
     assert [path for path, misspelled in wrong if validator.is_valid(misspelled)] == []
