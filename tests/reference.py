@@ -15,15 +15,14 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic.fields import FieldInfo
 
-from clipsan.pipeline.cli import MODULES, VERBS
 from clipsan.pipeline.core.config import as_tree, conf_folder
+from clipsan.pipeline.verbs import VERBS, verb_of
 
 README = Path(__file__).resolve().parents[1] / "conf" / "README.md"
 MARKED = re.compile(r"(?<=<!-- reference -->\n).*?(?=<!-- /reference -->)", re.S)
@@ -41,26 +40,7 @@ LIMITS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 def schemas() -> dict[str, type[Any]]:
     """Verb -> its configuration class."""
-    former = {
-        "scan": "scan.plan.ScanConfig",
-        "train": "train.verb.TrainConfig",
-        "repair": "repair.settings.RepairConfig",
-        "sweep": "sweep.settings.SweepConfig",
-        "sweep-detectors": "sweep.detectors.DetectorSweepConfig",
-        "evaluate": "evaluate.settings.EvaluateConfig",
-        "run": "story.settings.RunConfig",
-        "trigger": "trigger.verb.TriggerRunConfig",
-        "bench": "bench.plan.BenchConfig",
-        "demo": "story.demo.DemoConfig",
-    }
-    found = {}
-    for verb in VERBS:
-        module = import_module(f"clipsan.pipeline.{MODULES[verb]}")
-        path, _, name = former.get(verb, "").rpartition(".")
-        found[verb] = (
-            module.VERB.config if hasattr(module, "VERB") else getattr(import_module(f"clipsan.pipeline.{path}"), name)
-        )
-    return found
+    return {name: verb_of(name).config for name in VERBS}
 
 
 def reference() -> str:
@@ -90,7 +70,7 @@ def fill(text: str) -> str:
 def _verb(name: str, schema: type[Any]) -> str:
     file = conf_folder() / f"{name}.yaml"
     given: Mapping[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    head = f"## clipsan {name}\n\n{VERBS[name][:1].upper()}{VERBS[name][1:]}. [{file.name}]({file.name}) opens with its commands."
+    head = f"## clipsan {name}\n\n{VERBS[name].text[:1].upper()}{VERBS[name].text[1:]}. [{file.name}]({file.name}) opens with its commands."
     return f"{head}\n\n{_table(schema, given)}"
 
 

@@ -1,104 +1,106 @@
-"""One cell of `clipsan bench`, run as a Ray task: the verbs one after the other, each with its own run folder."""
+"""A cell of a bench: one attack with one seed, as verbs one after the other; what of it is done, and what came of it.
 
-import contextlib
-import json
-import sys
-import traceback
+A step is one verb with a run folder of its own, OUT/cells/CELL/STEP. Beside the folder lies STEP.fingerprint, of everything that
+decides the step and the steps before it; a step is done when that fits and its summary is there.
+"""
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.commit import write_text
-from ..core.config import ConfigError
-from ..core.run_folder import read_summary
-from ..evaluate import verb as evaluate
-from ..evaluate.settings import EvaluateConfig
-from ..poison import verb as poison
-from ..poison.plan import PoisonConfig
-from ..scan import verb as scan
-from ..scan.plan import ScanConfig
-from ..train import verb as train
-from .plan import Cell, Step
+from clipsan.stages.attack.poisoning import AttackConfig
 
-ERROR_LENGTH = 500
+from ..core.commit import FingerprintError, write_text
+from ..core.run_folder import read_summary
+from ..core.verb import Summary, Verb
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a cell ended."""
+class Step:
+    """One verb of a cell."""
 
-    cell: str
-    error: str | None = None
-    """What stopped it, in one line."""
+    name: str
+    """Name of its folder within the cell's."""
+    verb: Verb[Any, Any]
+    settings: Any
+    """Of the verb."""
+    fingerprint: str
 
+    @property
+    def kind(self) -> str:
+        """Name of the verb: steps of one kind take about as long."""
+        return self.verb.name
 
-def run_cell(cell: Cell, log: Path, min_asr_pct: float, before: Outcome | None) -> Outcome:
-    """Do what is left of a cell; never raises.
+    @property
+    def folder(self) -> Path:
+        return Path(self.settings.out)
 
-    Args:
-        cell: what to do.
-        log: file that takes what the verbs say, progress above all: they run in a worker process, which has no terminal.
-        min_asr_pct: a model whose ASR is lower is not scanned.
-        before: how the cell ended that trains this cell's model, where that is another one.
-    """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8", buffering=1) as file, contextlib.redirect_stderr(file):
-        try:
-            if before is not None and before.error is not None:
-                raise ConfigError(f"its model is that of {before.cell}, which failed")
-            for step in cell.steps:
-                if step.name == "scan" and not is_admitted(cell, min_asr_pct):
-                    break
-                _run(step)
-        except Exception as error:
-            # Whatever it is, the other cells go on; the log has the rest of it.
-            traceback.print_exc(file=file)
-            return Outcome(cell.name, f"{type(error).__name__}: {' '.join(str(error).split())[:ERROR_LENGTH]}")
-    return Outcome(cell.name)
+    @property
+    def fingerprint_file(self) -> Path:
+        return self.folder.with_name(f"{self.name}.fingerprint")
 
+    @property
+    def done(self) -> bool:
+        return self.fingerprint_file.is_file() and (self.folder / "summary.json").is_file()
 
-def is_admitted(cell: Cell, min_asr_pct: float) -> bool:
-    """Tell whether the cell's model is worth a scan: any control's, and that of an attack that works."""
-    if cell.control:
-        return True
-    asr = asr_pct(cell)
-    return asr is not None and asr >= min_asr_pct
+    def check(self) -> None:
+        """Refuse results that other settings made.
 
+        Raises:
+            FingerprintError: they are there.
+        """
+        if self.fingerprint_file.is_file() and self.fingerprint_file.read_text(encoding="utf-8") != self.fingerprint:
+            raise FingerprintError(
+                f"{self.folder} was made with other settings, other input or another version of clipsan; "
+                f"remove it and {self.fingerprint_file.name} (and the steps after it), or give another `out`"
+            )
 
-def asr_pct(cell: Cell) -> float | None:
-    """Return the measured ASR, None before it is measured or without an attack."""
-    step = cell.step("evaluate")
-    if step is None or not step.done:
-        return None
-    asr = read_summary(step.folder)["evaluation"].get("asr_pct")
-    return None if asr is None else float(asr)
+    def run(self) -> None:
+        """Do the step, or what is left of it."""
+        write_text(self.fingerprint_file, self.fingerprint)
+        self.verb.start(self.settings)
 
 
-def left(cell: Cell, min_asr_pct: float) -> list[Step]:
-    """Return the steps that are still to do; the scan of a model that is known to be refused is not."""
-    evaluated = cell.step("evaluate")
-    refused = evaluated is not None and evaluated.done and not is_admitted(cell, min_asr_pct)
-    return [step for step in cell.steps if not step.done and not (refused and step.name == "scan")]
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One attack (or control) with one seed."""
 
+    name: str
+    attack_name: str
+    seed: int
+    control: bool
+    attack: AttackConfig | None
+    """None: clean."""
+    model_of: str
+    """The cell in whose folder the model is trained: its own, but for an identity control, which trains on the clean set."""
+    steps: tuple[Step, ...]
+    """In order; the scan is last."""
 
-def _run(step: Step) -> None:
-    if step.done:
-        return
-    sys.stderr.write(f"{step.name}\n")
-    write_text(step.mark_file, step.mark)
-    settings: Any = step.settings
-    match settings:
-        case PoisonConfig():
-            poison.VERB.start(settings)
-        case train.TrainConfig():
-            train.VERB.start(settings)
-        case EvaluateConfig():
-            evaluate.VERB.start(settings)
-        case ScanConfig():
-            scan.VERB.start(settings)
+    def step(self, name: str) -> Step | None:
+        return next((step for step in self.steps if step.name == name), None)
 
+    def summary(self, name: str) -> Summary | None:
+        """Return the summary of a step; None before it is done, or without such a step."""
+        step = self.step(name)
+        return read_summary(step.folder) if step is not None and step.done else None
 
-def seconds(cell: Cell) -> dict[str, float]:
-    """Return step -> seconds of the finished steps, each as its last run took."""
-    summaries = {step.name: step.folder / "summary.json" for step in cell.steps if step.done}
-    return {name: float(json.loads(path.read_text(encoding="utf-8"))["seconds"]) for name, path in summaries.items()}
+    @property
+    def asr_pct(self) -> float | None:
+        """The measured ASR; None before it is measured or without an attack."""
+        evaluated = self.summary("evaluate")
+        asr = None if evaluated is None else evaluated["evaluation"].get("asr_pct")
+        return None if asr is None else float(asr)
+
+    def is_admitted(self, min_asr_pct: float) -> bool:
+        """Tell whether the cell's model is worth a scan: any control's, and that of an attack that works."""
+        asr = self.asr_pct
+        return self.control or (asr is not None and asr >= min_asr_pct)
+
+    def left(self, min_asr_pct: float) -> list[Step]:
+        """Return the steps that are still to do; the scan of a model that is known to be refused is not."""
+        refused = self.summary("evaluate") is not None and not self.is_admitted(min_asr_pct)
+        return [step for step in self.steps if not step.done and not (refused and step.name == "scan")]
+
+    def seconds(self) -> dict[str, float]:
+        """Return step -> seconds of the finished steps, each as its last run took."""
+        return {step.name: float(read_summary(step.folder)["seconds"]) for step in self.steps if step.done}

@@ -13,7 +13,8 @@ from ..core.config import public_tree
 from ..core.parts import Parts
 from ..core.run_folder import RunFolder, versions
 from ..scan.output import manifest_uids, truth_mask
-from .plan import Cell, Plan
+from .cell import Cell
+from .plan import Plan
 from .table import CHANCE, Row
 
 SHOWN = (

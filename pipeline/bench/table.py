@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from clipsan.stages.attack.poisoning import contains_word
 
 from ..core.commit import fingerprint, write_text
-from ..core.run_folder import read_summary
-from .cell import asr_pct, is_admitted, seconds
-from .plan import CLEAN, Cell, Plan
+from .cell import Cell
+from .plan import Plan
+from .settings import CLEAN
 
 Row = dict[str, Any]
 
@@ -78,7 +78,7 @@ def _cell_rows(plan: Plan, cell: Cell, error: str | None) -> list[Row]:
             "target": None if cell.control else ", ".join(cell.attack.targets),
             "rate_pct": None if cell.attack.rate is None else _rounded(100 * cell.attack.rate),
         }
-    poisoned, evaluated, scanned = (_summary(cell, name) for name in ("poison", "evaluate", "scan"))
+    poisoned, evaluated, scanned = (cell.summary(name) for name in ("poison", "evaluate", "scan"))
     if poisoned is not None:
         counts = poisoned["counts"]
         share = 100 * counts["poisoned"] / counts["pairs_in"]
@@ -86,18 +86,13 @@ def _cell_rows(plan: Plan, cell: Cell, error: str | None) -> list[Row]:
     if evaluated is not None:
         row |= _flat(evaluated["evaluation"])
         row["clean_model_asr_pct"] = _clean_model_asr_pct(plan, cell)
-    row["admitted"] = None if cell.control or evaluated is None else is_admitted(cell, plan.config.min_asr_pct)
+    row["admitted"] = None if cell.control or evaluated is None else cell.is_admitted(plan.config.min_asr_pct)
     row["advice"] = advice(plan, cell) if row["admitted"] is False else None
     if scanned is None or row["admitted"] is False:
         return [row]
     row |= _decision(cell, scanned)
     detection = scanned.get("detection") or {}
     return [row | _detector_row(name, found, row) for name, found in detection.items()] or [row]
-
-
-def _summary(cell: Cell, name: str) -> dict[str, Any] | None:
-    step = cell.step(name)
-    return read_summary(step.folder) if step is not None and step.done else None
 
 
 def _flat(evaluation: Mapping[str, Any]) -> Row:
@@ -148,7 +143,7 @@ def chance_sd(marked: int, pairs: int) -> float:
 def _clean_model_asr_pct(plan: Plan, cell: Cell) -> float | None:
     """ASR of this cell's trigger on the clean model of the same seed, or of the first seed that has one."""
     clean = sorted((c for c in plan.cells if c.attack_name == CLEAN), key=lambda c: (c.seed != cell.seed, c.seed))
-    found = (_summary(c, f"evaluate-{cell.attack_name}") for c in clean)
+    found = (c.summary(f"evaluate-{cell.attack_name}") for c in clean)
     return next((summary["evaluation"].get("asr_pct") for summary in found if summary is not None), None)
 
 
@@ -185,14 +180,14 @@ def write(root: Path, table: Sequence[Row]) -> None:
 
 
 def summary(plan: Plan, table: Sequence[Row], errors: Mapping[str, str]) -> dict[str, Any]:
-    """Return summary.json but for its time and report."""
+    """Return summary.json but for its verb, time and report."""
     cells = [_cell_summary(plan, cell, errors.get(cell.name)) for cell in plan.cells]
     ended = Counter(cell["state"] for cell in cells)
     states = ("admitted", "refused", "control", "failed", "unfinished")
     return {
-        "verb": "bench",
-        "fingerprint": fingerprint([plan.mark, plan.config.min_asr_pct, *(c.steps[-1].mark for c in plan.cells)]),
-        "seconds": 0.0,
+        "fingerprint": fingerprint(
+            [plan.fingerprint, plan.config.min_asr_pct, *(c.steps[-1].fingerprint for c in plan.cells)]
+        ),
         "counts": {"cells": len(cells), **{state: ended[state] for state in states}},
         "min_asr_pct": plan.config.min_asr_pct,
         "detection": detection_means(table),
@@ -203,7 +198,7 @@ def summary(plan: Plan, table: Sequence[Row], errors: Mapping[str, str]) -> dict
 
 
 def _cell_summary(plan: Plan, cell: Cell, error: str | None) -> dict[str, Any]:
-    asr = asr_pct(cell)
+    asr = cell.asr_pct
     if error is not None:
         state = "failed"
     elif not (step := cell.step("evaluate")) or not step.done:
@@ -211,14 +206,14 @@ def _cell_summary(plan: Plan, cell: Cell, error: str | None) -> dict[str, Any]:
     elif cell.control:
         state = "control"
     else:
-        state = "admitted" if is_admitted(cell, plan.config.min_asr_pct) else "refused"
+        state = "admitted" if cell.is_admitted(plan.config.min_asr_pct) else "refused"
     shown = {"cell": cell.name, "attack": cell.attack_name, "seed": cell.seed, "state": state, "asr_pct": asr}
     if state == "refused":
         shown["advice"] = advice(plan, cell)
     if error is not None:
         shown |= {"error": error, "log": str(plan.root / "cells" / cell.name / "log.txt")}
-    scanned = _summary(cell, "scan")
-    return {**shown, "step_seconds": seconds(cell), "scan_report": scanned and scanned["report"]}
+    scanned = cell.summary("scan")
+    return {**shown, "step_seconds": cell.seconds(), "scan_report": scanned and scanned["report"]}
 
 
 def detection_means(table: Sequence[Row]) -> dict[str, dict[str, Any]]:
@@ -268,10 +263,10 @@ def metrics(rows: Sequence[Row]) -> dict[str, float]:
 
 def cell_line(cell: Cell, min_asr_pct: float) -> str:
     """Return one finished cell in one line."""
-    evaluated, scanned = _summary(cell, "evaluate"), _summary(cell, "scan")
+    evaluated, scanned = cell.summary("evaluate"), cell.summary("scan")
     figures = {} if evaluated is None else evaluated["evaluation"]
     shown = [f"{short} {figures[n]:.1f} %" for n, short in SHORT.items() if figures.get(n) is not None]
-    if not is_admitted(cell, min_asr_pct):
+    if not cell.is_admitted(min_asr_pct):
         return f"{cell.name} refused: {', '.join(shown)}, under {min_asr_pct:g} %"
     if scanned is not None:
         found = (scanned.get("detection") or {}).items()

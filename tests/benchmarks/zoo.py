@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 import yaml
 
 from clipsan.pipeline.bench import table as bench_table
-from clipsan.pipeline.bench.plan import BenchConfig, make_plan
+from clipsan.pipeline.bench.plan import make_plan
+from clipsan.pipeline.bench.settings import BenchConfig
 from clipsan.pipeline.core.commit import write_text
 from clipsan.pipeline.core.config import load
 from tests.benchmarks import photos

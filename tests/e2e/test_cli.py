@@ -66,7 +66,9 @@ def test_missing_files_are_named(capsys, tmp_path, pairs, tiny_checkpoint):
 
 def test_impossible_values_are_named(capsys, pairs, tiny_checkpoint, tmp_path):
     known = (f"data.path={pairs}", f"model.path={tiny_checkpoint}", f"out={tmp_path / 'run'}")
-    assert "cluster: workers must be at least 1" in refused(capsys, "scan", *known, "cluster.workers=0")
+    assert "cluster.workers: Input should be greater than or equal to 1" in refused(
+        capsys, "scan", *known, "cluster.workers=0"
+    )
     share = ("decision=budget", "decision.share=2")
     assert "share is a fraction of the pairs" in refused(capsys, "scan", *known, *share)
     assert "warp" in refused(capsys, "scan", *known, "embed.layers=[warp]")

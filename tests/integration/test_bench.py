@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipsan.pipeline.bench.plan import BenchConfig
-from clipsan.pipeline.bench.verb import run_bench
+from clipsan.pipeline.bench.settings import BenchConfig
+from clipsan.pipeline.bench.verb import VERB
 from clipsan.pipeline.core.cluster import ClusterConfig
 from clipsan.pipeline.core.config import ConfigError
 from clipsan.pipeline.tracking.record import TrackingConfig
@@ -65,7 +65,7 @@ def settings(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def first(settings: BenchConfig, ray_cluster: None) -> dict[str, Any]:
-    return run_bench(settings)
+    return VERB.start(settings)
 
 
 def states(summary: dict[str, Any]) -> dict[str, str]:
@@ -115,7 +115,7 @@ def test_controls_are_measured_and_an_identity_takes_the_clean_model(
 def test_a_lower_bar_admits_it_with_a_scan_and_nothing_else(first: dict[str, Any], settings: BenchConfig) -> None:
     before = times(settings)
     admitting = dataclasses.replace(settings, min_asr_pct=0)
-    summary = run_bench(admitting)
+    summary = VERB.start(admitting)
     assert states(summary)["patch-s0"] == "admitted"
     assert {name for name, at in times(settings).items() if before.get(name) != at} == {"patch-s0/scan"}
     rows = table(admitting)
@@ -127,7 +127,7 @@ def test_a_lower_bar_admits_it_with_a_scan_and_nothing_else(first: dict[str, Any
     stored = {name: (Path(settings.out) / name).read_bytes() for name in ("table.parquet", "table.json")}
     before = times(settings)
     (Path(settings.out) / "cells" / "patch-s0" / "evaluate" / "summary.json").unlink()
-    run_bench(admitting)
+    VERB.start(admitting)
     assert {name for name, at in times(settings).items() if before[name] != at} == {"patch-s0/evaluate"}
     assert {name: (Path(settings.out) / name).read_bytes() for name in stored} == stored
 
@@ -135,7 +135,7 @@ def test_a_lower_bar_admits_it_with_a_scan_and_nothing_else(first: dict[str, Any
 def test_one_cell_that_fails_does_not_stop_the_others(first: dict[str, Any], settings: BenchConfig) -> None:
     # A fifth of the captions has the target in it and cannot be poisoned, which is known only when they are read.
     attacks = {"blend": {"rate": 0.9}, **settings.attacks}
-    summary = run_bench(dataclasses.replace(settings, attacks=attacks, controls={}, min_asr_pct=0))
+    summary = VERB.start(dataclasses.replace(settings, attacks=attacks, controls={}, min_asr_pct=0))
     failed = next(cell for cell in summary["cells"] if cell["cell"] == "blend-s0")
     assert failed["state"] == "failed"
     assert "144 pairs to poison, but only 128" in failed["error"]
@@ -147,4 +147,4 @@ def test_one_cell_that_fails_does_not_stop_the_others(first: dict[str, Any], set
 def test_results_of_other_settings_are_refused(first: dict[str, Any], settings: BenchConfig) -> None:
     stronger = dataclasses.replace(settings, attacks={"patch": {"rate": 0.2}})
     with pytest.raises(ConfigError, match=r"patch-s0/poison was made with other settings"):
-        run_bench(stronger)
+        VERB.start(stronger)

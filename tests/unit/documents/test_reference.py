@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
-from clipsan.pipeline.cli import VERBS
+from clipsan.pipeline.verbs import VERBS
 from clipsan.stages.stage import config
 from tests.reference import README, _gather, _table, fill, meanings, schemas
 

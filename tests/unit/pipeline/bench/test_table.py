@@ -1,4 +1,4 @@
-"""The bench's matrix, its marks, its table and its page, with summaries written by hand in the place of the verbs."""
+"""The bench's matrix, its fingerprints, its table and its page, with summaries written by hand in the place of the verbs."""
 
 import dataclasses
 import json
@@ -11,9 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipsan.pipeline.bench import table as bench_table
-from clipsan.pipeline.bench.cell import Outcome, left, run_cell
-from clipsan.pipeline.bench.plan import BenchConfig, Cell, Plan, Step, make_plan, merge
-from clipsan.pipeline.bench.verb import describe, estimate
+from clipsan.pipeline.bench.attacks import merge
+from clipsan.pipeline.bench.cell import Cell, Step
+from clipsan.pipeline.bench.plan import Plan, make_plan
+from clipsan.pipeline.bench.settings import BenchConfig
+from clipsan.pipeline.bench.watch import CellEnd, run_cell
 from clipsan.pipeline.core.commit import FingerprintError, write_text
 from clipsan.pipeline.core.config import ConfigError, load
 from clipsan.pipeline.tracking.record import TrackingConfig
@@ -54,7 +56,7 @@ def cell_of(plan: Plan, name: str) -> Cell:
 def finish(step: Step | None, **summary: Any) -> None:
     """Leave behind what a finished step leaves."""
     assert step is not None
-    write_text(step.mark_file, step.mark)
+    write_text(step.fingerprint_file, step.fingerprint)
     write_text(step.folder / "summary.json", json.dumps({"seconds": 10.0, **summary}))
 
 
@@ -143,7 +145,7 @@ def test_what_is_wrong_is_said_before_anything_starts(
 
 def test_rules_of_the_settings(settings: BenchConfig) -> None:
     for changes, rule in (
-        ({"min_asr_pct": 120}, "min_asr_pct is a percentage"),
+        ({"min_asr_pct": 120}, "min_asr_pct must be at most 100"),
         ({"cells": 0}, "cells must be at least 1"),
         ({"attacks": {"clean": {}}}, "clean is a control"),
         ({"train": {"seed": 3}}, "train: seed is filled in"),
@@ -161,17 +163,17 @@ def test_merging_keeps_what_is_not_named_and_replaces_other_kinds() -> None:
     assert merge(base, {"trigger": {"kind": "sig", "delta": 9}})["trigger"] == {"kind": "sig", "delta": 9}
 
 
-def test_a_step_is_done_when_its_mark_fits_and_its_summary_is_there(settings: BenchConfig) -> None:
+def test_a_step_is_done_when_its_fingerprint_fits_and_its_summary_is_there(settings: BenchConfig) -> None:
     patch = cell_of(make_plan(settings), "patch-s0")
     names = ["poison", "train", "evaluate", "scan"]
     for number, step in enumerate(patch.steps[:2]):
-        assert [s.name for s in left(patch, 90)] == names[number:]
+        assert [s.name for s in patch.left(90)] == names[number:]
         finish(step)
-    write_text(patch.steps[2].mark_file, patch.steps[2].mark)  # begun, not finished
-    assert [s.name for s in left(patch, 90)] == names[2:]
+    write_text(patch.steps[2].fingerprint_file, patch.steps[2].fingerprint)  # begun, not finished
+    assert [s.name for s in patch.left(90)] == names[2:]
     finish(patch.steps[2], evaluation={"asr_pct": 60.0})
-    assert left(patch, 90) == []
-    assert [s.name for s in left(patch, 50)] == ["scan"]
+    assert patch.left(90) == []
+    assert [s.name for s in patch.left(50)] == ["scan"]
 
 
 @pytest.mark.parametrize(
@@ -269,7 +271,7 @@ def test_summary_and_screen_say_what_is_refused_failed_and_off_chance(settings: 
     plan = finished(settings)
     errors = {"blend-s0": "ValueError: no"}
     rows = bench_table.rows(plan, errors)
-    summary = bench_table.summary(plan, rows, errors) | {"report": "r.html"}
+    summary = bench_table.summary(plan, rows, errors) | {"seconds": 3.0, "report": "r.html"}
     assert summary["counts"] == {"cells": 5, "admitted": 1, "refused": 1, "control": 2, "failed": 1, "unfinished": 0}
     assert summary["detection"]["patch"]["dao"]["auroc"] == pytest.approx(0.95)
     assert summary["detection"]["patch"]["dao"]["seeds"] == 1
@@ -303,18 +305,18 @@ def test_the_spread_of_chance_is_that_of_random_scores() -> None:
 
 def test_a_plan_says_what_is_done_and_how_long_the_rest_takes(settings: BenchConfig) -> None:
     plan = finished(settings)
-    said = describe(plan)
+    said = plan.describe()
     assert "patch-s0" in said
     assert "poison (done), train (done), evaluate (done), scan (done)" in said
     assert "blend on 20 % towards kite: poison, train, evaluate, scan" in said
     assert "identity on 20 %: poison (done), evaluate (done), scan (done); model of clean-s0" in said
-    assert estimate(plan.cells, plan) == pytest.approx(40.0)
-    assert estimate([cell_of(plan, "patch-s0")], plan) is None
+    assert plan.estimate(plan.cells) == pytest.approx(40.0)
+    assert plan.estimate([cell_of(plan, "patch-s0")]) is None
 
 
 def test_a_cell_whose_model_failed_elsewhere_says_so(settings: BenchConfig, tmp_path: Path) -> None:
     cell = cell_of(make_plan(settings), "identity-s0")
-    ended = run_cell(cell, tmp_path / "log.txt", 90.0, Outcome("clean-s0", "ValueError: diverged"))
+    ended = run_cell(cell, tmp_path / "log.txt", 90.0, CellEnd("clean-s0", "ValueError: diverged"))
     assert ended.error == "ConfigError: its model is that of clean-s0, which failed"
     assert "Traceback" in (tmp_path / "log.txt").read_text()
 
