@@ -151,6 +151,17 @@ def test_too_few_members_and_unlike_crops_make_no_dossier() -> None:
     assert search(crops(20, 8)) == []
 
 
+def test_the_limits_decide_what_is_a_dossier() -> None:
+    rows = pa.Table.from_pylist(stamped(8, 19, place=(20, 18)))
+
+    def search(**changes: object) -> list[Patch]:
+        return find_patches(rows, seed=0, limits=dataclasses.replace(LIMITS, **changes))  # type: ignore[arg-type]
+
+    assert len(search(min_members=8)) == 1
+    assert search(min_members=9) == []
+    assert [patch.varying for patch in search(min_likeness=1.0)] == [True]
+
+
 def test_two_triggers_and_two_claims_stay_apart_and_are_numbered_by_size() -> None:
     rows = stamped(6, 9, place=(0, 0)) + stamped(9, 10, place=(10, 12), claim="dog")
     yellow = np.zeros((SIDE, SIDE, 3), np.uint8) + np.array([255, 255, 0], np.uint8)

@@ -52,3 +52,9 @@ def test_the_larger_of_two_patches_stays_and_the_order_of_the_rest_too() -> None
 
 def test_two_equal_ones_become_one() -> None:
     assert kinds(dossier("patch", "ab"), dossier("patch", "ab")) == [("patch", "ab")]
+
+
+def test_the_slack_is_a_setting() -> None:
+    whole, part = dossier("residual", "abcd"), dossier("patch", "bcde", flips=8)
+    assert [d.kind for d in settle([whole, part], RivalLimits(slack_points=15))] == ["residual"]
+    assert [d.kind for d in settle([whole, part], RivalLimits(slack_points=20))] == ["patch"]
