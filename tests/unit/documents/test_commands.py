@@ -118,6 +118,8 @@ def try_clipsan(words: list[str], home: Path, _: pytest.MonkeyPatch) -> None:
         return
     verb, *rest = (at_home(word, home) for word in words)
     assert verb in {*VERBS, *FOLDER_VERBS}
+    if verb in FOLDER_VERBS and not rest:
+        return
     if verb == "log" and rest != ["RUN"]:
         from clipsan.pipeline.tracking.log import settings_of as tracking_of
 
