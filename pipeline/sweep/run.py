@@ -23,7 +23,8 @@ from .plan import Plan
 from .points import propose, resources_of, rungs_of
 from .search import Queue, Watch, quiet_tune, scheduler
 from .settings import OptunaSearch
-from .trial import STATE_FILE, Questions, Trial, last_word, note_error, suspect_figures, trainable
+from .train import trainable
+from .trial import STATE_FILE, Questions, Trial, last_word, note_error, suspect_figures
 
 
 @dataclass(frozen=True, slots=True)

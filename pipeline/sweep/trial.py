@@ -1,14 +1,11 @@
 """One trial of a sweep: a repair with settings of its own, measured at the rungs and kept for a restart.
 
-The loop is that of pipeline.train, so a trial's model is the one that `clipsan repair` makes
-of the same settings with as many workers. A trial of one worker is one process: Ray Train would add nothing but its controller
-and worker group, about twenty seconds a trial. A trial of several is a run of Ray Train (pipeline.sweep.train).
+The loop is that of pipeline.train, so a trial's model is the one that `clipsan repair` makes of the same settings with as many
+workers; pipeline.sweep.train runs it.
 """
 
 import json
-import pickle
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -279,41 +276,6 @@ def _keep(trial: Trial, courses: Courses, history: list[Record]) -> None:
 
 def _note(trial: Trial, history: list[Record]) -> None:
     write_text(trial.folder / HISTORY_FILE, json.dumps({"mark": trial.mark, "records": history}, indent=1))
-
-
-def trainable(settings: dict[str, Any], shared: dict[str, Any]) -> None:
-    """Run a trial inside Ray Tune; the entry point of its workers.
-
-    Args:
-        settings: `trial`, a pickled Trial, and `resources`, what each of its rungs counts as for early stopping.
-        shared: `questions` and `held` (by Trial.data), references to Ray's object store, and `cluster`.
-    """
-    import ray
-    from ray import tune
-
-    trial: Trial = pickle.loads(settings["trial"])
-    before = len(trial.errors())
-    try:
-        if trial.workers > 1:
-            from .train import run_measured
-
-            run_measured(trial, settings["resources"], shared)
-            return
-        torch.set_num_threads(trial.job.threads)
-        held, questions = ray.get([shared["held"][trial.data], shared["questions"]])
-        share, device = Share(0, 1, trial.job.pace.batch_size), torch.device(questions.device)
-        for number, record in enumerate(run_trial(trial, held, questions, share, device)):
-            tune.report(report_of(record, settings["resources"][number]))
-    except Exception as error:
-        if len(trial.errors()) == before:  # a worker of Ray Train has said more than what reaches this process
-            note_error(trial, f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
-        traceback.print_exc()
-        raise
-
-
-def report_of(record: Record, resource: int) -> dict[str, Any]:
-    """Return what Ray Tune is told of a measurement; `resource` is what its rung counts as."""
-    return {"resource": resource, "badness": record["badness"], "record": record}
 
 
 def note_error(trial: Trial, words: str) -> None:
