@@ -314,8 +314,8 @@ def test_workers_know_an_extension_that_its_variable_names(extend, tmp_path):
     """A process of its own, with a Ray of its own, whose workers read the trigger from a plan."""
     settings = extend("trigger_of_theirs", TRIGGER, "kind: frame\n")
     data = write_shards(tmp_path / "in", shards=1, pairs=20)
-    command = [sys.executable, "-m", "clipsan.pipeline", "poison", "attack.target=kite", "attack.rate=null", *QUIET]
-    command.append("cluster.alone_below_pairs=0")
+    command = [sys.executable, "-m", "clipsan.pipeline", "poison", *QUIET, "cluster.alone_below_pairs=0"]
+    drawn = ["attack.target=kite", "attack.rate=null", "attack.count=3"]
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
     environment = os.environ | {registry.EXTENSIONS: "trigger_of_theirs", "PYTHONPATH": path}
     first = [
@@ -328,7 +328,7 @@ def test_workers_know_an_extension_that_its_variable_names(extend, tmp_path):
     # the copy is made by workers that read the plan, the trigger in it with it
     again = ["attack=identity", "data=poisoned", f"data.path={tmp_path}/plan/plan.json", f"out={tmp_path}/copy"]
     for words in (first, again):
-        subprocess.run([*command, *words, "attack.count=3"], env=environment, check=True, timeout=300)
+        subprocess.run([*command, *words, *drawn], env=environment, check=True, timeout=300)
     poisoned = set(pq.read_table(tmp_path / "plan" / "manifest.parquet").column("uid").to_pylist())
     source = WebDataset(path=str(tmp_path / "copy" / "data"))
     for pair in (pair for unit in list_units(source) for pair in read_unit(source, unit)):
