@@ -16,8 +16,10 @@ import ray
 
 from clipsan.pipeline.cli import FOLDER_VERBS, VERBS, main
 from clipsan.pipeline.core.config import conf_folder
+from clipsan.pipeline.core.run_folder import read_summary
+from clipsan.pipeline.verbs import verb_of
 from tests.unit.deploy.helpers import FILES, SETTINGS, lines, settings_of
-from tests.unit.documents.helpers import DOCUMENTS, ROOT, at_home, headed, make_world, shell
+from tests.unit.documents.helpers import DOCUMENTS, ROOT, at_home, fences, headed, make_world, shell
 
 SHOWN = [(path, *found) for path in DOCUMENTS for found in shell(path.read_text(encoding="utf-8"))]
 PAIRS = ["data=webdataset", "data.path=data/cc3m/*.tar"]
@@ -217,6 +219,18 @@ TRY: dict[str, Callable[[list[str], Path, pytest.MonkeyPatch], None]] = {
     ".": try_source,
 }
 """Program -> how its commands are tried."""
+
+
+def test_the_python_of_the_readme_works(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The scan is planned, and taken as done: the world has its run folder."""
+    (shown,) = fences((ROOT / "README.md").read_text(encoding="utf-8"), "python")
+    assert len(shown.splitlines()) <= 5
+    monkeypatch.chdir(world)
+    monkeypatch.setattr(type(verb_of("scan")), "go", lambda _, plan: read_summary(Path(plan.config.out)))
+    exec(compile(at_home(shown, world), "README.md", "exec"), {})
+    assert str(world / "runs" / "scan") in capsys.readouterr().out
 
 
 def test_commands_are_found() -> None:
