@@ -20,6 +20,7 @@ from clipsan.stages.stage import config
 
 from .config import ConfigError
 from .cpus import cpus
+from .stop import Terminated
 
 
 @config
@@ -242,6 +243,11 @@ def _own_sigterm() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
+    except SystemExit as stop:
+        # Ray's own answer, while it starts
+        if stop.code == signal.SIGTERM:
+            raise Terminated from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -18,6 +18,7 @@ import socket
 from clipsan.pipeline.core.cluster import ClusterConfig, ray_session, start_ray
 with ray_session(ClusterConfig(workers=1, object_store_mb=100)):
     start_ray()
+    start_ray()
     import ray
     host, port = ray.get_runtime_context().gcs_address.rsplit(":", 1)
     print(host)
