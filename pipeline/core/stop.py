@@ -10,6 +10,10 @@ INTERRUPTED, TERMINATED = 130, 143
 """Exit status after Ctrl-C and after SIGTERM: 128 and the number of the signal, as shells have it."""
 
 
+_TOLD = threading.Event()
+"""Whether SIGTERM came: Ray's C++ side makes a plain KeyboardInterrupt of what a handler raises."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM came."""
 
@@ -23,8 +27,10 @@ def stoppable() -> Iterator[None]:
 
     def stop(signum: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _TOLD.set()
         raise Terminated
 
+    _TOLD.clear()
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
@@ -34,4 +40,4 @@ def stoppable() -> Iterator[None]:
 
 def exit_status(stop: KeyboardInterrupt) -> int:
     """Return the exit status of a run that was stopped."""
-    return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+    return TERMINATED if _TOLD.is_set() or isinstance(stop, Terminated) else INTERRUPTED
