@@ -216,10 +216,18 @@ def _is_table(unit: Unit) -> bool:
     return METADATA.fullmatch(unit.shard.rpartition("/")[2]) is not None
 
 
+def _last(unit: Unit) -> str:
+    return unit.shard.rpartition("/")[2]
+
+
+def _is_flat(unit: Unit) -> bool:
+    """Whether images are named from the folder that the unit's own path lies in, and not from a class folder."""
+    return _is_table(unit) or _last(unit) in (".", REST)
+
+
 def _folder(unit: Unit) -> str:
     """Return the folder that the images of a unit are named from."""
-    last = unit.shard.rpartition("/")[2]
-    return parent(unit.path) if _is_table(unit) or last in (".", REST) else unit.path
+    return parent(unit.path) if _is_flat(unit) else unit.path
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +242,7 @@ class _Beside:
 
 
 def _image_pairs(source: FolderSource, unit: Unit) -> Iterator[RawPair]:
-    last = unit.shard.rpartition("/")[2]
+    last = _last(unit)
     folder = _folder(unit)
     try:
         entries = list_folder(folder, recursive=last != ".", hidden=True)
@@ -326,7 +334,8 @@ def _pair(
         kind = "an absolute path" if isinstance(name, str) else f"no path but {type(name).__name__}"
         image = Bad(Reject.IMAGE_MISSING, f"{name}: {kind}; name images relative to their metadata file")
     else:
-        image, place = load_image(join(_folder(unit), "table"), name, source.roots)
+        folder = parent(unit.path)  # also of a class: a link in place of its folder leads nowhere else
+        image, place = load_image(join(folder, "table"), name if _is_flat(unit) else f"{_last(unit)}/{name}", source.roots)
     return make_pair(
         unit,
         printable(name) if isinstance(name, str) and name else f"row-{number}",
@@ -354,8 +363,7 @@ class FolderWriter(UnitWriter):
         super().__init__(folder, f"metadata-{unit.index:05d}.jsonl")
         self._source = source
         self._unit = unit
-        last = unit.shard.rpartition("/")[2]
-        self._base = unit.shard.rpartition("/")[0] if _is_table(unit) or last in (".", REST) else unit.shard
+        self._base = unit.shard.rpartition("/")[0] if _is_flat(unit) else unit.shard
 
     def _open(self) -> None:
         self._file = self._temporary.open("w", encoding="ascii")

@@ -1,0 +1,67 @@
+"""What a scan could not read: shards that are gone or broken, and what is likely to help where most pairs are rejected."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from clipsan.stages.samples import Reject
+from clipsan.stages.sources.hints import ONE_ROW, likely_remedy
+
+from ..core.parts import Parts
+
+NAMED = 20
+"""So many lost shards are named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """What could not be read."""
+
+    shards: tuple[str, ...]
+    """Shards that cannot be read, at all or from some place on, in the order of the data set."""
+    of: int
+    """All shards."""
+    hint: str | None
+    """What is likely to help where most pairs are rejected for one cause."""
+
+    @classmethod
+    def of_run(cls, rejected: Parts, *, scanned: int, shards: int) -> "Losses":
+        """Return what the rejected pairs of a scan say; `scanned` pairs were read."""
+        lost: dict[str, None] = {}
+        causes: list[tuple[str, str]] = []
+        for table in rejected.tables(["shard", "reason", "detail"]):
+            for row in table.to_pylist():
+                causes.append((row["reason"], row["detail"]))
+                if row["reason"] == Reject.SHARD_DAMAGED.value and not row["detail"].startswith(ONE_ROW):
+                    lost[row["shard"]] = None
+        return cls(tuple(lost), shards, likely_remedy(causes, scanned + len(causes)))
+
+    @property
+    def pct(self) -> float:
+        return 100 * len(self.shards) / max(1, self.of)
+
+    def tree(self, max_lost_shards_pct: float | None) -> dict[str, Any]:
+        """Return the losses as they stand in summary.json; nothing where nothing is lost."""
+        told: dict[str, Any] = {}
+        if self.shards:
+            too_many = max_lost_shards_pct is not None and self.pct > max_lost_shards_pct
+            names = list(self.shards[:NAMED])
+            told["lost_shards"] = {"count": len(self.shards), "of": self.of, "names": names, "too_many": too_many}
+        if self.hint is not None:
+            told["hint"] = self.hint
+        return told
+
+
+def closing(summary: dict[str, Any]) -> str:
+    """Return what the last lines of a scan say of its losses."""
+    lost = summary.get("lost_shards")
+    line = ""
+    if lost is not None:
+        more = ", ..." if lost["count"] > len(lost["names"]) else ""
+        limit = ", more than max_lost_shards_pct allows" if lost["too_many"] else ""
+        line = f"; {lost['count']:,} of {lost['of']:,} shards could not be read to their end{limit}: {', '.join(lost['names'])}{more}"
+    return line + (f"\nscan: {summary['hint']}" if "hint" in summary else "")
+
+
+def status(summary: dict[str, Any]) -> int:
+    """Return the exit status: 1 where more shards are lost than the user allows."""
+    return int(summary.get("lost_shards", {}).get("too_many", False))
