@@ -1,6 +1,7 @@
 """The data set written again in its own format: what stays, and what is set apart. Members are copied, never re-encoded."""
 
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,10 @@ from ..core.pass_ import Done, Work
 
 @dataclass(frozen=True, kw_only=True)
 class RewriteWork(Work):
-    """Copies the pairs of a unit that belong to one kind; the part is their number."""
+    """Copies the pairs of a unit that belong to one kind; the part is their number, and that of pairs that changed.
+
+    A pair whose image or caption is another now than when it was scanned is left out: its verdict says nothing of it.
+    """
 
     source: SourceConfig
     kind: Literal["clean", "quarantine"]
@@ -27,16 +31,26 @@ class RewriteWork(Work):
 
     def do(self, piece: Unit, tools: None) -> Done:
         wanted = self._wanted(piece)
-        copied = 0
+        copied = changed = 0
         with open_writer(self.source, piece, self.out) as writer:
             for pair in read_unit(self.source, piece):
                 # A rejected pair has no verdict, and a duplicate of a key must not follow the pair that owns it.
-                if pair.reject is None and pair.uid in wanted:
+                if pair.reject is not None or pair.image is None or pair.uid not in wanted:
+                    continue
+                if wanted[pair.uid] == (sha256(pair.image).hexdigest(), pair.caption):
                     writer.copy(pair)
                     copied += 1
-        return Done(pairs=copied, parts=(pa.table({"copied": [copied]}),))
+                else:
+                    changed += 1
+        return Done(
+            pairs=copied + changed, errors=changed, parts=(pa.table({"copied": [copied], "changed": [changed]}),)
+        )
 
-    def _wanted(self, unit: Unit) -> set[str]:
-        table = self.verdicts.read(unit.index, ["uid", "reasons"])
-        rows = zip(table.column("uid").to_pylist(), table.column("reasons").to_pylist(), strict=True)
-        return {uid for uid, reasons in rows if self.quarantine.isdisjoint(reasons) == (self.kind == "clean")}
+    def _wanted(self, unit: Unit) -> dict[str, tuple[str, str]]:
+        """Return uid -> SHA-256 of the image and caption, as they were scanned, of the pairs of this kind."""
+        table = self.verdicts.read(unit.index, ["uid", "reasons", "image_sha256", "caption"])
+        return {
+            row["uid"]: (row["image_sha256"], row["caption"])
+            for row in table.to_pylist()
+            if self.quarantine.isdisjoint(row["reasons"]) == (self.kind == "clean")
+        }

@@ -16,6 +16,7 @@ from clipsan.stages.verdicts import ACCUSING, Reason, Verdict
 
 from ..core.config import ConfigError
 from ..core.parts import Parts
+from .losses import Losses
 from .passes import Scan
 
 
@@ -31,6 +32,7 @@ class Counts:
     """Flagged, or with a proven trigger."""
     reasons: dict[str, int]
     rejected: dict[str, int]
+    losses: Losses
 
     @property
     def verdicts(self) -> int:
@@ -68,6 +70,8 @@ def count_pairs(scan: Scan) -> Counts:
         accused += sum(not ACCUSING.isdisjoint(found) for found in table.column("reasons").to_pylist())
     for table in Parts.of(scan.folder.rejected).tables(["reason"]):
         rejected.update(table.column("reason").to_pylist())
+    shards = len({unit.shard for unit in scan.plan.pairs.units})
+    losses = Losses.of_run(Parts.of(scan.folder.rejected), scanned=sum(verdicts.values()), shards=shards)
     return Counts(
         clean=verdicts[Verdict.CLEAN.value],
         suspect=verdicts[Verdict.SUSPECT.value],
@@ -76,6 +80,7 @@ def count_pairs(scan: Scan) -> Counts:
         accused=accused,
         reasons=dict(sorted(reasons.items())),
         rejected=dict(sorted(rejected.items())),
+        losses=losses,
     )
 
 

@@ -21,6 +21,7 @@ from ..data.rewrite import RewriteWork
 from ..proof.inquiry import Inquiry
 from ..proof.prove import Proof
 from ..proof.views import Views
+from .losses import Losses
 from .plan import DataSet, Plan
 from .work import CombineWork, DensityWork, EmbedWork, JudgeWork, ScoreWork, SummaryWork, density_pieces, merge_all
 
@@ -83,7 +84,11 @@ def embed_pairs(plan: Plan, folder: RunFolder) -> Scan:
     settings = plan.config
     embeddings = _earlier(plan, folder) if settings.embeddings is not None else _embed(plan, folder, plan.pairs)
     if not embeddings.total:
-        raise ConfigError(f"data: none of the pairs could be read; {folder.rejected} says why")
+        shards = len({unit.shard for unit in plan.pairs.units})
+        hint = Losses.of_run(Parts.of(folder.rejected), scanned=0, shards=shards).hint
+        raise ConfigError(
+            f"data: none of the pairs could be read; {folder.rejected} says why" + (f": {hint}" if hint else "")
+        )
     return Scan(plan, folder, embeddings)
 
 

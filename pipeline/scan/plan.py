@@ -3,7 +3,9 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from clipsan.stages.detectors import DetectorsConfig, build_suite
 from clipsan.stages.embed import CACHE_COLUMNS, EmbedConfig
@@ -55,6 +57,8 @@ class ScanConfig:
     """Copies of the data set to write, in its own format."""
     quarantine: list[Reason] = field(default_factory=lambda: [Reason.POISON_SUSPECT])
     """Reasons that keep a pair out of the clean copy; a pair with a proven trigger never is in it."""
+    max_lost_shards_pct: Annotated[float, Field(ge=0, le=100)] | None = None
+    """Percentage of shards that may be unreadable, at all or from some place on; with more the run ends with status 1. null: any."""
     manifest: str | None = None
     """Ground truth of `clipsan poison`, to measure the detectors with."""
     seed: int = 0

@@ -109,6 +109,13 @@ def next_steps(
         steps.append("Nothing stands out: no concept is accused and no pair lies above the threshold.")
     if sum(counts.rejected.values()):
         steps.append("The rejected pairs below could not be scanned: a clean copy leaves them out.")
+    if counts.losses.hint is not None:
+        steps.append(f"Read more of the data: {counts.losses.hint}.")
+    if counts.losses.shards:
+        lost, named = counts.losses.shards, ", ".join(counts.losses.shards[:EXAMPLES])
+        steps.append(
+            f"{len(lost):,} of {counts.losses.of:,} shards could not be read to their end, among them {named}."
+        )
     return tuple(steps)
 
 

@@ -9,6 +9,7 @@ from ..core.verb import Job, Result, Summary, Verb
 from ..proof.prove import Proof, prove
 from ..proof.repair_set import write_repair_set
 from ..tracking.record import DataInput, data_input
+from . import losses
 from .output import Counts, Measured, count_pairs, save_uid_lists
 from .passes import Judgement, Scan, embed_pairs, inquiry_of, judge_pairs, score_pairs, write_copy
 from .plan import Plan, ScanConfig, make_plan
@@ -47,6 +48,7 @@ def _summary(scan: Scan, judgement: Judgement, counts: Counts, measured: Measure
     return {
         "fingerprint": scan.plan.verdict_fingerprint,
         "counts": counts.tree(),
+        **counts.losses.tree(scan.plan.config.max_lost_shards_pct),
         "targets": list(findings.targets),
         "cut": {"value": cut.value, "meaning": cut.meaning},
         "concepts": findings.concepts[:CONCEPTS_IN_SUMMARY],
@@ -76,7 +78,8 @@ def closing(summary: Summary) -> str:
         f"target concept: {named}"
         + (f"; proven trigger: {proven}" if proven else "")
         + f"; look at {summary['report']}"
+        + losses.closing(summary)
     )
 
 
-VERB = Verb(name="scan", config=ScanConfig, plan=make_plan, run=run, closing=closing)
+VERB = Verb(name="scan", config=ScanConfig, plan=make_plan, run=run, closing=closing, status=losses.status)

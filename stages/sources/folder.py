@@ -335,7 +335,9 @@ def _pair(
         image = Bad(Reject.IMAGE_MISSING, f"{name}: {kind}; name images relative to their metadata file")
     else:
         folder = parent(unit.path)  # also of a class: a link in place of its folder leads nowhere else
-        image, place = load_image(join(folder, "table"), name if _is_flat(unit) else f"{_last(unit)}/{name}", source.roots)
+        image, place = load_image(
+            join(folder, "table"), name if _is_flat(unit) else f"{_last(unit)}/{name}", source.roots
+        )
     return make_pair(
         unit,
         printable(name) if isinstance(name, str) and name else f"row-{number}",
