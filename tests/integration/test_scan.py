@@ -23,6 +23,7 @@ from clipsan.pipeline.core.config import ConfigError, as_tree, load
 from clipsan.pipeline.core.run_folder import part_rows
 from clipsan.pipeline.poison import verb as poison
 from clipsan.pipeline.poison.plan import PoisonConfig
+from clipsan.pipeline.scan import verb as scan_verb
 from clipsan.pipeline.scan.plan import ScanConfig
 from clipsan.pipeline.status import describe
 from clipsan.pipeline.tracking.record import TrackingConfig
@@ -377,3 +378,49 @@ def test_data_in_an_object_store_gives_the_same_verdicts(scanned, data, poisoned
         assert (tmp_path / "run" / "report.html").read_text().count("data:image/") >= BUDGET * SHARDS * PAIRS
     finally:
         server.stop()
+
+
+def test_a_shard_that_is_absent_costs_that_shard_alone(tiny_checkpoint, tmp_path, in_process):
+    folder = write_shards(tmp_path / "pairs", shards=3, pairs=20)
+    shards = sorted(folder.glob("*.tar"))
+    shards[1].unlink()
+    (folder / "pointer.tar").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    paths = [str(path) for path in (*shards, folder / "pointer.tar")]
+    settings = {"write": ["clean", "quarantine"], "max_lost_shards_pct": 40.0}
+    summary = scan_now(WebDataset(path=paths), tiny_checkpoint, tmp_path / "run", **settings)
+    lost = sorted([shards[1].name, "pointer.tar"])
+    assert summary["counts"]["rejected_by_reason"] == {"shard_damaged": 2}
+    assert sum(summary["counts"]["verdicts"].values()) == 40
+    assert summary["lost_shards"] == {"count": 2, "of": 4, "names": lost, "too_many": True}
+    assert f"2 of 4 shards could not be read to their end, more than max_lost_shards_pct allows: {', '.join(lost)}" in (
+        scan_verb.VERB.closing(summary)
+    )
+    assert scan_verb.VERB.status(summary) == 1
+    assert len(members(tmp_path / "run/clean") | members(tmp_path / "run/quarantine")) == 80
+    assert "could not be read to their end" in (tmp_path / "run/report.html").read_text(encoding="utf-8")
+
+
+def test_what_changed_since_the_scan_goes_into_no_copy(tiny_checkpoint, tmp_path, in_process):
+    folder = write_shards(tmp_path / "pairs", shards=1, pairs=20)
+    path = next(folder.glob("*.tar"))
+    data = WebDataset(path=str(folder))
+    scan_now(data, tiny_checkpoint, tmp_path / "run")
+    with tarfile.open(path) as tar:
+        first = tar.next()
+        raw = bytearray(path.read_bytes())
+    raw[first.offset_data + first.size - 20] ^= 1  # inside the first image, whose size stays
+    path.write_bytes(raw)
+    scan_now(data, tiny_checkpoint, tmp_path / "copy", embeddings=str(tmp_path / "run"), write=["clean", "quarantine"])
+    written = members(tmp_path / "copy/clean") | members(tmp_path / "copy/quarantine")
+    assert len(written) == 38
+    assert (path.name, first.name) not in written
+
+
+def test_data_that_nothing_can_be_read_of_says_what_helps(tiny_checkpoint, tmp_path, in_process):
+    (tmp_path / "pairs").mkdir()
+    with tarfile.open(tmp_path / "pairs/0.tar", "w") as tar:
+        for i in range(5):
+            add_member(tar, f"{i}.jpg", picture(i))
+            add_member(tar, f"{i}.json", b'{"TEXT": "a kite"}')
+    with pytest.raises(ConfigError, match=r"none of the pairs could be read.*set data.caption=TEXT"):
+        scan_now(WebDataset(path=str(tmp_path / "pairs")), tiny_checkpoint, tmp_path / "run")
