@@ -171,7 +171,7 @@ def test_a_submitted_job(pairs: Path, tiny_checkpoint: Path, home: Path) -> None
         wait_until(lambda: answers(f"{address}/api/version", environment["RAY_AUTH_TOKEN"]), head, log)
 
         def submit(*words: str) -> subprocess.CompletedProcess[str]:
-            command = [DEPLOY / "submit.sh", *words, "cluster.workers=1"]
+            command = [DEPLOY / "submit.sh", *words, "cluster.workers=1", "cluster.alone_below_pairs=0"]
             return subprocess.run(
                 command, env=environment, cwd=home, capture_output=True, text=True, timeout=WAIT_S, check=False
             )
@@ -228,7 +228,12 @@ def test_the_slurm_script(pairs: Path, tiny_checkpoint: Path, home: Path) -> Non
         "CLIPSAN_TMP": str(home / "ray"),
         "CLIPSAN_WAIT_S": str(WAIT_S),
     }
-    words = [*scan_of(pairs, tiny_checkpoint, out), "embed.batch_size=1", "cluster.workers=1"]
+    words = [
+        *scan_of(pairs, tiny_checkpoint, out),
+        "embed.batch_size=1",
+        "cluster.workers=1",
+        "cluster.alone_below_pairs=0",
+    ]
     command = ["bash", DEPLOY / "clipsan.sbatch", *words]
     log = home / "log"
     with cluster_environment(**variables) as environment:
@@ -297,7 +302,7 @@ def test_the_images_entry_point_in_a_clean_environment(pairs: Path, tiny_checkpo
     }
     assert all(not value.startswith("$") for value in environment.values())
     clean = ["env", "-i", *(f"{name}={value}" for name, value in environment.items())]
-    words = [*scan_of(pairs, tiny_checkpoint, home / "run"), "cluster.workers=1"]
+    words = [*scan_of(pairs, tiny_checkpoint, home / "run"), "cluster.workers=1", "cluster.alone_below_pairs=0"]
     done = subprocess.run(
         [*clean, program, *words], cwd=home, capture_output=True, text=True, timeout=WAIT_S, check=False
     )

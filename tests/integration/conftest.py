@@ -25,6 +25,8 @@ from tests.closed_form import Case, make_case
 BUDGET = 0.1
 SCENES, POISONED = 1200, 40
 """Of the backdoored set."""
+ON_RAY = ClusterConfig(workers=2, alone_below_pairs=0)
+"""Of tests that are about workers: small passes are done by them, too."""
 PROOF = ProofConfig(budget=0.1, held_out=192, groups=2, group_size=100)
 
 
@@ -38,7 +40,7 @@ def backdoored(tmp_path_factory: pytest.TempPathFactory) -> Case:
 def scanned(backdoored: Case, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
     """Run folder of a scan of that set, on two workers, that proves the patch and writes the clean copy."""
     out = tmp_path_factory.mktemp("scanned") / "run"
-    scan_case(backdoored, out, oracle=SuperpixelsConfig(), proof=PROOF, write=["clean"])
+    scan_case(backdoored, out, oracle=SuperpixelsConfig(), proof=PROOF, write=["clean"], cluster=ON_RAY)
     return out
 
 
@@ -58,7 +60,7 @@ def scan_settings(data: SourceConfig, model: Path, out: Path, **changes: Any) ->
         model=ModelConfig(path=str(model)),
         out=str(out),
         decision=BudgetDecision(share=BUDGET),
-        cluster=ClusterConfig(workers=2, alone_below_pairs=0),
+        cluster=ClusterConfig(workers=2),
         tracking=TrackingConfig(enabled=False),
     )
     return dataclasses.replace(settings, **changes)

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from clipsan.pipeline.core.cluster import ClusterConfig
 from clipsan.pipeline.core.commit import FingerprintError
 from clipsan.pipeline.core.config import ConfigError
 from clipsan.pipeline.poison import verb
@@ -24,6 +23,7 @@ from clipsan.stages.attack.triggers.patch import PatchConfig
 from clipsan.stages.samples import RawPair
 from clipsan.stages.sources import SourceConfig, WebDataset, list_units, read_unit, rewritten
 from tests.conftest import NOUNS, caption, write_shards
+from tests.integration.conftest import ON_RAY
 from tests.integration.data_sets import make_source, write_damaged
 
 pytestmark = pytest.mark.ray
@@ -44,7 +44,7 @@ def poison(data: SourceConfig, out: Path, **changes: Any) -> dict[str, Any]:
         attack=PATCH,
         image=RESIZED,
         out=str(out),
-        cluster=ClusterConfig(workers=2),
+        cluster=ON_RAY,
         tracking=TrackingConfig(enabled=False),
     )
     settings = dataclasses.replace(settings, **changes)
@@ -106,7 +106,7 @@ def test_exactly_the_named_pairs_are_poisoned(data, copied):
 
 
 def test_one_worker_writes_the_same_bytes(data, copied, tmp_path):
-    poison(data, tmp_path / "run", cluster=ClusterConfig(workers=1))
+    poison(data, tmp_path / "run", cluster=dataclasses.replace(ON_RAY, workers=1))
     for path in [*sorted((copied / "data").glob("*.tar")), copied / "manifest.parquet"]:
         assert (tmp_path / "run" / path.relative_to(copied)).read_bytes() == path.read_bytes()
 

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from clipsan.pipeline.core.cluster import ClusterConfig
 from clipsan.pipeline.core.commit import FingerprintError, fingerprint, read_parts
 from clipsan.pipeline.core.config import ConfigError, as_tree
 from clipsan.pipeline.poison import verb
@@ -38,7 +37,7 @@ from clipsan.stages.sources import (
     rewritten,
 )
 from tests.conftest import caption, picture, write_shards
-from tests.integration.conftest import scan_now
+from tests.integration.conftest import ON_RAY, scan_now
 from tests.integration.data_sets import make_source, write_damaged
 
 pytestmark = pytest.mark.ray
@@ -60,7 +59,7 @@ def poison(data: SourceConfig, out: Path, **changes: Any) -> dict[str, Any]:
         attack=ATTACK,
         out=str(out),
         copy_data=False,
-        cluster=ClusterConfig(workers=2),
+        cluster=ON_RAY,
         tracking=TrackingConfig(enabled=False),
     )
     settings = dataclasses.replace(settings, **changes)
@@ -165,7 +164,7 @@ def planned(data, tmp_path_factory, ray_cluster) -> Path:
 
 
 def test_one_worker_makes_the_same_plan_and_manifest(data, planned, tmp_path):
-    poison(data, tmp_path / "run", image=ImagePath(resize_px=24), cluster=ClusterConfig(workers=1))
+    poison(data, tmp_path / "run", image=ImagePath(resize_px=24), cluster=dataclasses.replace(ON_RAY, workers=1))
     for name in ("plan.json", "manifest.parquet"):
         assert (tmp_path / "run" / name).read_bytes() == (planned / name).read_bytes()
 

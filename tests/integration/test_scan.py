@@ -38,7 +38,7 @@ from clipsan.stages.samples import hash_uid
 from clipsan.stages.sources import WebDataset, list_units, read_unit, rewritten
 from clipsan.stages.verdicts import BudgetDecision
 from tests.conftest import add_member, caption, picture, write_shards
-from tests.integration.conftest import BUDGET, part_bytes, scan_now
+from tests.integration.conftest import BUDGET, ON_RAY, part_bytes, scan_now
 from tests.integration.data_sets import BAD, add_pair, make_source, write_damaged
 
 pytestmark = pytest.mark.ray
@@ -73,6 +73,7 @@ def scanned(data, poisoned, tiny_checkpoint, tmp_path_factory) -> Path:
         manifest=str(poisoned / "manifest.parquet"),
         write=["clean", "quarantine"],
         tracking=TrackingConfig(),
+        cluster=ON_RAY,
     )
     return out
 
