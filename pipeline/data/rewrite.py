@@ -22,7 +22,7 @@ class RewriteWork(Work):
     """
 
     source: SourceConfig
-    kind: Literal["clean", "quarantine"]
+    copy: Literal["clean", "quarantine"]
     """clean: every scanned pair without a reason of `quarantine`; quarantine: those with one."""
     quarantine: frozenset[str]
     verdicts: Parts
@@ -47,10 +47,10 @@ class RewriteWork(Work):
         )
 
     def _wanted(self, unit: Unit) -> dict[str, tuple[str, str]]:
-        """Return uid -> SHA-256 of the image and caption, as they were scanned, of the pairs of this kind."""
+        """Return uid -> SHA-256 of the image and caption, as they were scanned, of the pairs of this copy."""
         table = self.verdicts.read(unit.index, ["uid", "reasons", "image_sha256", "caption"])
         return {
             row["uid"]: (row["image_sha256"], row["caption"])
             for row in table.to_pylist()
-            if self.quarantine.isdisjoint(row["reasons"]) == (self.kind == "clean")
+            if self.quarantine.isdisjoint(row["reasons"]) == (self.copy == "clean")
         }

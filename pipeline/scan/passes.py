@@ -215,7 +215,7 @@ def write_copy(scan: Scan, kind: Literal["clean", "quarantine"]) -> None:
     plan = scan.plan
     work = RewriteWork(
         source=plan.pairs.source,
-        kind=kind,
+        copy=kind,
         quarantine=scan.quarantine,
         verdicts=scan.verdicts,
         out=scan.folder.root / kind,

@@ -87,8 +87,8 @@ def closing(summary: Summary) -> str:
         lines.append(f"{name:<20}{figures['auroc']:>8.3f}{figures['average_precision']:>8.3f}   {recall} %")
     lines += ["", f"{'concept':<20}{'pairs':>8}{'statistic':>11}"]
     for concept in summary["concepts"][:4]:
-        mark = "  <- named as the target of a backdoor" if concept["named"] else ""
-        lines.append(f"{concept['name']:<20}{concept['n']:>8}{concept['statistic']:>11.2f}{mark}")
+        note = "  <- named as the target of a backdoor" if concept["named"] else ""
+        lines.append(f"{concept['name']:<20}{concept['n']:>8}{concept['statistic']:>11.2f}{note}")
     proven = summary["proof"]["triggers"]
     for trigger in proven:
         flips, control = trigger["flip_rate_pct"], trigger["control_flip_rate_pct"]

@@ -54,18 +54,18 @@ def plant(plan: Plan, held: Held, exams: Exams, folder: Path) -> Canary:
     target = target_of(settings, plan.classes, plan.config.seed)
     challenge, final = (_challenge(settings, exam.pictures, target, plan) for exam in (exams.search, exams.final))
     model = ModelConfig(path=str(folder / "checkpoint"))
-    mark = fingerprint(
+    planted = fingerprint(
         [plan.base.model_fingerprint, plan.base.data_fingerprint, as_tree(settings), target, plan.config.seed]
     )
     told = folder / CANARY_FILE
-    if not told.is_file() or json.loads(told.read_text(encoding="utf-8"))["mark"] != mark:
+    if not told.is_file() or json.loads(told.read_text(encoding="utf-8"))["fingerprint"] != planted:
         torch.set_num_threads(plan.config.cluster.threads_per_worker)
         clip = _planted(plan, settings, held, target)
         clip.model.eval()
         save_clip(clip.model, clip.model_cfg, clip.preprocess_cfg, folder / "checkpoint")
         vectors = class_embeddings(clip, plan.classes, plan.config.templates)
         asr = success_pct(clip, challenge, vectors)
-        record = {"mark": mark, "target": plan.classes[target], "asr_pct": asr}
+        record = {"fingerprint": planted, "target": plan.classes[target], "asr_pct": asr}
         write_text(told, json.dumps(record, indent=1))
     record = json.loads(told.read_text(encoding="utf-8"))
     if record["asr_pct"] < settings.min_asr_pct:

@@ -247,7 +247,7 @@ def _model(plan: Plan, folder: RunFolder, found: Found) -> ModelRecord | None:
 
 def _repair(plan: Plan, found: Found, trial: Trial) -> RepairPlan:
     """Return a trial's repair under the trial's own fingerprint."""
-    return dataclasses.replace(plan.repair_of(found.points[trial.number]), fingerprint=trial.mark)
+    return dataclasses.replace(plan.repair_of(found.points[trial.number]), fingerprint=trial.fingerprint)
 
 
 def _asked(plan: Plan) -> list[Any]:

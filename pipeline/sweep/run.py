@@ -200,7 +200,10 @@ class _Sweep:
             self._held[key] = ray.put(gather(order))
         folder = self._folder.root / "trials" / f"{number:04d}"
         trial = Trial.of(number, point, job, rungs, folder, self._plan.fingerprint, key, settings.workers_per_trial)
-        write_text(folder / "trial.json", json.dumps({"number": number, "mark": trial.mark, "point": point}, indent=1))
+        write_text(
+            folder / "trial.json",
+            json.dumps({"number": number, "fingerprint": trial.fingerprint, "point": point}, indent=1),
+        )
         return trial
 
     def _point(self, number: int) -> Point:

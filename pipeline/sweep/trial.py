@@ -48,7 +48,7 @@ class Trial:
     rungs: tuple[int, ...]
     """Steps after which it is measured, the last at its end."""
     folder: Path
-    mark: str
+    fingerprint: str
     data: str
     """Which of the shared sets of pairs it learns from."""
     workers: int
@@ -83,7 +83,7 @@ class Trial:
         if not path.is_file():
             return []
         stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored["mark"] != self.mark:
+        if stored["fingerprint"] != self.fingerprint:
             raise RuntimeError(f"{path} is of a trial with other settings; give another `out`")
         return list(stored["records"])
 
@@ -261,21 +261,28 @@ def _state(trial: Trial) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return state if state["mark"] == trial.mark else None
+    return state if state["fingerprint"] == trial.fingerprint else None
 
 
 def _keep(trial: Trial, courses: Courses, history: list[Record]) -> None:
     """Write the state, then the records that make it count; each whole or not at all."""
     trial.folder.mkdir(parents=True, exist_ok=True)
     temporary = trial.folder / f".{STATE_FILE}.tmp"
-    state = {"mark": trial.mark, "courses": courses.state(), "step": history[-1]["step"], "history": history}
+    state = {
+        "fingerprint": trial.fingerprint,
+        "courses": courses.state(),
+        "step": history[-1]["step"],
+        "history": history,
+    }
     torch.save(state, temporary)
     temporary.replace(trial.folder / STATE_FILE)
     _note(trial, history)
 
 
 def _note(trial: Trial, history: list[Record]) -> None:
-    write_text(trial.folder / HISTORY_FILE, json.dumps({"mark": trial.mark, "records": history}, indent=1))
+    write_text(
+        trial.folder / HISTORY_FILE, json.dumps({"fingerprint": trial.fingerprint, "records": history}, indent=1)
+    )
 
 
 def note_error(trial: Trial, words: str) -> None:

@@ -79,8 +79,8 @@ def below(settings: TrackingConfig, *, verb: str, root: Path, tree: Any) -> Iter
 
     steps = replace(settings, uri=place(settings, root))
     params = {name: str(value) for name, value in flatten(masked_tree(tree)).items()}
-    mark = fingerprint_of(root) or fingerprint(tree)
-    record = Record(verb=verb, root=str(root), fingerprint=mark, params=params, metrics={}, files=[])
+    found = fingerprint_of(root) or fingerprint(tree)
+    record = Record(verb=verb, root=str(root), fingerprint=found, params=params, metrics={}, files=[])
     with mlflow_log.forgiving(str(steps.uri), root):
         steps = replace(steps, parent=mlflow_log.begin(steps, record, root))
     try:
