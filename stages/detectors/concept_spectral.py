@@ -29,6 +29,9 @@ from .concept_state import Layer, SpectralState, concept_names, evidence, histog
 from .detector import DetectorConfig, TrustedMoments
 from .streaming import Column, Columns, StreamingDetector, layer_columns, vectors
 
+MIN_PAIRS = 2
+"""Pairs that a covariance is of."""
+
 
 @config
 class ConceptSpectralConfig(DetectorConfig):
@@ -181,8 +184,11 @@ class ConceptSpectral(StreamingDetector):
         names, sums = summary
         layers = []
         for i, (name, effect) in enumerate(zip(names, solve_regression(sums, self._settings.ridge_pairs), strict=True)):
+            covariance = residual_covariance(sums, i, effect)
+            if sums.gram[-1, -1] < MIN_PAIRS and np.isfinite(covariance).all():
+                covariance = np.eye(len(covariance))  # one pair varies in nothing, and is as odd as any
             try:
-                white = whitening(residual_covariance(sums, i, effect), self._settings.shrinkage)
+                white = whitening(covariance, self._settings.shrinkage)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
             none = np.zeros(0)

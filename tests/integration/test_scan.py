@@ -425,3 +425,9 @@ def test_data_that_nothing_can_be_read_of_says_what_helps(tiny_checkpoint, tmp_p
             add_member(tar, f"{i}.json", b'{"TEXT": "a kite"}')
     with pytest.raises(ConfigError, match=r"none of the pairs could be read.*set data.caption=TEXT"):
         scan_now(WebDataset(path=str(tmp_path / "pairs")), tiny_checkpoint, tmp_path / "run")
+
+
+def test_one_pair_is_scanned(tiny_checkpoint, tmp_path, in_process):
+    folder = write_shards(tmp_path / "pairs", shards=1, pairs=1)
+    counts = scan_now(WebDataset(path=str(folder)), tiny_checkpoint, tmp_path / "run")["counts"]
+    assert (counts["pairs_in"], sum(counts["verdicts"].values())) == (1, 1)
