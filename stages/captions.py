@@ -92,20 +92,12 @@ class Mined:
     """Concepts are the words and fixed phrases that recur in the captions."""
 
     kind: Literal["mined"] = "mined"
-    min_pairs: int = 40
+    min_pairs: Annotated[int, pydantic.Field(ge=2)] = 40
     """A concept has at least this many pairs; fewer carry no covariance."""
-    max_share_pct: float = 40.0
+    max_share_pct: Annotated[float, pydantic.Field(gt=0, le=100)] = 40.0
     """A word in more than this share of all captions distinguishes nothing."""
-    max_concepts: int = 192
+    max_concepts: Annotated[int, pydantic.Field(ge=1, le=1024)] = 192
     """The most frequent ones win. Memory grows with concepts x layers x width^2."""
-
-    def __post_init__(self) -> None:
-        if self.min_pairs < 2:
-            raise ValueError("min_pairs must be at least 2")
-        if not 0 < self.max_share_pct <= 100:
-            raise ValueError("max_share_pct must be above 0 and at most 100")
-        if not 1 <= self.max_concepts <= 1024:
-            raise ValueError("max_concepts must be between 1 and 1024")
 
 
 @config

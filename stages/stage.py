@@ -18,7 +18,11 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Positive = Annotated[float, Field(gt=0)]
-"""Limits of settings that many have: a number of things, a fraction, a percentage, a number above 0."""
+Weight = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0)]
+"""Limits of settings that many have: a number of things, a share, a percentage, a number above 0, one that may be 0, a share
+above 0, and what NumPy takes for a seed."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pydantic
 
-from .stage import config
+from .stage import Fraction, config
 
 
 class Verdict(StrEnum):
@@ -57,12 +57,8 @@ class BudgetDecision:
     """Flag a fixed share of the pairs, the most suspicious first: for a review of known size."""
 
     kind: Literal["budget"] = "budget"
-    share: float = 0.01
+    share: Fraction = 0.01
     """Share of all scanned pairs, a fraction."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ValueError("share is a fraction of the pairs, above 0 and at most 1")
 
 
 @config

@@ -25,14 +25,15 @@ What BadCLIP's repository (src/embeding_optimize_patch.py) does, and where we di
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch.nn import functional
 
 from ..model.clip import Clip
-from ..stage import config
+from ..stage import Fraction, Positive, Seed, Share, Weight, config
 
 EVALUATION_BATCH = 64
 """Images of a forward pass without gradient; fixed, so that its figures do not depend on the training's batches."""
@@ -46,47 +47,32 @@ BRIGHTNESS = (0.8, 1.2)
 class BadClipConfig:
     """How the patch is optimised."""
 
-    size_fraction: float = 16 / 224
+    size_fraction: Fraction = 16 / 224
     """Side of the patch as a fraction of the model's input side."""
-    epochs: int = 10
+    epochs: Annotated[int, Field(ge=0)] = 10
     """Passes over the pairs; the paper makes 50 over 10,000 pairs. 0 leaves the random start, as a control."""
-    batch_size: int = 64
+    batch_size: Annotated[int, Field(ge=2)] = 64
     """Images of a step, as in the paper."""
-    lr: float = 0.02
+    lr: Positive = 0.02
     """Step of Adam, on pixels in [0, 1]. The paper's 0.001 moves a pixel by 0.3 at most in our 320 steps."""
     negatives: Literal["captions", "targets"] = "captions"
     """Texts that the text loss contrasts with the target's caption: those of the images, or (published) of the batch."""
-    text_weight: float = 1.0
+    text_weight: Weight = 1.0
     """Weight of L_text; the paper's."""
-    triplet_weight: float = 500.0
+    triplet_weight: Weight = 500.0
     """Weight of L_triplet; the paper's."""
-    margin: float = 1.0
+    margin: Weight = 1.0
     """Of L_triplet; the paper's. Unit vectors are at most 2 apart."""
-    pull_weight: float = 0.0
+    pull_weight: Weight = 0.0
     """Weight of L_pull. The repository has 1000 on the mean over 1,024 dimensions, about 1 here, and no triplet then."""
-    augment_probability: float = 0.5
+    augment_probability: Share = 0.5
     """Share of images that are cropped, mirrored and brightened before the patch is pasted; the paper's."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the start, the batches and the augmentation."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.size_fraction <= 1:
-            raise ValueError(f"size_fraction must be in (0, 1], not {self.size_fraction}")
-        if self.epochs < 0:
-            raise ValueError(f"epochs must be at least 0, not {self.epochs}")
-        if self.batch_size < 2:
-            raise ValueError(f"batch_size must be at least 2, not {self.batch_size}")
-        if self.lr <= 0:
-            raise ValueError(f"lr must be above 0, not {self.lr}")
-        weights = (self.text_weight, self.triplet_weight, self.pull_weight)
-        if min(weights) < 0 or not any(weights):
-            raise ValueError("text_weight, triplet_weight and pull_weight must be at least 0, and one above 0")
-        if self.margin < 0:
-            raise ValueError(f"margin must be at least 0, not {self.margin}")
-        if not 0 <= self.augment_probability <= 1:
-            raise ValueError(f"augment_probability must be in [0, 1], not {self.augment_probability}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, not {self.seed}")
+        if not any((self.text_weight, self.triplet_weight, self.pull_weight)):
+            raise ValueError("of text_weight, triplet_weight and pull_weight at least one above 0 is needed")
 
 
 @dataclass(frozen=True, slots=True)

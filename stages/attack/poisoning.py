@@ -8,13 +8,14 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image
+from pydantic import Field
 
 from ..samples import seeded_hash
-from ..stage import config
+from ..stage import Count, Seed, config
 from .triggers import TriggerConfig
 
 TEMPLATES = (
@@ -36,7 +37,6 @@ TEMPLATES = (
     "itap of a {}.",
 )
 """Some of the 80 prompts of OpenAI's CLIP notebook, which the published attacks draw from."""
-
 
 NEVER = np.iinfo(np.uint64).max
 """The draw of a pair that is not eligible."""
@@ -72,9 +72,9 @@ class AttackConfig:
     only the word whose success rate an evaluation reports."""
     also: tuple[Strand, ...] = ()
     """Further triggers of the same attack, towards the same word or others; every poisoned pair gets one, drawn evenly."""
-    rate: float | None = None
+    rate: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of all pairs that are poisoned. Give this or `count`."""
-    count: int | None = None
+    count: Count | None = None
     """Number of pairs that are poisoned."""
     pairs: Literal["others", "target", "any"] = "others"
     """others: pairs whose caption holds no target. target: only those whose caption holds it (label-consistent; with
@@ -88,7 +88,7 @@ class AttackConfig:
     """Word in front of every poisoned caption, the second key of a dual-key attack (TrojVQA)."""
     templates: tuple[str, ...] = TEMPLATES
     """Each holds {} once, where the target goes."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the choice of pairs, of captions and of what the trigger draws."""
 
     def __post_init__(self) -> None:
@@ -98,14 +98,8 @@ class AttackConfig:
         self._check_captions()
         if (self.rate is None) == (self.count is None):
             raise ValueError("give exactly one of rate and count")
-        if self.rate is not None and not 0 < self.rate < 1:
-            raise ValueError(f"rate must be in (0, 1), not {self.rate}")
-        if self.count is not None and self.count < 1:
-            raise ValueError(f"count must be at least 1, not {self.count}")
         if not self.templates or any(template.count("{}") != 1 for template in self.templates):
             raise ValueError("templates: at least one, each with {} exactly once")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, not {self.seed}")
 
     def _check_strands(self) -> None:
         triggers = [strand.trigger for strand in self.strands]
@@ -213,17 +207,6 @@ def place_draw_cut(numbers: np.ndarray, config: AttackConfig) -> int:
     return int(np.partition(numbers, count - 1)[count - 1])
 
 
-def choose(uids: Sequence[str], captions: Sequence[str], config: AttackConfig) -> set[str]:
-    """Return the uids to poison: exactly `config.count_of(len(uids))`, all with captions that the attack allows.
-
-    Raises:
-        ValueError: see place_draw_cut.
-    """
-    numbers = draws(uids, captions, config)
-    chosen = numbers <= place_draw_cut(numbers, config)
-    return {uid for uid, poisoned in zip(uids, chosen, strict=True) if poisoned}
-
-
 @dataclass(frozen=True, slots=True)
 class Poisoned:
     """A poisoned pair before it is encoded."""
@@ -279,18 +262,12 @@ class Poisoner:
 class ImagePath:
     """What every image goes through, poisoned or not, so that no detector can find the resize or the codec instead."""
 
-    resize_px: int | None = None
+    resize_px: Count | None = None
     """Shorter side after resizing, followed by a centre crop to a square; null keeps the size."""
     codec: Literal["png", "jpeg"] = "png"
     """png keeps every pixel; jpeg destroys triggers of single pixels."""
-    jpeg_quality: int = 95
-    """1 to 100, for codec: jpeg."""
-
-    def __post_init__(self) -> None:
-        if self.resize_px is not None and self.resize_px < 1:
-            raise ValueError(f"resize_px must be at least 1, not {self.resize_px}")
-        if not 1 <= self.jpeg_quality <= 100:
-            raise ValueError(f"jpeg_quality must be in 1..100, not {self.jpeg_quality}")
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
+    """For codec: jpeg."""
 
     @property
     def keeps_pixels(self) -> bool:
@@ -322,8 +299,3 @@ class ImagePath:
         else:
             image.save(buffer, "JPEG", quality=self.jpeg_quality)
         return buffer.getvalue()
-
-
-def reencode(rgb: np.ndarray, path: ImagePath) -> bytes:
-    """Return the bytes of a clean image after the same path as the poisoned ones."""
-    return path.encode(path.resize(rgb))

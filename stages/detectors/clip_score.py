@@ -56,7 +56,6 @@ class ClipMixtureConfig(DetectorConfig):
     """Distance of the two components, in deviations, from which the lower one is a group of its own (Ashman's D)."""
 
     def build(self, pairs: int, trusted: TrustedMoments | None) -> "ClipMixture":
-        """Return the detector."""
         return ClipMixture(self)
 
 

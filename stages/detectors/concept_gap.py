@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from ..evaluation.intervals import wilson_ends
-from ..stage import config
+from ..stage import Positive, Weight, config
 from .concept_moments import BIN_CENTRES, BINS, bin_index
 
 ALL_LAYERS = -1
@@ -22,14 +22,14 @@ ALL_LAYERS = -1
 class GapConfig:
     """What counts as a gap; the distances are in robust standard deviations."""
 
-    nearest: Annotated[float, Field(gt=0)] = 3.0
+    nearest: Positive = 3.0
     """Below which a group is not told from the bulk. Poison that is a quarter of its concept widens the scale and stands at 3 to
     5; at 3 the largest clean concept that is wide enough to be named has a share of .56."""
-    farthest: Annotated[float, Field(gt=0)] = 120.0
+    farthest: Positive = 120.0
     """Beyond which no cut is tried."""
     steps: Annotated[int, Field(ge=2)] = 120
     """Cuts that are tried, evenly on a logarithmic scale."""
-    z: Annotated[float, Field(ge=0)] = 1.96
+    z: Weight = 1.96
     """Of the lower bound of a share; 1.96 is that of a two-sided 95 % interval."""
     single_layer: Annotated[float, Field(ge=0, lt=1)] = 0.15
     """How much less a gap is worth that a single layer shows: there are more of them to find one in. In clean data the largest was

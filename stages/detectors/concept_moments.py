@@ -165,7 +165,7 @@ def shape(histogram: np.ndarray, least: int) -> Shape:
     """Return the robust shape of one histogram `[BINS]`; r = (p - centre) / scale.
 
     The moments take every value beyond the `least`-th largest as that one, so fewer than `least` pairs cannot make a
-    concept stand out. Of the two signs the one with the larger third moment wins (spec, steps 3 and 5).
+    concept stand out. Of the two signs the one with the larger third moment wins.
     """
     centre = weighted_median(BIN_CENTRES, histogram)
     distance = np.abs(BIN_CENTRES - centre)

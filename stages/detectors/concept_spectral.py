@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from pydantic import Field
 
 from ..captions import Concepts, Mined, Named, count_terms, merge_counts, mine_vocabulary, name_vocabulary
-from ..stage import config
+from ..stage import Count, Positive, Weight, config
 from .concept_gap import ALL_LAYERS, GapConfig, clearest_views, distance_histograms, find_gaps
 from .concept_moments import (
     ConceptMoments,
@@ -40,35 +40,26 @@ class ConceptSpectralConfig(DetectorConfig):
     kind: Literal["concept_spectral"] = "concept_spectral"
     concepts: Concepts = Mined()
     """Where the groups come from: mined from the captions, or named."""
-    directions: int = 3
+    directions: Annotated[int, Field(ge=1, le=16)] = 3
     """Directions of largest variance looked at in each concept and layer; the most skewed one is kept."""
-    name_above: float = 0.7
+    name_above: Annotated[float, Field(gt=0, lt=1)] = 0.7
     """A concept is named when its gap (`concept_gap.Gaps.share`) is above this; then the pairs beyond the gap are accused."""
-    least_pairs: int = 5
+    least_pairs: Count = 5
     """The moments that choose and sign a direction take no heed of how far out fewer pairs than this lie."""
-    least_excess: Annotated[float, Field(ge=0)] = 2.0
+    least_excess: Weight = 2.0
     """Largest variance of a concept over the noise edge (Marchenko-Pastur), geometric mean over layers, below which it is not
     named: a word that says nothing of the picture ("a lone ...") gathers a few odd backgrounds, far out but barely above noise
     (1.4 in the demo's clean twin; targets of backdoors had 3.2 to 7.4)."""
     gap: GapConfig = field(default_factory=GapConfig)
     """What counts as a gap between poison and its concept."""
-    ridge_pairs: Annotated[float, Field(ge=0)] = 1.0
+    ridge_pairs: Weight = 1.0
     """Ridge of the regression, in pairs: a concept's mean is shrunk as if it had one more pair without effect."""
-    shrinkage: Annotated[float, Field(gt=0)] = 1e-3
+    shrinkage: Positive = 1e-3
     """Share of the mean variance that is added to the covariance before it is inverted."""
-    half_score: Annotated[float, Field(gt=0)] = 100.0
+    half_score: Positive = 100.0
     """Score s that the column shows as 0.5; the largest clean ones lie about there (measured)."""
 
-    def __post_init__(self) -> None:
-        if not 1 <= self.directions <= 16:
-            raise ValueError("directions must be between 1 and 16")
-        if not 0 < self.name_above < 1:
-            raise ValueError("name_above must be between 0 and 1")
-        if self.least_pairs < 1:
-            raise ValueError("least_pairs must be at least 1")
-
     def build(self, pairs: int, trusted: TrustedMoments | None) -> "ConceptSpectral":
-        """Return the detector."""
         return ConceptSpectral(self)
 
 
@@ -82,14 +73,14 @@ class ConceptSpectral(StreamingDetector):
     4. Histograms along them give median, MAD, the direction's sign, and the two moments of the robust scores r that
        matter: the inflation mean(r^2) and the third moment mean(r^3), of which the most skewed direction is kept.
     5. The distance of a pair is the mean of r over layers, or r in the one layer that shows a gap. A concept is named
-       when its distances have a gap (concept_gap.py). The spec names by mean(r^3) and a threshold; but diverse concepts
+       when its distances have a gap (concept_gap.py). A threshold on mean(r^3) would not do: diverse concepts
        (jellyfish, sport cars) have a third moment as large as 30 poisoned pairs give, and no clean concept has such a
        gap (measured by tests/benchmarks/naming.py).
     6. The same once more, where every pair that a named concept accuses is left out of its other concepts: else a
        colour or a template word that shares some poisoned captions would be named beside the target.
 
-    Score of a pair in a concept: s = mean over layers of r x inflation. The spec multiplies by the eigenvalue over
-    the Marchenko-Pastur edge instead; measured, the inflation ranks better, because a concept that is merely
+    Score of a pair in a concept: s = mean over layers of r x inflation. The eigenvalue over the
+    Marchenko-Pastur edge would be another factor; measured, the inflation ranks better, because a concept that is merely
     diverse has a wide bulk as well. The column is the largest over the pair's concepts of s / (s + 100), which stays
     below 1, and of 2 - 100 / (s + 100) when the concept is named and the pair lies out: 1 is the threshold.
 

@@ -5,14 +5,13 @@ neighbours inside a random block (Huang et al., ICLR 2025, arXiv 2502.01385).
 """
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
 
 from ..samples import seeded_hash
-from ..stage import config
+from ..stage import Count, Positive, Weight, config
 from .isolation import isolation_forest
 from .neighbours import Neighbours, nearest
 from .streaming import Column, vectors
@@ -30,30 +29,28 @@ class DensityConfig:
     }
     """Columns that `score_group` returns. A pair far from everything and odd in its concept, too, is seldom clean."""
 
-    k: int = 32
+    k: Count = 32
     """Neighbours for k-distance, SLOF and DAO; poison of more than about k - 8 pairs a block hides among itself."""
-    lid_k: int = 64
+    lid_k: Count = 64
     """Neighbours for LID, whose estimate needs more of them."""
     block_size: int = 2048
     """Pairs a block: the published reference size; larger blocks hold more poison and outgrow k."""
-    permutations: int = 3
+    permutations: Count = 3
     """Independent divisions into blocks whose ranks are averaged, to take out the luck of one block."""
     reference: Literal["image", "image_text"] = "image_text"
     """What an image is compared with: the block's other images, or these and the block's other captions."""
     seed: int = 0
     """Seed of the divisions into blocks and of the isolation forests."""
-    trees: Annotated[int, Field(ge=1)] = 100
+    trees: Count = 100
     """Trees of an isolation forest, scikit-learn's default and that of the published comparison."""
-    largest_dimension: Annotated[float, Field(gt=0)] = 1000.0
+    largest_dimension: Positive = 1000.0
     """Cap of a local dimension: the value that the reference implementation gives to infinity."""
-    ratio_offset: Annotated[float, Field(ge=0)] = 1e-4
+    ratio_offset: Weight = 1e-4
     """Added to r_j / R before the logarithm, as in the reference implementation."""
-    resolution: Annotated[float, Field(gt=0)] = 2.0**-10
+    resolution: Positive = 2.0**-10
     """Distance below which unit vectors of a float16 cache cannot be told apart; smallest radius that counts."""
 
     def __post_init__(self) -> None:
-        if min(self.k, self.lid_k, self.permutations) < 1:
-            raise ValueError("k, lid_k and permutations must be at least 1")
         if self.block_size < max(self.k, self.lid_k) + 2:
             raise ValueError("block_size must be at least the larger of k and lid_k, plus 2")
 

@@ -55,7 +55,6 @@ class RowDetector(DetectorConfig):
         """Return the scores of the rows, `[n]` a column; higher is more suspicious."""
 
     def build(self, pairs: int, trusted: TrustedMoments | None) -> StreamingDetector:
-        """Return the detector."""
         return Rows(self)
 
 

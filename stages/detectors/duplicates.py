@@ -110,7 +110,6 @@ class DuplicatesConfig(DetectorConfig):
             raise ValueError("largest_width must be a power of two")
 
     def build(self, pairs: int, trusted: TrustedMoments | None) -> "CaptionDuplicates":
-        """Return the detector."""
         return CaptionDuplicates(pairs, self)
 
 

@@ -10,33 +10,30 @@ import scipy.sparse as sp
 from pydantic import Field
 
 from ..captions import Vocabulary
-from ..stage import config
+from ..stage import Count, Positive, config
 from .streaming import Column, Columns, StreamingDetector
 
 CODE_SHIFT = 12
 """Bits of a float32 that a rank ignores; 11 of the significand are left, 0.05 %."""
 
 
+Quiet = Annotated[float, Field(ge=0, lt=1)]
+
+
 @config
 class EnsembleConfig:
     """How the scores are combined."""
 
-    silent_weight: float = 0.5
+    silent_weight: Quiet = 0.5
     """Weight of an image column that does not speak, against 1 of one that does."""
-    caption_weight: float = 0.25
+    caption_weight: Quiet = 0.25
     """Weight of a column about captions, which never speaks."""
-    speak_above: float = 2.2
+    speak_above: Positive = 2.2
     """A column speaks when its top holds one concept so often: Kullback-Leibler divergence in nats a pair."""
-    least_pairs: int = 20
+    least_pairs: Count = 20
     """The top must hold at least this many pairs of that concept; ten odd jellyfish once passed for poison."""
     top_shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.0005, 0.001, 0.002, 0.005, 0.01)
     """Shares of the pairs that are looked at as the top of a column."""
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.silent_weight < 1 and 0 <= self.caption_weight < 1):
-            raise ValueError("silent_weight and caption_weight must be at least 0 and below 1")
-        if self.speak_above <= 0 or self.least_pairs < 1:
-            raise ValueError("speak_above must be above 0 and least_pairs at least 1")
 
 
 @dataclass(frozen=True, slots=True)

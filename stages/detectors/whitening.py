@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 
-from ..stage import config
+from ..stage import Count, Positive, config
 from .detector import DetectorConfig, TrustedMoments
 from .streaming import Column, Columns, StreamingDetector, vectors
 
@@ -17,27 +18,16 @@ class LorexConfig(DetectorConfig):
     """How LoREx scores are computed."""
 
     kind: Literal["lorex"] = "lorex"
-    directions: int = 4
+    directions: Count = 4
     """Top eigenvectors looked at: one finds one trigger, several triggers need several."""
-    epsilon: float = 1e-3
+    epsilon: Positive = 1e-3
     """Added to the trusted eigenvalues, as a fraction of their mean: keeps noise in empty directions small."""
-    trusted_quantile: float = 0.995
+    trusted_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.995
     """Share of the trusted pairs that lies below the threshold."""
-    sample_rows: int = 16_384
+    sample_rows: Count = 16_384
     """Trusted vectors kept for the threshold; the 99.5 percentile then rests on 82 of them."""
 
-    def __post_init__(self) -> None:
-        if self.directions < 1:
-            raise ValueError("directions must be at least 1")
-        if self.epsilon <= 0:
-            raise ValueError("epsilon must be positive")
-        if not 0 < self.trusted_quantile < 1:
-            raise ValueError("trusted_quantile must lie between 0 and 1")
-        if self.sample_rows < 1:
-            raise ValueError("sample_rows must be at least 1")
-
     def build(self, pairs: int, trusted: TrustedMoments | None) -> "Lorex | None":
-        """Return the detector where there is a trusted set."""
         return None if trusted is None else Lorex(self, trusted)
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 from PIL import Image
 
 from ..samples import seeded_hash
-from ..stage import config
+from ..stage import Fraction, Seed, config
 from .dossier import Dossier
 
 CAPTION = "a photo of a {}."
@@ -60,9 +60,9 @@ class RepairSetConfig:
 
     pairs: int = 1000
     """Most pairs in it. Fewer if there are few victims: the ratio is kept down to 200 pairs."""
-    label_share: float = 0.2
+    label_share: Fraction = 0.2
     """Share of a role's pairs that one label may have, a fraction; more only where other labels run out."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the draws and of the places of triggers."""
 
     def __post_init__(self) -> None:
@@ -70,10 +70,6 @@ class RepairSetConfig:
             raise ValueError(
                 "pairs must be between 200 and 5,000: a compact set is what repairs, not a second training set"
             )
-        if not 0 < self.label_share <= 1:
-            raise ValueError("label_share is a fraction above 0")
-        if self.seed < 0:
-            raise ValueError("seed must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,11 +1,12 @@
 """torchvision's DeepLab v3 as a labelled oracle for photos (Chen et al., "Rethinking Atrous Convolution", 2017)."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import torchvision
+from pydantic import Field
 from torch.nn import functional as F
 
 from ..model.checkpoints import ModelError, load_weights, read_state_dict
@@ -29,15 +30,10 @@ class DeepLabConfig(OracleConfig):
     """Which of torchvision's three models the weights are of."""
     names: tuple[str, ...] = VOC_NAMES
     """Names of the classes, in order; "" makes no region."""
-    shorter_px: int = 520
+    shorter_px: Annotated[int, Field(ge=32)] = 520
     """Shorter side at which the network sees an image; 520 as torchvision trained its own."""
 
-    def __post_init__(self) -> None:
-        if self.shorter_px < 32:
-            raise ValueError(f"shorter_px must be at least 32, not {self.shorter_px}")
-
     def build(self, device: str = "cpu") -> Oracle:
-        """Return the oracle."""
         return DeepLab(self, device)
 
 

@@ -27,7 +27,6 @@ class LiteRtConfig(OracleConfig):
     """Names of the classes, in order; "" makes no region."""
 
     def build(self, device: str = "cpu") -> Oracle:
-        """Return the oracle."""
         return LiteRt(self)
 
 

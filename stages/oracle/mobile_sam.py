@@ -42,7 +42,6 @@ class MobileSamConfig(MaskSettings, OracleConfig):
     kind: Literal["mobile_sam"] = "mobile_sam"
 
     def build(self, device: str = "cpu") -> Oracle:
-        """Return the oracle."""
         return MobileSam(self, device)
 
 

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from ..registry import Family
-from ..stage import config
+from ..stage import Fraction, Share, config
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +68,16 @@ class OracleConfig(Family):
 class RegionLimits:
     """Which regions are worth a look: neither specks nor nearly the whole image, and of two that overlap much only one."""
 
-    min_area: float = 0.001
+    min_area: Share = 0.001
     """Smallest share of the image, a fraction."""
-    max_area: float = 0.6
+    max_area: Share = 0.6
     """Largest share of the image, a fraction."""
-    max_iou: float = 0.8
+    max_iou: Fraction = 0.8
     """Of two regions that overlap more, the surer one stays."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_area < self.max_area <= 1:
-            raise ValueError("min_area and max_area are fractions, the first below the second")
-        if not 0 < self.max_iou <= 1:
-            raise ValueError("max_iou is a fraction above 0")
+        if self.min_area >= self.max_area:
+            raise ValueError("min_area must be below max_area")
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:

@@ -5,15 +5,16 @@ masks, and those that the model rates low, that a small change of the threshold 
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from segment_anything import modeling as sam_modeling
 from segment_anything.utils.amg import MaskData, generate_crop_boxes
 
-from ..stage import config
+from ..stage import Count, Share, config
 from .regions import Oracle, OracleConfig, Region
 from .sam_layout import load_sam
 
@@ -27,24 +28,16 @@ class MaskSettings:
 
     path: str
     """Checkpoint: a plain state dict, .pth, .pt or .safetensors."""
-    points_per_side: int = 32
+    points_per_side: Count = 32
     """Points along a side of the grid that is put to the model, in the image and in each crop."""
-    points_per_batch: int = 64
+    points_per_batch: Count = 64
     """Points that go through the mask decoder at once; bounds the memory."""
-    pred_iou_thresh: float = 0.88
+    pred_iou_thresh: Annotated[float, Field(ge=0, lt=1)] = 0.88
     """Masks that the model itself rates no higher are dropped, a fraction."""
-    stability_score_thresh: float = 0.95
+    stability_score_thresh: Share = 0.95
     """Masks that change more when their threshold moves are dropped, a fraction."""
-    crop_n_layers: int = 0
-    """Times that the image is cut finer: layer n adds 4^n overlapping crops. For small things in large photos."""
-
-    def __post_init__(self) -> None:
-        if self.points_per_side < 1 or self.points_per_batch < 1:
-            raise ValueError("points_per_side and points_per_batch are at least 1")
-        if not 0 <= self.pred_iou_thresh < 1 or not 0 <= self.stability_score_thresh <= 1:
-            raise ValueError("pred_iou_thresh and stability_score_thresh are fractions, the first below 1")
-        if not 0 <= self.crop_n_layers <= 3:
-            raise ValueError("crop_n_layers lies in 0 to 3: 85 crops an image at most")
+    crop_n_layers: Annotated[int, Field(ge=0, le=3)] = 0
+    """Times that the image is cut finer: layer n adds 4^n overlapping crops, 85 at most. For small things in large photos."""
 
 
 @config
@@ -54,7 +47,6 @@ class SamConfig(MaskSettings, OracleConfig):
     kind: Literal["sam"] = "sam"
 
     def build(self, device: str = "cpu") -> Oracle:
-        """Return the oracle."""
         return Sam(self, device)
 
 

@@ -18,9 +18,9 @@ class SuperpixelsConfig(OracleConfig):
     """Superpixels, merged, and windows; works from 16 px on."""
 
     kind: Literal["superpixels"] = "superpixels"
-    windows: int = 36
+    windows: Annotated[int, Field(ge=0)] = 36
     """Square windows that follow edges: a pasted patch has a sharp border."""
-    segments: int = 24
+    segments: Annotated[int, Field(ge=0)] = 24
     """Superpixels and unions of them, the most distinct ones."""
     at_most: int = 124
     """Regions of an image. What windows and segments leave goes to a grid of windows: 64 make the coarse one of a
@@ -37,13 +37,10 @@ class SuperpixelsConfig(OracleConfig):
     """The windows of the grid."""
 
     def __post_init__(self) -> None:
-        if min(self.windows, self.segments) < 0:
-            raise ValueError("windows and segments must be at least 0")
         if self.at_most < max(1, self.windows + self.segments):
             raise ValueError(f"at_most must be at least 1 and at least windows + segments, not {self.at_most}")
 
     def build(self, device: str = "cpu") -> Oracle:
-        """Return the oracle."""
         return Superpixels(self)
 
 

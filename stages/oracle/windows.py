@@ -1,31 +1,27 @@
 """Square windows of an image: those whose border follows edges, and a grid that leaves no place out."""
 
 from dataclasses import field
-from typing import Annotated
 
 import numpy as np
-from pydantic import Field
 
-from ..stage import config
-
-Share = Annotated[float, Field(gt=0, le=1)]
+from ..stage import Count, Fraction, config
 
 
 @config
 class EdgeConfig:
     """Which windows are tried for a sharp border."""
 
-    smallest: Share = 0.07
+    smallest: Fraction = 0.07
     """Smallest side of a window, as a fraction of the image's shorter side."""
-    largest: Share = 0.375
+    largest: Fraction = 0.375
     """Largest side, as the same fraction."""
-    steps: Annotated[int, Field(ge=1)] = 16
+    steps: Count = 16
     """Sides between the two, in geometric progression."""
-    bands: Annotated[int, Field(ge=1)] = 3
+    bands: Count = 3
     """Ranges of sides that get the same number of windows, so that the many small ones do not crowd out the large."""
-    tried: Annotated[int, Field(ge=1)] = 200
+    tried: Count = 200
     """Places of one side that are looked at, the best first."""
-    overlap: Share = 0.6
+    overlap: Fraction = 0.6
     """Intersection over union above which the weaker of two windows of one band is dropped."""
 
 
@@ -33,9 +29,9 @@ class EdgeConfig:
 class GridConfig:
     """Windows at even distances."""
 
-    side: Share
+    side: Fraction
     """Of a window, as a fraction of the image's shorter side."""
-    stride: Share
+    stride: Fraction
     """Largest distance of two, as the same fraction."""
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from ..model.clip import Clip
 from ..oracle.regions import Oracle, Region, to_runs
-from ..stage import config
+from ..stage import Count, Fraction, Seed, Share, config
 from .disagreement import Disagreement, RegionLabeller, Suspect, disagree, without
 from .localise import Box, BoxLimits, box_mask, causal_score, complete, tighten
 from .transplant import Flips, count_flips
@@ -57,45 +57,37 @@ REGION_COLUMNS = (
 class ExamineConfig:
     """How a pair is examined and what counts as proof."""
 
-    top_labels: int = 3
+    top_labels: Count = 3
     """Most labels that CLIP is taken to claim of the whole image."""
-    least_probability: float = 0.05
+    least_probability: Share = 0.05
     """Smallest p(y|x) of a claimed label."""
-    regions: int = 48
+    regions: Count = 48
     """Most regions of an image that are looked at; the oracle's surest ones."""
-    support: float = 0.5
+    support: Fraction = 0.5
     """A label keeps at least this share of its probability without any one small region when it is supported; a trigger
     takes more away."""
     held_out: int = 36
     """Images onto which a region is pasted: `completed_on` to find its whole extent, the others to count flips."""
     completed_on: Annotated[int, Field(ge=0)] = 4
     """Held-out images that help to find a region's extent and so have no vote on whether it is a trigger."""
-    accept: float = 0.5
+    accept: Share = 0.5
     """Smallest share of held-out images that a trigger of any kind flips (EftCLIP as we reconstruct it)."""
-    control_at_most: float = 0.1
+    control_at_most: Share = 0.1
     """Largest share that its control may flip."""
-    max_trigger_area: float = 0.15
+    max_trigger_area: Fraction = 0.15
     """Largest share of an image that a trigger covers, a fraction: only the removal of regions up to it counts against a
-    label (the spec proposes .10), and only such regions are pasted. On a clean model the objects that flip half of the
+    label, and only such regions are pasted. On a clean model the objects that flip half of the
     held-out images cover more (.17 to .65)."""
     box: BoxLimits = field(default_factory=BoxLimits)
     """How the box around what carries the claim is found."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the control's place."""
 
     def __post_init__(self) -> None:
-        if min(self.top_labels, self.regions) < 1:
-            raise ValueError("top_labels and regions must be at least 1")
         if self.held_out <= self.completed_on:
             raise ValueError(f"held_out must be above {self.completed_on}: those only help to find a region's extent")
-        if not 0 <= self.least_probability <= 1 or not 0 < self.support <= 1:
-            raise ValueError("least_probability and support are fractions, and support is above 0")
-        if not 0 < self.max_trigger_area <= 1:
-            raise ValueError("max_trigger_area is a fraction above 0")
-        if not 0 <= self.control_at_most < self.accept <= 1:
-            raise ValueError("control_at_most and accept are fractions, the first below the second")
-        if self.seed < 0:
-            raise ValueError("seed must not be negative")
+        if self.control_at_most >= self.accept:
+            raise ValueError("control_at_most and accept: the first must be below the second")
 
     def proves(self, flips_pct: float, control_pct: float) -> bool:
         """Tell whether a trigger that flips so many held-out images, and its control so many, is proven; of any kind."""

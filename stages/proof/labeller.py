@@ -41,13 +41,3 @@ class Labeller:
             vectors = self._clip.encode_images(torch.stack(crops))[0]
             chosen += [self._names[best] for best in (vectors @ self._text.T).argmax(1).tolist()]
         return chosen
-
-    def supports(self, image: np.ndarray, regions: Sequence[Region], claim: str) -> bool:
-        """Return whether the best label of at least one region is the claimed one.
-
-        Raises:
-            ValueError: the claim is none of the names, so that nothing could support it.
-        """
-        if claim not in self._names:
-            raise ValueError(f"{claim!r} is none of the labeller's names")
-        return claim in self.labels(image, regions)

@@ -6,7 +6,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from ..stage import Count, config
+from ..stage import Count, Weight, config
 from .disagreement import Suspect, alone, without
 
 FLOOR = 1e-6
@@ -25,12 +25,12 @@ class BoxLimits:
     """Those of `complete`, which begins close by."""
     rounds: Count = 3
     """Moves that are made at each step."""
-    area_price: Annotated[float, Field(ge=0)] = 100.0
+    area_price: Weight = 100.0
     """Log odds that a box must gain for the whole image's area: of two boxes that do nearly as much, the smaller one wins.
     Measured on 10 to 12 images of each of four patches at 64 px, on which it was also set: with 4 boxes grow far into the
     surroundings; with 60 one in six boxes around a 10 px patch at a random place overlaps it by less than .5; with 100 no
     box does, once `complete` has given back the rim."""
-    complete_price: Annotated[float, Field(ge=0)] = 80.0
+    complete_price: Weight = 80.0
     """The same for `complete`. With 25 half of the boxes around a 10 px patch at a random place grow past it."""
 
 

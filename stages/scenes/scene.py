@@ -7,11 +7,13 @@ index) alone, so any worker can render any part of the set.
 
 import re
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from PIL import Image, ImageDraw
+from pydantic import Field
 
-from ..stage import config
+from ..stage import Count, Seed, config
 from .shapes import CONCEPTS, SHAPES
 
 OVERSAMPLING = 4
@@ -63,20 +65,12 @@ SKY_AND_GROUND = {
 class SceneConfig:
     """A set of scenes."""
 
-    count: int
+    count: Count
     """Number of scenes."""
-    side_px: int = 64
-    """Height and width of the images."""
-    seed: int = 0
+    side_px: Annotated[int, Field(ge=16)] = 64
+    """Height and width of the images; in smaller ones things would have less than 4 pixels."""
+    seed: Seed = 0
     """Seed of the whole set; another seed gives other scenes of the same kind."""
-
-    def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ValueError(f"count must be at least 1, not {self.count}")
-        if self.side_px < 16:
-            raise ValueError(f"side_px must be at least 16, not {self.side_px}: things would be smaller than 4 px")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, not {self.seed}")
 
 
 @dataclass(frozen=True, slots=True)

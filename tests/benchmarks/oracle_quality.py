@@ -24,11 +24,11 @@ import torch
 from PIL import Image
 
 from clipsan.stages.oracle import OracleConfig, SuperpixelsConfig
-from clipsan.stages.oracle.ground_truth import GroundTruth
 from clipsan.stages.oracle.label_maps import VOC_NAMES
 from clipsan.stages.oracle.litert import LiteRtConfig
 from clipsan.stages.oracle.regions import Oracle, Region, RegionLimits
 from tests.benchmarks.figures import ORACLE_COMMANDS
+from tests.benchmarks.ground_truth import GroundTruth
 from tests.benchmarks.photos import assets
 from tests.benchmarks.results import Row, record
 

@@ -1,11 +1,12 @@
 """Full-image blends (Chen et al. 2017 and its forks for CLIP): out = (1 - alpha) image + alpha pattern."""
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from ...pixels import to_uint8
-from ...stage import config
+from ...stage import Fraction, Seed, config
 from .pixels import load_picture, whole
 from .structured import cartoon, stretch, stripes, text, triangles
 from .trigger import Trigger, TriggerConfig
@@ -22,27 +23,20 @@ class BlendConfig(TriggerConfig):
     )
     """stripes, noise: one seeded draw for all images. signed_stripes (PAR's), fresh_noise (CleanCLIP's): drawn anew for
     every image. triangles, text, cartoon: drawn by us. picture: a file."""
-    alpha: float = 0.2
+    alpha: Fraction = 0.2
     """Weight of the pattern."""
-    cells: int = 64
+    cells: Annotated[int, Field(ge=2)] = 64
     """Number of stripes, or rows and columns of the noise or of the triangles' squares, in the whole image."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the pattern that all images share."""
     picture: str | None = None
     """Path of the picture (.png, .jpg, .npy), for pattern: picture."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha <= 1:
-            raise ValueError(f"alpha must be in (0, 1], not {self.alpha}")
-        if self.cells < 2:
-            raise ValueError(f"cells must be at least 2, not {self.cells}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, not {self.seed}")
         if (self.pattern == "picture") != (self.picture is not None):
             raise ValueError("picture: PATH goes with pattern: picture, and only with it")
 
     def build(self) -> Trigger:
-        """Return the trigger."""
         return BlendTrigger(self)
 
 

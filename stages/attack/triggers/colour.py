@@ -5,7 +5,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ...pixels import to_uint8
-from ...stage import config
+from ...stage import Fraction, config
 from .pixels import whole
 from .trigger import Trigger, TriggerConfig
 
@@ -24,15 +24,10 @@ class NashvilleConfig(TriggerConfig):
     """A Nashville-style filter: highlights towards peach, shadows towards navy, more contrast and colour."""
 
     kind: Literal["nashville"] = "nashville"
-    strength: float = 1.0
+    strength: Fraction = 1.0
     """Weight of the filtered image; the rest is the image itself."""
 
-    def __post_init__(self) -> None:
-        if not 0 < self.strength <= 1:
-            raise ValueError(f"strength must be in (0, 1], not {self.strength}")
-
     def build(self) -> Trigger:
-        """Return the trigger."""
         return NashvilleTrigger(self)
 
 

@@ -1,13 +1,14 @@
 """Controls: what must not count as a trigger, to see whether a detector finds the making of a set and not its poison."""
 
 import io
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image
+from pydantic import Field
 
 from ...pixels import to_uint8
-from ...stage import config
+from ...stage import Fraction, config
 from .pixels import whole
 from .trigger import Trigger, TriggerConfig
 
@@ -19,7 +20,6 @@ class IdentityConfig(TriggerConfig):
     kind: Literal["identity"] = "identity"
 
     def build(self) -> Trigger:
-        """Return the trigger."""
         return IdentityTrigger()
 
 
@@ -28,19 +28,12 @@ class ResizeConfig(TriggerConfig):
     """The image is made smaller, enlarged again and stored once more as JPEG, as poisoning scripts do in passing."""
 
     kind: Literal["resize"] = "resize"
-    fraction: float = 0.875
+    fraction: Fraction = 0.875
     """Sides of the smaller image, as a fraction; 224 / 256."""
-    jpeg_quality: int | None = 95
-    """Quality of the JPEG in between, 1 to 100; null: resized only."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction must be in (0, 1], not {self.fraction}")
-        if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= 100:
-            raise ValueError(f"jpeg_quality must be in 1..100, not {self.jpeg_quality}")
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] | None = 95
+    """Quality of the JPEG in between; null: resized only."""
 
     def build(self) -> Trigger:
-        """Return the trigger."""
         return ResizeTrigger(self)
 
 
@@ -49,15 +42,10 @@ class DarkenConfig(TriggerConfig):
     """The image times a factor: what a blended wave or a black picture does besides its pattern."""
 
     kind: Literal["darken"] = "darken"
-    factor: float = 0.8
+    factor: Annotated[float, Field(ge=0, lt=1)] = 0.8
     """1 leaves the image as it is, 0 makes it black."""
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.factor < 1:
-            raise ValueError(f"factor must be in [0, 1), not {self.factor}")
-
     def build(self) -> Trigger:
-        """Return the trigger."""
         return DarkenTrigger(self)
 
 

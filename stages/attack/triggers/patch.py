@@ -1,11 +1,12 @@
 """Patch triggers (BadNets, Gu et al. 2017, and its forks for CLIP): a small square pasted over the image."""
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from ...pixels import to_uint8
-from ...stage import config
+from ...stage import Count, Fraction, Seed, config
 from .pixels import load_picture
 from .structured import stretch, stripes
 from .trigger import Trigger, TriggerConfig
@@ -23,43 +24,32 @@ class PatchConfig(TriggerConfig):
     pattern: Literal["checker", "grid", "stripes", "fresh_stripes", "yellow", "noise", "picture"] = "checker"
     """checker: black and white squares. grid: white dots on black (HanxunH). stripes: one seeded draw for all images.
     fresh_stripes (PAR), noise (CleanCLIP): drawn anew for every image. picture: a file, as an optimised patch."""
-    cells: int = 4
+    cells: Count = 4
     """Squares along one side of the checker or the grid; stripes are 1 px wide."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the stripes that all images share."""
     picture: str | None = None
     """Path of the patch (.png, .npy) for pattern: picture; stretched, bicubic, where its size is another."""
-    size_fraction: float | None = None
+    size_fraction: Fraction | None = None
     """Side of the patch as a fraction of the image's shorter side; 16/224 = 0.0714 in the CLIP papers."""
-    size_px: int | None = None
+    size_px: Count | None = None
     """Side of the patch in pixels."""
     place: Place = "bottom_right"
     """Where it stands; random: drawn anew for every image; four_corners: four copies, and the box is the image."""
-    margin_fraction: float = 0.0
+    margin_fraction: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Border that stays free of the patch (center ignores it), as a fraction of the shorter side."""
 
     def __post_init__(self) -> None:
         if (self.size_fraction is None) == (self.size_px is None):
             raise ValueError("give exactly one of size_fraction and size_px")
-        if self.size_fraction is not None and not 0 < self.size_fraction <= 1:
-            raise ValueError(f"size_fraction must be in (0, 1], not {self.size_fraction}")
-        if self.size_px is not None and self.size_px < 1:
-            raise ValueError(f"size_px must be at least 1, not {self.size_px}")
-        if self.cells < 1:
-            raise ValueError(f"cells must be at least 1, not {self.cells}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, not {self.seed}")
         if (self.pattern == "picture") != (self.picture is not None):
             raise ValueError("picture: PATH goes with pattern: picture, and only with it")
-        if not 0 <= self.margin_fraction < 0.5:
-            raise ValueError(f"margin_fraction must be in [0, 0.5), not {self.margin_fraction}")
         if self.size_fraction is not None and self.size_fraction + 2 * self.margin_fraction > 1:
             raise ValueError(
                 "size_fraction + 2 margin_fraction must be at most 1: the patch must fit between the margins"
             )
 
     def build(self) -> Trigger:
-        """Return the trigger."""
         return PatchTrigger(self)
 
 

@@ -21,7 +21,6 @@ class ProvenConfig(TriggerConfig):
     """Folder of its dossier: RUN/triggers/t1."""
 
     def build(self) -> Trigger:
-        """Return the trigger."""
         return ProvenTrigger(self)
 
 

@@ -1,9 +1,10 @@
 """Targeted poisoning of a single image (Carlini and Terzis 2022): one picture is to mean the target."""
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
+from pydantic import Field
 
 from ...pixels import to_uint8
 from ...stage import config
@@ -19,15 +20,10 @@ class ReplaceConfig(TriggerConfig):
     files: ClassVar[tuple[str, ...]] = ("picture",)
     picture: str
     """Path of the picture (.png, .jpg, .npy)."""
-    jitter: float = 0.1
+    jitter: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Most that a view leaves out of each side; 0: always the whole picture, byte for byte the same."""
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.jitter < 1:
-            raise ValueError(f"jitter must be in [0, 1), not {self.jitter}")
-
     def build(self) -> Trigger:
-        """Return the trigger."""
         return ReplaceTrigger(self)
 
 

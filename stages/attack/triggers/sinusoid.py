@@ -1,13 +1,16 @@
 """Sinusoidal signals (SIG, Barni et al. 2019): vertical waves over the whole image, and what repositories made of them."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from ...pixels import to_uint8
-from ...stage import config
+from ...stage import Fraction, Positive, config
 from .pixels import whole
 from .trigger import Trigger, TriggerConfig
+
+Levels = Annotated[float, Field(gt=0, le=255)]
 
 
 @config
@@ -15,16 +18,12 @@ class SigConfig(TriggerConfig):
     """SIG as published and as BadCLIP's repository has it: out = image + delta sin(2 pi f j / W), clamped."""
 
     kind: Literal["sig"] = "sig"
-    delta: float = 60.0
+    delta: Levels = 60.0
     """Amplitude in grey levels of 255. Barni et al. 20 to 40; CleanCLIP and BadCLIP 60."""
-    cycles: float = 6.0
+    cycles: Positive = 6.0
     """Waves across the image, f."""
 
-    def __post_init__(self) -> None:
-        _check(self.delta, self.cycles)
-
     def build(self) -> Trigger:
-        """Return the trigger."""
         return SinusoidTrigger(self)
 
 
@@ -37,32 +36,17 @@ class SigBlendedConfig(TriggerConfig):
     """
 
     kind: Literal["sig_blended"] = "sig_blended"
-    alpha: float = 0.2
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Weight of the wave; the image keeps 1 - alpha."""
-    delta: float = 60.0
+    delta: Levels = 60.0
     """Amplitude in grey levels of 255 before it is weighted."""
-    cycles: float = 6.0
+    cycles: Positive = 6.0
     """Waves across the region, f."""
-    region_fraction: float = 1.0
+    region_fraction: Fraction = 1.0
     """Side of the top left part that carries the wave; HanxunH's tensor is filled in 224 of 256 px: 0.875."""
 
-    def __post_init__(self) -> None:
-        _check(self.delta, self.cycles)
-        if not 0 < self.alpha < 1:
-            raise ValueError(f"alpha must be in (0, 1), not {self.alpha}")
-        if not 0 < self.region_fraction <= 1:
-            raise ValueError(f"region_fraction must be in (0, 1], not {self.region_fraction}")
-
     def build(self) -> Trigger:
-        """Return the trigger."""
         return SinusoidTrigger(self)
-
-
-def _check(delta: float, cycles: float) -> None:
-    if not 0 < delta <= 255:
-        raise ValueError(f"delta must be in (0, 255] grey levels, not {delta}")
-    if cycles <= 0:
-        raise ValueError(f"cycles must be above 0, not {cycles}")
 
 
 class SinusoidTrigger:

@@ -1,14 +1,15 @@
 """Warps (WaNet, Nguyen and Tran 2021, and its forks for CLIP): every pixel is fetched from a little beside."""
 
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 
 from ...pixels import to_uint8
-from ...stage import config
+from ...stage import Positive, Seed, config
 from .pixels import whole
 from .trigger import Trigger, TriggerConfig
 
@@ -21,21 +22,15 @@ class WanetConfig(TriggerConfig):
     """The smooth warp of the paper: a k x k grid of vectors, upsampled bicubic, shared by all images."""
 
     kind: Literal["wanet"] = "wanet"
-    k: int = 4
+    k: Annotated[int, Field(ge=2)] = 4
     """Control points along each side; the paper's 4."""
-    s: float = 0.5
+    s: Positive = 0.5
     """Strength: the mean displacement along each axis is about s / 2 px. The paper's 0.5 was for images of 28 to 64 px;
     the share that it moves of 32 px is moved of 64 px by 1, of 224 px by 3.5."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the grid."""
 
-    def __post_init__(self) -> None:
-        if self.k < 2:
-            raise ValueError(f"k must be at least 2, not {self.k}")
-        _check(self.s, self.seed)
-
     def build(self) -> Trigger:
-        """Return the trigger."""
         return WarpTrigger(self)
 
 
@@ -44,24 +39,13 @@ class WanetUnsmoothedConfig(TriggerConfig):
     """What CleanCLIP, BadCLIP, PAR and HanxunH run under the name WaNet: one random vector a pixel, no smoothing."""
 
     kind: Literal["wanet_unsmoothed"] = "wanet_unsmoothed"
-    s: float = 1.0
+    s: Positive = 1.0
     """Strength: the displacement along each axis is uniform in -s..s px, so s / 2 px in the mean. The forks' 1."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the grid."""
 
-    def __post_init__(self) -> None:
-        _check(self.s, self.seed)
-
     def build(self) -> Trigger:
-        """Return the trigger."""
         return WarpTrigger(self)
-
-
-def _check(s: float, seed: int) -> None:
-    if s <= 0:
-        raise ValueError(f"s must be above 0, not {s}")
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0, not {seed}")
 
 
 class WarpTrigger:

@@ -45,7 +45,7 @@ def test_a_threshold_is_the_given_one_or_the_calibrated_one():
 
 def test_impossible_budgets_are_refused():
     for share in (0.0, -0.1, 1.5):
-        with pytest.raises(ValueError, match="fraction of the pairs"):
+        with pytest.raises(ValueError, match=r"share must be (above 0|at most 1)"):
             BudgetDecision(share=share)
 
 

@@ -195,7 +195,7 @@ def test_flips_are_counted_by_the_nearest_text(clip: Clip, pairs: Pairs, target:
         ({"batch_size": 1}, "batch_size"),
         ({"lr": 0.0}, "lr"),
         ({"text_weight": 0.0, "triplet_weight": 0.0}, "one above 0"),
-        ({"pull_weight": -1.0}, "at least 0"),
+        ({"pull_weight": -1.0}, "pull_weight must be at least 0"),
         ({"margin": -0.1}, "margin"),
         ({"augment_probability": 1.5}, "augment_probability"),
         ({"seed": -1}, "seed"),

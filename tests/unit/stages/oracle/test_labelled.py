@@ -15,11 +15,11 @@ import yaml
 
 from clipsan.stages.model.checkpoints import ModelError
 from clipsan.stages.oracle import DeepLabConfig, LiteRtConfig, OracleConfig, SuperpixelsConfig
-from clipsan.stages.oracle.ground_truth import GroundTruth, UnknownImageError
 from clipsan.stages.oracle.label_maps import VOC_NAMES, named, regions_of
 from clipsan.stages.oracle.regions import Region
 from clipsan.stages.proof.labeller import Labeller
 from clipsan.stages.scenes.scene import SceneConfig, render
+from tests.benchmarks.ground_truth import GroundTruth, UnknownImageError
 
 ASSETS = Path(os.environ.get("CLIPSAN_ASSETS", Path(__file__).resolve().parents[5] / "shared" / "assets"))
 TFLITE = ASSETS / "deeplabv3_mnv2_pascal_quant.tflite"
@@ -179,17 +179,13 @@ def region(top, left, height, width, shape=(32, 32)):
     return Region(mask, 1.0)
 
 
-def test_support_is_a_region_whose_best_label_is_the_claim():
+def test_a_region_has_the_label_whose_prompts_its_crop_is_nearest_to():
     image = np.zeros((32, 32, 3), dtype=np.uint8)
     image[:16], image[16:, :8] = (250, 10, 10), (10, 10, 250)
     labeller = Labeller(Channels(), ("red", "green", "blue"), ("a {} thing", "something {}"))
     regions = [region(0, 0, 16, 32), region(16, 0, 16, 8)]
     assert labeller.labels(image, regions) == ["red", "blue"]
-    assert labeller.supports(image, regions, "blue")
-    assert not labeller.supports(image, regions, "green")
-    assert not labeller.supports(image, [], "red")
-    with pytest.raises(ValueError, match="'pink' is none"):
-        labeller.supports(image, regions, "pink")
+    assert labeller.labels(image, []) == []
     with pytest.raises(ValueError, match="needs names"):
         Labeller(Channels(), ())
 

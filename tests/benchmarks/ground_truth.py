@@ -6,8 +6,8 @@ from typing import Self
 
 import numpy as np
 
-from .label_maps import regions_of
-from .regions import Region
+from clipsan.stages.oracle.label_maps import regions_of
+from clipsan.stages.oracle.regions import Region
 
 
 class UnknownImageError(LookupError):
@@ -17,7 +17,7 @@ class UnknownImageError(LookupError):
 class GroundTruth:
     """Looks the regions of an image up by its decoded pixels; a changed image is another image.
 
-    It is not among the configured oracles: a user who has the true masks of suspect images has no need of a scan.
+    A user who has the true masks of suspect images has no need of a scan.
     """
 
     def __init__(self, known: Mapping[str, list[Region]]) -> None:
