@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 
 import numpy as np
-import yaml
 from markupsafe import Markup, escape
 
 from .charts import COLOURED_CURVES, LOWEST_RATE
-from .page import UNPRINTABLE, environment
+from .page import fill
 from .svg import Axis, coordinate, drawing, frame, line, polyline, text
 from .text import detector_label
 
@@ -100,20 +98,14 @@ def render(report: BenchReport) -> str:
         for name, title, zero in MEASURES
     ]
     styles = curve_styles(report)
-    page = (
-        environment()
-        .get_template("bench.html")
-        .render(
-            report=report,
-            style=Markup(files("clipsan.stages.report").joinpath("report.css").read_text(encoding="utf-8")),
-            tables=tables,
-            scatter=accuracy_chart(report.lines, report.min_asr_pct),
-            styles=styles,
-            charts=[(attack, roc_chart(attack, curves, styles)) for attack, curves in report.curves.items()],
-            settings=yaml.safe_dump(report.settings, sort_keys=False, allow_unicode=True) if report.settings else "",
-        )
+    return fill(
+        "bench.html",
+        report,
+        tables=tables,
+        scatter=accuracy_chart(report.lines, report.min_asr_pct),
+        styles=styles,
+        charts=[(attack, roc_chart(attack, curves, styles)) for attack, curves in report.curves.items()],
     )
-    return UNPRINTABLE.sub("�", page)
 
 
 def _heat_row(report: BenchReport, attack: str, measure: str, zero: float, control: bool) -> list[HeatCell]:

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 import jinja2
 import yaml
@@ -79,6 +80,17 @@ def environment() -> jinja2.Environment:
     return made
 
 
+def fill(template: str, report: Any, **values: object) -> str:
+    """Return the page of a report from its template, with the style sheet; nothing in it is unprintable.
+
+    `report.settings` is the resolved configuration of the run, as plain values.
+    """
+    style = files("clipsan.stages.report").joinpath("report.css").read_text(encoding="utf-8")
+    settings = yaml.safe_dump(dict(report.settings), sort_keys=False, allow_unicode=True) if report.settings else ""
+    page = environment().get_template(template).render(report=report, style=Markup(style), settings=settings, **values)
+    return UNPRINTABLE.sub("�", page)
+
+
 def render(report: ScanReport) -> str:
     """Return the page as HTML, to be written as UTF-8. The same report gives the same text, byte for byte."""
     shown = sorted(report.flagged, key=lambda pair: (pair.rank, pair.uid))[:PICTURE_LIMIT]
@@ -87,38 +99,30 @@ def render(report: ScanReport) -> str:
     script = files("clipsan.stages.report").joinpath("wall.html").read_text(encoding="utf-8")
     # The policy names the script by the hash of what stands between its tags.
     body = script.strip().removeprefix("<script>").removesuffix("</script>")
-    page = (
-        environment()
-        .get_template("report.html")
-        .render(
-            report=report,
-            style=Markup(files("clipsan.stages.report").joinpath("report.css").read_text(encoding="utf-8")),
-            script=Markup(f"<script>{body}</script>"),
-            script_hash=base64.b64encode(hashlib.sha256(body.encode()).digest()).decode(),
-            # The headline counts the flagged pairs of the named concepts; what else the budget let in is no suspect.
-            suspects=sum(row.flagged for row in concepts if row.named) or report.flagged_pairs,
-            shown=shown,
-            reasons=by_frequency([reason for pair in shown for reason in pair.reasons]),
-            wall_concepts=by_frequency([pair.concept for pair in shown if pair.concept is not None]),
-            proven=(proven := [panel for panel in report.dossiers if panel.proven]),
-            proven_targets=list(dict.fromkeys(target for panel in proven for target in panel.targets)),
-            proven_pairs=sum(panel.pairs if panel.carriers is None else panel.carriers for panel in proven),
-            wall_verdicts=by_frequency([pair.verdict for pair in shown if pair.verdict is not None]),
-            concepts=concepts[:CONCEPT_LIMIT],
-            hidden_concepts=len(concepts) - len(concepts[:CONCEPT_LIMIT]),
-            concept_chart=charts.concept_bars(concepts, report.concept_threshold) if concepts else None,
-            histograms=[(panel, charts.histogram(panel)) for panel in report.detectors],
-            map_chart=charts.scatter(report.map) if report.map is not None else None,
-            measured=measured,
-            curve_styles=charts.curve_styles(measured),
-            roc_chart=charts.roc_chart(measured),
-            pr_chart=charts.pr_chart(measured),
-            budgets=sorted(
-                {key for panel in measured if panel.figures for key in panel.figures["recall_at"]}, key=float
-            ),
-            rejected=sorted(report.rejected.items(), key=lambda item: (-item[1], item[0])),
-            rejected_total=sum(report.rejected.values()),
-            settings=yaml.safe_dump(report.settings, sort_keys=False, allow_unicode=True) if report.settings else "",
-        )
+    return fill(
+        "report.html",
+        report,
+        script=Markup(f"<script>{body}</script>"),
+        script_hash=base64.b64encode(hashlib.sha256(body.encode()).digest()).decode(),
+        # The headline counts the flagged pairs of the named concepts; what else the budget let in is no suspect.
+        suspects=sum(row.flagged for row in concepts if row.named) or report.flagged_pairs,
+        shown=shown,
+        reasons=by_frequency([reason for pair in shown for reason in pair.reasons]),
+        wall_concepts=by_frequency([pair.concept for pair in shown if pair.concept is not None]),
+        proven=(proven := [panel for panel in report.dossiers if panel.proven]),
+        proven_targets=list(dict.fromkeys(target for panel in proven for target in panel.targets)),
+        proven_pairs=sum(panel.pairs if panel.carriers is None else panel.carriers for panel in proven),
+        wall_verdicts=by_frequency([pair.verdict for pair in shown if pair.verdict is not None]),
+        concepts=concepts[:CONCEPT_LIMIT],
+        hidden_concepts=len(concepts) - len(concepts[:CONCEPT_LIMIT]),
+        concept_chart=charts.concept_bars(concepts, report.concept_threshold) if concepts else None,
+        histograms=[(panel, charts.histogram(panel)) for panel in report.detectors],
+        map_chart=charts.scatter(report.map) if report.map is not None else None,
+        measured=measured,
+        curve_styles=charts.curve_styles(measured),
+        roc_chart=charts.roc_chart(measured),
+        pr_chart=charts.pr_chart(measured),
+        budgets=sorted({key for panel in measured if panel.figures for key in panel.figures["recall_at"]}, key=float),
+        rejected=sorted(report.rejected.items(), key=lambda item: (-item[1], item[0])),
+        rejected_total=sum(report.rejected.values()),
     )
-    return UNPRINTABLE.sub("�", page)

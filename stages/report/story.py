@@ -2,14 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.resources import files
 from typing import Any
 
-import yaml
-from markupsafe import Markup
-
 from .content import DossierPanel
-from .page import UNPRINTABLE, environment
+from .page import fill
 
 ROWS = (
     ("asr_pct", "Attack success rate", False),
@@ -102,13 +98,4 @@ def _better(before: tuple[float, float] | None, after: tuple[float, float] | Non
 
 def render(report: StoryReport) -> str:
     """Return the page as HTML, to be written as UTF-8. The same report gives the same text, byte for byte."""
-    page = (
-        environment()
-        .get_template("story.html")
-        .render(
-            report=report,
-            style=Markup(files("clipsan.stages.report").joinpath("report.css").read_text(encoding="utf-8")),
-            settings=yaml.safe_dump(dict(report.settings), sort_keys=False, allow_unicode=True),
-        )
-    )
-    return UNPRINTABLE.sub("�", page)
+    return fill("story.html", report)

@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.resources import files
 
 import numpy as np
-import yaml
 from markupsafe import Markup, escape
 
-from .page import UNPRINTABLE, environment
+from .page import fill
 from .svg import Axis, coordinate, drawing, frame, line, polyline, text
 
 OBJECTIVES = {
@@ -77,25 +75,17 @@ def render(report: SweepReport) -> str:
     """Return the page as HTML, to be written as UTF-8. The same report gives the same text, byte for byte."""
     states = [line.state for line in report.lines]
     after = report.final_after or {}
-    page = (
-        environment()
-        .get_template("sweep.html")
-        .render(
-            report=report,
-            style=Markup(files("clipsan.stages.report").joinpath("report.css").read_text(encoding="utf-8")),
-            chart=front_chart(report),
-            counts={state: states.count(state) for state in ("finished", "stopped", "failed")},
-            steps=sum(line.steps for line in report.lines),
-            share=sum(line.steps for line in report.lines) / max(1, sum(line.steps_planned for line in report.lines)),
-            truth=any(line.true_asr_pct is not None for line in report.lines),
-            figures=[(_words(name, report), report.final_before[name], after[name], name) for name in after],
-            words=OBJECTIVES[report.objective],
-            settings=yaml.safe_dump(dict(report.settings), sort_keys=False, allow_unicode=True)
-            if report.settings
-            else "",
-        )
+    return fill(
+        "sweep.html",
+        report,
+        chart=front_chart(report),
+        counts={state: states.count(state) for state in ("finished", "stopped", "failed")},
+        steps=sum(line.steps for line in report.lines),
+        share=sum(line.steps for line in report.lines) / max(1, sum(line.steps_planned for line in report.lines)),
+        truth=any(line.true_asr_pct is not None for line in report.lines),
+        figures=[(_words(name, report), report.final_before[name], after[name], name) for name in after],
+        words=OBJECTIVES[report.objective],
     )
-    return UNPRINTABLE.sub("�", page)
 
 
 def _words(name: str, report: SweepReport) -> str:
