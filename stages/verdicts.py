@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pydantic
 
-from .stage import Fraction, config
+from .stage import Fraction, Share, Weight, config
 
 
 class Verdict(StrEnum):
@@ -43,13 +43,21 @@ class Reason(StrEnum):
 ACCUSING = frozenset({Reason.POISON_SUSPECT.value, Reason.PROVEN_TRIGGER.value})
 """Reasons that accuse a pair of poison, by the statistics or by proof; the others only say that it is odd."""
 
-# The picture of a dead link comes back for hundreds of captions; a popular photo, or two pictures that hash alike, for a few.
-PLACEHOLDER_COPIES = 20
-UNIFORM_PIXEL_STD = 3.0
-"""Standard deviation of the pixel values (0 to 255) under which a picture shows nothing."""
-MISMATCH_PROBABILITY = 0.99
-OUTLIER_RANK = 0.999
-"""Mean block rank under several permutations: about one pair in a thousand by construction, so this reason alone accuses nobody."""
+
+@config
+class OddLimits:
+    """From which figure on a pair is odd."""
+
+    placeholder_copies: Annotated[int, pydantic.Field(ge=3)] = 20
+    """Pairs with one picture. That of a dead link comes back for hundreds of captions; a popular photo, or two pictures that
+    hash alike, for a few."""
+    uniform_std: Weight = 3.0
+    """Standard deviation of the pixel values (0 to 255) under which a picture shows nothing."""
+    mismatch_probability: Share = 0.99
+    """Of the low component of the CLIP scores, where these fall into two."""
+    outlier_rank: Share = 0.999
+    """Mean block rank under several permutations: about one pair in a thousand by construction, so this reason alone accuses
+    nobody."""
 
 
 @config
@@ -133,7 +141,12 @@ class Judge:
     adds: ClassVar[frozenset[str]] = frozenset({"verdict", "reasons", "target"})
 
     def __init__(
-        self, cut: float, targets: frozenset[str], mixture_speaks: bool, triggers: Mapping[str, str] | None = None
+        self,
+        cut: float,
+        targets: frozenset[str],
+        mixture_speaks: bool,
+        limits: OddLimits,
+        triggers: Mapping[str, str] | None = None,
     ) -> None:
         """Set what the scan knows of the data set as a whole.
 
@@ -141,25 +154,28 @@ class Judge:
             cut: ensemble score from which a pair is flagged.
             targets: concepts that the statistics name.
             mixture_speaks: whether the CLIP score has two separate components at all.
+            limits: from which figure on a pair is odd.
             triggers: target of each proven trigger, by its id.
         """
         self._cut = cut
         self._targets = targets
         self._mixture_speaks = mixture_speaks
+        self._limits = limits
         self._triggers = triggers or {}
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the table with `verdict`, `reasons` and `target`; `trigger_id` is null where no trigger is proven."""
         triggers = table.column("trigger_id").to_pylist()
         column = {name: table.column(name).to_numpy(zero_copy_only=False) for name in self.reads & _NUMERIC}
-        copies = np.expm1(column["image_duplicates"])
+        copies, limits = np.expm1(column["image_duplicates"]), self._limits
+        many = copies >= limits.placeholder_copies - 0.5
         masks = {
             Reason.PROVEN_TRIGGER: np.array([trigger is not None for trigger in triggers], bool),
             Reason.POISON_SUSPECT: column["ensemble"] >= self._cut,
-            Reason.MISMATCHED_CAPTION: (column["clip_mixture"] >= MISMATCH_PROBABILITY) & self._mixture_speaks,
-            Reason.PLACEHOLDER: (column["pixel_std"] < UNIFORM_PIXEL_STD) | (copies >= PLACEHOLDER_COPIES - 0.5),
-            Reason.NEAR_DUPLICATE: (copies >= 1.5) & (copies < PLACEHOLDER_COPIES - 0.5),
-            Reason.OUTLIER: (column["slof"] >= OUTLIER_RANK) & (column["dao"] >= OUTLIER_RANK),
+            Reason.MISMATCHED_CAPTION: (column["clip_mixture"] >= limits.mismatch_probability) & self._mixture_speaks,
+            Reason.PLACEHOLDER: (column["pixel_std"] < limits.uniform_std) | many,
+            Reason.NEAR_DUPLICATE: (copies >= 1.5) & ~many,
+            Reason.OUTLIER: (column["slof"] >= limits.outlier_rank) & (column["dao"] >= limits.outlier_rank),
         }
         reasons = [[r.value for r, mask in masks.items() if mask[i]] for i in range(table.num_rows)]
         verdict = [_verdict(found).value for found in reasons]

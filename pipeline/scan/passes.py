@@ -205,7 +205,9 @@ def inquiry_of(scan: Scan, findings: Findings, cut: Cut) -> Inquiry | None:
 def judge_pairs(scan: Scan, judgement: Judgement) -> None:
     """Write the verdicts."""
     findings, proof = judgement.findings, judgement.proof
-    judge = Judge(judgement.cut.value, frozenset(findings.targets), findings.mixture_speaks, proof.triggers)
+    judge = Judge(
+        judgement.cut.value, frozenset(findings.targets), findings.mixture_speaks, scan.plan.config.odd, proof.triggers
+    )
     verdict = scan.over_parts("verdict", "verdicts", scan.plan.verdict_fingerprint)
     verdict.do(scan.embeddings.pieces, JudgeWork(judge, Views.of(proof), scan.embeddings, scan.scores))
 

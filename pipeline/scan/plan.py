@@ -14,7 +14,7 @@ from clipsan.stages.oracle import OracleConfig
 from clipsan.stages.samples import Unit
 from clipsan.stages.sources import SourceConfig, identity, list_units
 from clipsan.stages.stage import check_chain, config
-from clipsan.stages.verdicts import Decision, Judge, Reason
+from clipsan.stages.verdicts import Decision, Judge, OddLimits, Reason
 
 from ..core.cluster import ClusterConfig, check_private
 from ..core.commit import fingerprint
@@ -41,6 +41,8 @@ class ScanConfig:
     """Run folder."""
     decision: Decision
     """Where the cut lies."""
+    odd: OddLimits = field(default_factory=OddLimits)
+    """From which figure on a pair is set apart as odd, which accuses nobody."""
     oracle: OracleConfig | None = None
     """What segments the pictures of suspicious pairs; null stops after the statistics, and nothing is proven."""
     proof: ProofConfig = field(default_factory=ProofConfig)
@@ -174,6 +176,7 @@ def make_plan(settings: ScanConfig) -> Plan:
         }
     )
     judged = {"version": VERDICT_VERSION, "score": scored, "decision": as_tree(settings.decision)}
+    judged["odd"] = as_tree(settings.odd)
     proven = None
     if settings.oracle is not None:
         check_private(settings.proof.pool, settings.cluster)

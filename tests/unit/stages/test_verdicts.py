@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clipsan.stages.verdicts import BudgetDecision, Judge, ThresholdDecision, place_cut
+from clipsan.stages.verdicts import BudgetDecision, Judge, OddLimits, ThresholdDecision, place_cut
 
 
 def facts(**columns):
@@ -58,7 +58,7 @@ def test_each_reason_has_its_own_sign():
         slof=np.array([0.5, 0.5, 0.5, 0.5, 0.5, 0.9995, 0.9995], np.float32),
         dao=np.array([0.5, 0.5, 0.5, 0.5, 0.5, 0.9995, 0.5], np.float32),
     )
-    judged = Judge(5.0, frozenset({"cat"}), mixture_speaks=True)(table).to_pydict()
+    judged = Judge(5.0, frozenset({"cat"}), mixture_speaks=True, limits=OddLimits())(table).to_pydict()
     assert judged["reasons"] == [
         ["poison_suspect"],
         ["mismatched_caption"],
@@ -72,19 +72,32 @@ def test_each_reason_has_its_own_sign():
     assert judged["target"] == ["cat"] + [None] * 6
 
 
+def test_limits_decide_what_is_odd():
+    table = facts(image_duplicates=np.log1p(np.array([2, 4], np.float32)), pixel_std=np.array([5, 50], np.float32))
+    limits = OddLimits(placeholder_copies=4, uniform_std=6.0)
+    judged = Judge(5.0, frozenset(), mixture_speaks=False, limits=limits)(table)
+    assert judged.column("reasons").to_pylist() == [["placeholder", "near_duplicate"], ["placeholder"]]
+
+
 def test_a_flag_outside_the_named_concepts_names_no_target():
-    judged = Judge(5.0, frozenset({"dog"}), mixture_speaks=True)(facts(ensemble=np.array([9.0], np.float32)))
+    judged = Judge(5.0, frozenset({"dog"}), mixture_speaks=True, limits=OddLimits())(
+        facts(ensemble=np.array([9.0], np.float32))
+    )
     assert judged.column("target").to_pylist() == [None]
 
 
 def test_a_mixture_that_does_not_separate_accuses_nobody():
-    judged = Judge(5.0, frozenset(), mixture_speaks=False)(facts(clip_mixture=np.ones(3, np.float32)))
+    judged = Judge(5.0, frozenset(), mixture_speaks=False, limits=OddLimits())(
+        facts(clip_mixture=np.ones(3, np.float32))
+    )
     assert judged.column("verdict").to_pylist() == ["clean"] * 3
 
 
 def test_a_proven_trigger_makes_a_pair_poisoned_whatever_its_scores():
     table = facts(ensemble=np.array([9, 0, 0], np.float32), trigger_id=pa.array(["t1", "t1", None], pa.string()))
-    judged = Judge(5.0, frozenset({"cat"}), mixture_speaks=True, triggers={"t1": "dog"})(table).to_pydict()
+    judged = Judge(5.0, frozenset({"cat"}), mixture_speaks=True, limits=OddLimits(), triggers={"t1": "dog"})(
+        table
+    ).to_pydict()
     assert judged["verdict"] == ["poisoned", "poisoned", "clean"]
     assert judged["reasons"] == [["proven_trigger", "poison_suspect"], ["proven_trigger"], []]
     assert judged["target"] == ["dog", "dog", None]
