@@ -85,8 +85,15 @@ class SourceConfig(Family):
         return replace(self, path=str(folder))
 
     def content(self) -> dict[str, Any]:
-        """Return what decides the pairs, for fingerprints: plain data without the place where the set lies."""
-        return asdict(replace(self, path=""))
+        """Return what decides the pairs, for fingerprints: plain data without the place where the set lies.
+
+        A block list counts by its content.
+        """
+        plain = asdict(replace(self, path=""))
+        block = plain.get("block")
+        if block is None:
+            return plain
+        return plain | {"block": sha256("\n".join(sorted(blocked_hashes(block))).encode()).hexdigest()}
 
     def absolute(self) -> Self:
         """Return the source with paths that hold in whatever folder a worker runs."""
@@ -119,6 +126,14 @@ class LabelCaptions:
         draw = int(seeded_hash([uid], self.seed, "captions from labels")[0])
         template = self.templates[(draw >> 32) % len(self.templates)]
         return template.replace("{}", synonyms[(draw & 0xFFFFFFFF) % len(synonyms)])
+
+
+def settle_paths(source: SourceConfig) -> None:
+    """Make the roots and the block list of a source being made absolute: they hold in whatever folder a worker runs."""
+    if (roots := getattr(source, "roots", None)) is not None:
+        object.__setattr__(source, "roots", [absolute(root) for root in roots])
+    if (block := getattr(source, "block", None)) is not None:
+        object.__setattr__(source, "block", absolute(block))
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +194,7 @@ def blocked_hashes(path: str) -> frozenset[str]:
         SourceError: the file cannot be read, or a line holds no hash.
     """
     try:
-        lines = read_file(absolute(path)).decode("utf-8").splitlines()
+        lines = read_file(path).decode("utf-8").splitlines()
     except (PathError, UnicodeDecodeError) as error:
         raise SourceError(f"block={path}: {error}") from error
     words = [line.split()[0].lower() for line in lines if line.strip() and not line.lstrip().startswith("#")]
@@ -404,14 +419,15 @@ class UnitWriter(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        complete = False
         try:
             self._close()
             if kind is None and self._temporary.exists():
                 self._temporary.replace(self.path)
+            complete = kind is None
         finally:
-            if kind is not None:
-                for path in [self._temporary, *self._beside]:
-                    path.unlink(missing_ok=True)
+            for path in [] if complete else [self._temporary, *self._beside]:
+                path.unlink(missing_ok=True)
 
     def _write_beside(self, relative: str, data: bytes) -> None:
         path = self.folder / relative

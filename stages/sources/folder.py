@@ -12,7 +12,7 @@ from pyarrow import fs
 
 from ..files import Entry, Found, PathError, find_folders, is_address, is_hidden, join, list_folder, parent, read_file
 from ..samples import RawPair, Reject, Unit, hash_uid
-from ..stage import config
+from ..stage import Count, config
 from .common import (
     CAPTION_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -30,10 +30,11 @@ from .common import (
     native_of,
     number_units,
     printable,
+    settle_paths,
     slices,
 )
 from .hints import json_hint
-from .rows import Row, RowsEnd, absolute_roots, count_rows, header, image_suffix, load_image, rows, walk
+from .rows import Row, RowsEnd, count_rows, header, image_suffix, load_image, rows, walk
 from .table import check_columns
 
 METADATA = re.compile(r"metadata([-_.][^/]*)?\.(csv|tsv|jsonl|parquet)")
@@ -72,15 +73,13 @@ class FolderSource(SourceConfig):
     """Metadata column with the SHA-256 of the image file; another image is rejected."""
     block: str | None = None
     """File with the SHA-256 of images to reject, one a line."""
-    unit_rows: int = 4096
+    unit_rows: Count = 4096
     """Images of one unit of work."""
 
     def __post_init__(self) -> None:
-        if self.unit_rows < 1:
-            raise ValueError("unit_rows must be at least 1")
         if self.template is not None and "{}" not in self.template:
             raise ValueError("template needs {} where the name of the class folder goes")
-        object.__setattr__(self, "roots", absolute_roots(self.roots))
+        settle_paths(self)
 
     def list_units(self) -> list[Unit]:
         """Return slices of at most `unit_rows` images of every metadata file, class folder, or folder itself.
@@ -119,7 +118,6 @@ class FolderSource(SourceConfig):
                 seen.add(name)
 
     def open_writer(self, unit: Unit, folder: Path) -> UnitWriter:
-        """Return the writer of a unit."""
         return FolderWriter(self, unit, folder)
 
 
@@ -128,13 +126,13 @@ Cut = tuple[Found, list[tuple[int, int]]]
 
 def _units_of(source: FolderSource, folder: Found) -> list[Cut]:
     """Return the units of one folder: of its metadata and the images that these leave out, or of the images by class."""
-    own = _tables(folder)
+    own = _tables(folder.path)
     if own:
         return [*(_table(source, folder, name) for name in own), *_rest(source, folder, own)]
     cuts: list[Cut] = []
-    for name in ["", *_classes(folder)]:
+    for name in ["", *_classes(folder.path)]:
         below = Found(join(folder.path, name), _below(folder, name), None) if name else folder
-        tables = _tables(below) if name else []
+        tables = _tables(below.path) if name else []
         if tables:
             cuts += [*(_table(source, below, table) for table in tables), *_rest(source, below, tables)]
             continue
@@ -146,18 +144,17 @@ def _units_of(source: FolderSource, folder: Found) -> list[Cut]:
     return cuts
 
 
-def _tables(folder: Found) -> list[str]:
+def _tables(folder: str) -> list[str]:
     try:
-        entries = list_folder(folder.path, recursive=False)
+        entries = list_folder(folder, recursive=False)
     except PathError:
         return []
     return [entry.path for entry in entries if entry.is_file and METADATA.fullmatch(entry.path)]
 
 
-def _classes(folder: Found | str) -> list[str]:
+def _classes(folder: str) -> list[str]:
     """Return the subfolders in the order of their class index; those whose name begins with '_' or '.' come last."""
-    path = folder if isinstance(folder, str) else folder.path
-    entries = list_folder(path, recursive=False, hidden=True)
+    entries = list_folder(folder, recursive=False, hidden=True)
     names = [entry.path for entry in entries if entry.type == fs.FileType.Directory]
     return sorted(names, key=lambda name: (is_hidden(name), name))
 
@@ -209,11 +206,15 @@ def _unnamed(source: FolderSource, folder: str, tables: Sequence[str]) -> list[E
 
 def _images(folder: str, recursive: bool) -> list[Entry]:
     infos = list_folder(folder, recursive=recursive, hidden=True)
-    return [info for info in infos if info.is_file and info.path.lower().endswith(IMAGE_SUFFIXES)]
+    return [info for info in infos if _is_image(info)]
+
+
+def _is_image(entry: Entry) -> bool:
+    return entry.is_file and entry.path.lower().endswith(IMAGE_SUFFIXES)
 
 
 def _is_table(unit: Unit) -> bool:
-    return METADATA.fullmatch(unit.shard.rpartition("/")[2]) is not None
+    return METADATA.fullmatch(_last(unit)) is not None
 
 
 def _last(unit: Unit) -> str:
@@ -246,10 +247,8 @@ def _image_pairs(source: FolderSource, unit: Unit) -> Iterator[RawPair]:
     folder = _folder(unit)
     try:
         entries = list_folder(folder, recursive=last != ".", hidden=True)
-        if last == REST:
-            images = _unnamed(source, folder, _tables(Found(folder, "", None)))
-        else:
-            images = [e for e in entries if e.is_file and e.path.lower().endswith(IMAGE_SUFFIXES)]
+        tables = _tables(folder) if last == REST else []
+        images = _unnamed(source, folder, tables) if last == REST else [entry for entry in entries if _is_image(entry)]
         classes = [] if last in (".", REST) else _classes(parent(unit.path))
     except PathError as error:
         yield damaged(unit, f"row-{unit.start}", str(error))
@@ -273,7 +272,7 @@ def _image_pairs(source: FolderSource, unit: Unit) -> Iterator[RawPair]:
             row[source.sha256] = beside.fields.get(source.sha256)
         missing = beside.missing or _no_text(source, info.path, label)
         bad = None
-        if any(part.startswith(".") for part in [*last.split("/")[:1], *info.path.split("/")] if part != "."):
+        if any(part.startswith(".") for part in [last, *info.path.split("/")] if part != "."):
             bad = Bad(Reject.HIDDEN_NAME, "a name that starts with a dot; rename it if it is an image of the set")
         yield _pair(source, unit, number, row, duplicate=False, missing=missing, bad=bad)
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from ..files import MAX_FILE_BYTES, Found, PathError, find, open_input, roots_of
 from ..samples import RawPair, Reject, Unit, hash_uid
-from ..stage import config
+from ..stage import Count, config
 from .common import (
     Bad,
     LabelCaptions,
@@ -29,9 +29,10 @@ from .common import (
     output_shard,
     printable,
     row_key,
+    settle_paths,
     slices,
 )
-from .rows import absolute_roots, image_suffix, load_image
+from .rows import image_suffix, load_image
 from .table import check_columns, check_rows_source
 
 BATCH_ROWS = 256
@@ -68,18 +69,18 @@ class ParquetSource(SourceConfig):
     """Column with the SHA-256 of the image as it stands in the file; another image is rejected."""
     block: str | None = None
     """File with the SHA-256 of images to reject, one a line."""
-    unit_rows: int = 4096
+    unit_rows: Count = 4096
     """Rows of one unit of work, at most."""
 
     def __post_init__(self) -> None:
-        check_rows_source(self.unit_rows, self.caption, self.captions_from_labels)
-        object.__setattr__(self, "roots", absolute_roots(self.roots))
+        check_rows_source(self.caption, self.captions_from_labels)
+        settle_paths(self)
 
     def list_units(self) -> list[Unit]:
         """Return whole files, or slices of at most `unit_rows` rows that keep to row groups where these are small enough.
 
         Raises:
-            SourceError: a file lacks a column that the self names, or its type does not fit.
+            SourceError: a file lacks a column that the source names, or its type does not fit.
         """
         files = find(self.path, (".parquet",))
         with ThreadPoolExecutor(max_workers=16) as pool:  # reading footers waits for the store, not for the processor
@@ -110,7 +111,6 @@ class ParquetSource(SourceConfig):
             yield damaged(unit, f"row-{row}", str(error))
 
     def open_writer(self, unit: Unit, folder: Path) -> UnitWriter:
-        """Return the writer of a unit."""
         return ParquetWriter(self, unit, folder)
 
     def rewritten(self, folder: Path) -> SourceConfig:
@@ -162,8 +162,7 @@ def _check_schema(source: ParquetSource, path: str, schema: pa.Schema) -> None:
     if pa.types.is_dictionary(image):
         image = image.value_type
     is_struct = pa.types.is_struct(image) and image.get_field_index("bytes") >= 0
-    fits = _is_binary(image) or _is_text(image) or is_struct or pa.types.is_null(image)
-    if not fits:
+    if not (_is_binary(image) or _is_text(image) or is_struct or pa.types.is_null(image)):
         raise SourceError(
             f"{path}: column {source.image!r} is {image}; an image is binary, struct<bytes, path> or a path"
         )
@@ -315,11 +314,8 @@ def _pairs(
     )
     is_bytes = _holds_bytes(batch.schema.field(source.image).type)
     for row, (value, caption, captions, label, own_key, published, name) in enumerate(every, first_row):
-        key = (
-            row_key(row)
-            if own_key in (None, b"")
-            else printable(own_key if isinstance(own_key, bytes) else str(own_key))
-        )
+        has_key = own_key not in (None, b"")
+        key = printable(own_key if isinstance(own_key, bytes) else str(own_key)) if has_key else row_key(row)
         if labels is not None:
             caption = labels.caption(f"{unit.shard}/{key}", _text(name), label)
         image, suffix, place = _image(value if is_bytes else _place(value), unit, source)
@@ -328,11 +324,11 @@ def _pairs(
             key,
             image=image,
             caption=caption,
-            duplicate=own_key not in (None, b"") and own_key in seen,
+            duplicate=has_key and own_key in seen,
             label=class_index(label) if label is not None else None,
             native_uid=hex_uid(key),
             image_suffix=suffix,
-            native=(row, caption if labels is not None else None, own_key not in (None, b""), place),
+            native=(row, caption if labels is not None else None, has_key, place),
             captions=captions,
             no_caption="the caption is null" if source.caption else "data.caption is null",
             bad=check_hash(image, source, published),
@@ -354,14 +350,13 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 def _image(value: Any, unit: Unit, source: ParquetSource) -> tuple[bytes | Bad, str, str | None]:
     """Return the image's bytes, or why there are none, its suffix, and where it lies outside of the file."""
-    if isinstance(value, bytes) or value is None:
-        image = value if value is not None else Bad(Reject.IMAGE_MISSING, "the image is null")
-        if isinstance(image, bytes) and len(image) > MAX_FILE_BYTES:
-            image = Bad(Reject.IMAGE_TOO_LARGE, f"{len(image)} bytes, more than {MAX_FILE_BYTES}")
-        return image, "", None
-    suffix = image_suffix(value.get("path"))
-    if isinstance(value["bytes"], bytes):
-        return value["bytes"], suffix, None
+    if value is None:
+        return Bad(Reject.IMAGE_MISSING, "the image is null"), "", None
+    data, suffix = (value, "") if isinstance(value, bytes) else (value["bytes"], image_suffix(value.get("path")))
+    if isinstance(data, bytes) and len(data) > MAX_FILE_BYTES:
+        return Bad(Reject.IMAGE_TOO_LARGE, f"{len(data)} bytes, more than {MAX_FILE_BYTES}"), suffix, None
+    if isinstance(data, bytes):
+        return data, suffix, None
     image, place = load_image(unit.path, value.get("path"), source.roots)
     return image, suffix, place
 

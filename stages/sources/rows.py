@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import posixpath
 import re
 from collections import deque
@@ -16,7 +17,6 @@ import pyarrow.parquet as pq
 from ..files import (
     FileTooLarge,
     PathError,
-    absolute,
     is_address,
     is_contained,
     join,
@@ -29,7 +29,7 @@ from ..files import (
     spellings,
 )
 from ..samples import RawPair, Reject, Unit
-from .common import IMAGE_SUFFIXES, Bad, damaged, explain, inside
+from .common import IMAGE_SUFFIXES, LFS, LFS_POINTER, Bad, damaged, inside
 from .hints import ONE_ROW, list_names
 
 Row = dict[str, Any]
@@ -148,7 +148,7 @@ def count_rows(path: str, delimiter: str | None = None) -> int:
         for _ in rows(path, delimiter):
             total += 1
     except (PathError, RowsEnd, pa.ArrowException, OSError):
-        return total
+        pass  # read_unit reports where it breaks
     return total
 
 
@@ -183,8 +183,8 @@ class _CsvFile:
             raise RowsEnd(0, f"cannot be read: {error}") from error
         if line is None:
             raise RowsEnd(0, f"the first line has more than {MAX_LINE} characters; no table")
-        if line.startswith("version https://git-lfs.github.com/spec/"):
-            raise RowsEnd(0, explain(line.encode("utf-8", "replace"), "table"))
+        if line.encode("utf-8", "replace").startswith(LFS_POINTER):
+            raise RowsEnd(0, LFS)
         self.delimiter = delimiter or found_delimiter(path, line)
         names = next(csv.reader([line], delimiter=self.delimiter), [])
         self._skips_spaces = any(name.startswith(" ") for name in names[1:])
@@ -302,10 +302,8 @@ def _json_row(line: str | None) -> Row | Broken:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        data = line[:100].encode("utf-8", "replace")
-        return Broken(
-            explain(data, "JSON") if data.startswith(b"version https://git-lfs") else f"no JSON: {error}"[:200]
-        )
+        is_pointer = line[:100].encode("utf-8", "replace").startswith(LFS_POINTER)
+        return Broken(LFS if is_pointer else f"no JSON: {error}"[:200])
     return row if isinstance(row, dict) else Broken(f"no JSON object but {type(row).__name__}")
 
 
@@ -391,13 +389,7 @@ def _missing(table: str, image: str, roots: Sequence[str], outside: str) -> str:
 
 
 def _subfolder_with(folder: str, name: str) -> str | None:
-    for below in _subfolders(folder):
-        try:
-            read_file(join(below, name))
-        except (PathError, OSError, ValueError):
-            continue
-        return below
-    return None
+    return next((below for below in _subfolders(folder) if os.path.isfile(join(below, name))), None)  # noqa: PTH113
 
 
 @lru_cache(maxsize=16)
@@ -407,11 +399,6 @@ def _subfolders(folder: str) -> tuple[str, ...]:
     except PathError:
         return ()
     return tuple(join(folder, entry.path) for entry in entries if entry.type.name == "Directory")[:20]
-
-
-def absolute_roots(roots: Sequence[str]) -> list[str]:
-    """Return folders that rows may name, as they hold in whatever folder a worker runs."""
-    return [absolute(root) for root in roots]
 
 
 def image_suffix(image: object) -> str:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from ..files import PathError, find, roots_of
 from ..samples import RawPair, Unit, hash_uid
-from ..stage import config
+from ..stage import Count, config
 from .common import (
     LabelCaptions,
     SourceConfig,
@@ -24,13 +24,13 @@ from .common import (
     output_shard,
     printable,
     row_key,
+    settle_paths,
     slices,
 )
 from .hints import CAPTION_NAMES, IMAGE_NAMES, likely, list_names
 from .rows import (
     Row,
     RowsEnd,
-    absolute_roots,
     count_rows,
     header,
     header_delimiter,
@@ -72,20 +72,20 @@ class TableSource(SourceConfig):
     """Column with the SHA-256 of the image file; another image is rejected."""
     block: str | None = None
     """File with the SHA-256 of images to reject, one a line."""
-    unit_rows: int = 4096
+    unit_rows: Count = 4096
     """Rows of one unit of work."""
 
     def __post_init__(self) -> None:
-        check_rows_source(self.unit_rows, self.caption, self.captions_from_labels)
+        check_rows_source(self.caption, self.captions_from_labels)
         if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
             raise ValueError("delimiter is one character, such as ';'")
-        object.__setattr__(self, "roots", absolute_roots(self.roots))
+        settle_paths(self)
 
     def list_units(self) -> list[Unit]:
         """Return slices of at most `unit_rows` rows of every table.
 
         Raises:
-            SourceError: a table lacks a column that the self names.
+            SourceError: a table lacks a column that the source names.
         """
         files = find(self.path, SUFFIXES)
         for file in files:
@@ -117,7 +117,6 @@ class TableSource(SourceConfig):
             seen.add(key)
 
     def open_writer(self, unit: Unit, folder: Path) -> UnitWriter:
-        """Return the writer of a unit."""
         return TableWriter(self, unit, folder)
 
     def rewritten(self, folder: Path) -> SourceConfig:
@@ -125,10 +124,8 @@ class TableSource(SourceConfig):
         return replace(self, path=str(folder), roots=[*self.roots, *roots_of(self.path)])
 
 
-def check_rows_source(unit_rows: int, caption: str | None, labels: LabelCaptions | None) -> None:
+def check_rows_source(caption: str | None, labels: LabelCaptions | None) -> None:
     """Raise ValueError for what no source of rows can mean."""
-    if unit_rows < 1:
-        raise ValueError("unit_rows must be at least 1")
     if labels is not None and caption is None:
         raise ValueError("captions_from_labels needs caption, the name of the column that a written data set gets")
 

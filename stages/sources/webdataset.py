@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ..files import MAX_FILE_BYTES, PathError, find, open_input
 from ..samples import RawPair, Reject, Unit, hash_uid
-from ..stage import config
+from ..stage import Count, config
 from .common import (
     CAPTION_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -31,6 +31,7 @@ from .common import (
     number_units,
     output_shard,
     printable,
+    settle_paths,
     slices,
 )
 from .hints import json_hint, list_names
@@ -66,12 +67,11 @@ class WebDataset(SourceConfig):
     """Field of the .json member with the SHA-256 of the image as it stands in the tar; another image is rejected."""
     block: str | None = None
     """File with the SHA-256 of images to reject, one a line."""
-    unit_bytes: int = 256 * 2**20
+    unit_bytes: Count = 256 * 2**20
     """A larger tar is cut into slices of at most this many bytes, each a unit of work."""
 
     def __post_init__(self) -> None:
-        if self.unit_bytes < 1:
-            raise ValueError("unit_bytes must be at least 1")
+        settle_paths(self)
         for name in (self.image, self.text):
             if name is not None and not re.fullmatch(r"\.[^/]+", name):
                 raise ValueError(f"{name!r} is no suffix; write it from its first dot on, such as .input.jpg")
@@ -79,12 +79,8 @@ class WebDataset(SourceConfig):
     def list_units(self) -> list[Unit]:
         """Return the tars, or slices of large ones, sorted by shard and offset; a gzipped one is a single unit."""
         files = find(self.path, SUFFIXES)
-        return number_units(
-            [
-                (file, [(0, -1)] if _gzipped(self, file) else slices(file.size_bytes or 0, self.unit_bytes))
-                for file in files
-            ]
-        )
+        cuts = [[(0, -1)] if _gzipped(self, file) else slices(file.size_bytes or 0, self.unit_bytes) for file in files]
+        return number_units(list(zip(files, cuts, strict=True)))
 
     def read_unit(self, unit: Unit) -> Iterator[RawPair]:
         """Yield the pairs whose first header lies in the unit.
@@ -96,23 +92,17 @@ class WebDataset(SourceConfig):
         except PathError as error:
             yield damaged(unit, f"byte-{unit.start}", str(error))
             return
+        names, dotted = _Names(self), set[str]()
         with file:
             reader = open_reader(file)
-            walk = _groups(reader, unit, _Names(self))
-            dotted: set[str] = set()
-            while True:
-                try:
-                    group = next(walk, None)
-                except TarDamage as damage:
-                    if inside(unit, damage.offset):
-                        yield damaged(unit, f"byte-{damage.offset}", damage.detail)
-                    return
-                if group is None:
-                    return
-                yield from _pairs(self, unit, group, reader, dotted)
+            try:
+                for group in _groups(reader, unit, names):
+                    yield from _pairs(self, unit, group, reader, names, dotted)
+            except TarDamage as damage:
+                if inside(unit, damage.offset):
+                    yield damaged(unit, f"byte-{damage.offset}", damage.detail)
 
     def open_writer(self, unit: Unit, folder: Path) -> UnitWriter:
-        """Return the writer of a unit."""
         return WebDatasetWriter(self, unit, folder)
 
 
@@ -177,35 +167,28 @@ def _groups(reader: ForwardReader, unit: Unit, names: _Names) -> Iterator[Group]
     seen: set[str] = set()
     group: Group | None = None
     damage: TarDamage | None = None
-    walk = members(reader)
-    while True:
-        try:
-            member = next(walk, None)
-        except TarDamage as error:
-            damage, member = error, None
-        if member is None:
-            break
-        match = NAME.fullmatch(member.name)
-        if match is None:
-            if member.name.rpartition("/")[2].startswith(".") and member.name.lower().endswith(IMAGE_SUFFIXES):
-                yield Group(member.name, duplicate=False, members={"": member}, is_hidden=True)
-            continue
-        key, suffix = match[1].removeprefix("./"), match[2].lower()
-        if group is None or key != group.key or suffix in group.members:
-            if group is not None:
-                yield group
-            if 0 <= unit.stop <= member.offset:
-                return
-            group = Group(key, duplicate=key in seen)
-            seen.add(key)
-        if suffix in names.read and max(group.offset if group.members else member.offset, 0) >= unit.start:
-            content = _content(reader, member)
-            if content is not None and len(content) < member.size:
-                damage = TarDamage(member.offset, f"the file is cut inside {member.name!r}")
-                break
-            if content is not None:
-                group.contents[suffix] = content
-        group.members[suffix] = member
+    try:
+        for member in members(reader):
+            match = NAME.fullmatch(member.name)
+            if match is None:
+                if member.name.rpartition("/")[2].startswith(".") and member.name.lower().endswith(IMAGE_SUFFIXES):
+                    yield Group(member.name, duplicate=False, members={"": member}, is_hidden=True)
+                continue
+            key, suffix = match[1].removeprefix("./"), match[2].lower()
+            if group is None or key != group.key or suffix in group.members:
+                if group is not None:
+                    yield group
+                if 0 <= unit.stop <= member.offset:
+                    return
+                group = Group(key, duplicate=key in seen)
+                seen.add(key)
+            if suffix in names.read and (group.offset if group.members else member.offset) >= unit.start:
+                content = _content(reader, member)
+                if content is not None:
+                    group.contents[suffix] = content
+            group.members[suffix] = member
+    except TarDamage as error:
+        damage = error
     if group is not None and group.members:
         yield group
     if damage is not None:
@@ -213,23 +196,32 @@ def _groups(reader: ForwardReader, unit: Unit, names: _Names) -> Iterator[Group]
 
 
 def _content(reader: ForwardReader, member: Member) -> bytes | None:
+    """Return a member's content; None for one that is too large to be read.
+
+    Raises:
+        TarDamage: the file ends before it does.
+    """
     if member.size > MAX_FILE_BYTES:
         return None
     reader.seek(member.data)
-    return reader.read(member.size)
+    content = reader.read(member.size)
+    if len(content) < member.size:
+        raise TarDamage(member.offset, f"the file is cut inside {member.name!r}")
+    return content
 
 
-def _pairs(source: WebDataset, unit: Unit, group: Group, reader: ForwardReader, dotted: set[str]) -> Iterator[RawPair]:
+def _pairs(
+    source: WebDataset, unit: Unit, group: Group, reader: ForwardReader, names: _Names, dotted: set[str]
+) -> Iterator[RawPair]:
     """Yield the pairs of a group; more than one where the keys of the tar hold dots."""
     if not inside(unit, group.offset):
         if not group.is_hidden:
-            dotted.update(_dotted_keys(group, _Names(source)))
+            dotted.update(_dotted_keys(group, names))
         return
     if group.is_hidden:
         bad = Bad(Reject.HIDDEN_NAME, "a name that starts with a dot, which webdataset passes over")
         yield _rejected(unit, group, printable(group.key), bad)
         return
-    names = _Names(source)
     keyed = _dotted_keys(group, names)
     if not names.makes_pair.isdisjoint(group.members):
         yield _pair(source, unit, group, names)
@@ -292,9 +284,7 @@ def _pair(source: WebDataset, unit: Unit, group: Group, names: _Names) -> RawPai
         member = group.members[picture]
         too_large = Bad(Reject.IMAGE_TOO_LARGE, f"{member.size} bytes, more than {MAX_FILE_BYTES}; it is not read")
         image = group.contents.get(picture, too_large)
-    used = [
-        name for name in (picture, text, json_name, ".cls" if ".cls" in group.members else None) if name is not None
-    ]
+    used = (picture, text, json_name, ".cls")
     parts = tuple(
         Part(suffix, member, None if suffix == picture else group.contents.get(suffix))
         for suffix, member in group.members.items()

@@ -297,6 +297,36 @@ def test_published_hashes_and_a_block_list(tmp_path: Path) -> None:
         read_all(WebDataset(path=f"{tmp_path}/tar", block=f"{tmp_path}/wrong.txt"))
 
 
+def test_a_block_list_counts_by_its_content_and_not_by_its_place(tmp_path: Path) -> None:
+    lists = {"one": f"{'0' * 64}\n", "same": f"# again\n{'0' * 64}\n", "other": f"{'1' * 64}\n"}
+    for name, text in lists.items():
+        (tmp_path / name).write_text(text)
+    one, same, other = (WebDataset(path="x.tar", block=f"{tmp_path}/{name}").content() for name in lists)
+    assert one == same != other
+    assert WebDataset(path="x.tar", block="here.txt").block == str(Path("here.txt").absolute())
+
+
+def test_an_image_that_is_too_large_is_refused_whatever_its_column(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("clipsan.stages.sources.parquet.MAX_FILE_BYTES", 3)
+    plain = [b"abc", b"abcd"]
+    for images in (plain, [{"bytes": data, "path": "x.png"} for data in plain]):
+        pq.write_table(pa.table({"image": images, "caption": ["c"] * 2}), tmp_path / "p.parquet")
+        pairs = read_all(ParquetSource(path=f"{tmp_path}/p.parquet"))
+        assert [pair.reject for pair in pairs] == [None, Reject.IMAGE_TOO_LARGE]
+
+
+def test_a_copy_that_cannot_be_finished_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
+    write_tar(tmp_path / "s.tar", [("a.jpg", b"a"), ("a.txt", b"a")])
+
+    def full(length: int) -> bytes:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("clipsan.stages.sources.webdataset.end_marker", full)
+    with pytest.raises(OSError, match="no space"):
+        copy(WebDataset(path=f"{tmp_path}/s.tar"), tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_labels_of_any_kind_stop_nothing(tmp_path: Path) -> None:
     labels = [b"7", b"--5", b"9" * 5000, b"-3", b"99999999999", b"\xff", b"", "\u0663".encode()]
     files = [
