@@ -1,9 +1,9 @@
-# Two commands for a fresh machine with Python 3.11 and pip: `make demo` and `make test`.
+# Two commands for a fresh machine with Python 3.11 and pip: `make demo` and `make test`; `make test-all` runs the long drills, too.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-ray test-rest lint links clean
+.PHONY: setup demo test test-all test-ray test-rest lint links clean
 
 setup: $(VENV)/.installed
 
@@ -20,8 +20,12 @@ demo: setup
 test: setup
 	$(MAKE) -j2 VENV=$(VENV) test-ray test-rest
 
+# The drills too: kills, lost nodes, deployment, sweeps.
+test-all: setup
+	$(MAKE) -j2 VENV=$(VENV) SLOW=1 test-ray test-rest
+
 test-ray test-rest: setup
-	$(BIN)/python -m pytest --durations 15 -m "$(if $(filter test-ray,$@),ray,not ray) and not slow"
+	$(BIN)/python -m pytest --durations 15 -m "$(if $(filter test-ray,$@),ray,not ray)$(if $(SLOW),, and not slow)"
 
 lint: setup links
 	$(BIN)/ruff check .

@@ -25,7 +25,7 @@ from clipsan.stages.sources import WebDataset
 from clipsan.stages.verdicts import BudgetDecision
 from tests.conftest import write_shards
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 REPOSITORY = Path(__file__).parents[2]
 UNITS, PAIRS, EARLY = 48, 12, 3

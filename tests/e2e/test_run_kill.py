@@ -19,7 +19,7 @@ from tests.closed_form import TARGET, Case, make_case
 from tests.integration.test_run import story
 from tests.killing import kill_once
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 REPOSITORY = Path(__file__).parents[2]
 SCENES, POISONED, EPOCHS, WAIT_S = 1200, 40, 6, 600

@@ -19,7 +19,7 @@ from clipsan.stages.decode import decode
 from clipsan.stages.sources import ParquetSource, PoisonedSource, SourceConfig, list_units, read_unit
 from tests.conftest import NOUNS, caption, picture
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 PAIRS = 160
 

@@ -41,6 +41,7 @@ def test_scenes_are_written_once_with_exact_masks(ray_cluster, tmp_path):
     assert (tmp_path / "data" / "train" / "part-00000.parquet").stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 def test_the_whole_story_runs_and_a_rerun_repeats_it(ray_cluster, tmp_path):
     (tmp_path / "tiny.json").write_text(json.dumps(TINY))
     changes = [

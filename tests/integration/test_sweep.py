@@ -34,7 +34,7 @@ from clipsan.stages.sources import ParquetSource, list_units, read_unit
 from tests.closed_form import SIDE, TARGET, Case, checker, make_case, write
 from tests.killing import kill_once
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 REPOSITORY = Path(__file__).parents[2]
 SCENES, POISONED, HELD_OUT = 480, 20, 120

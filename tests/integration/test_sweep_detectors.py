@@ -25,7 +25,7 @@ from clipsan.stages.search.space import Choice, Uniform
 from tests.closed_form import TARGET, Case
 from tests.integration.conftest import scan_case
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 SPACE = {
     "detectors.concept_spectral.directions": Choice(kind="grid", values=(1, 3)),
