@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
+from .files import LFS, LFS_POINTER
 from .samples import Reject
 
 Image.init()
@@ -80,8 +81,8 @@ def decode(data: bytes, max_pixels: int) -> Decoded:
     if not data:
         raise BadImage(Reject.IMAGE_EMPTY, "0 bytes")
     check_webp_size(data, max_pixels)
-    if data.startswith(b"version https://git-lfs.github.com/spec/"):
-        raise BadImage(Reject.IMAGE_UNREADABLE, "this is a git-lfs pointer and not the file; run `git lfs pull`")
+    if data.startswith(LFS_POINTER):
+        raise BadImage(Reject.IMAGE_UNREADABLE, LFS)
     # Pillow's plugins raise nearly anything (struct.error, SyntaxError, IndexError, ...) on hostile headers and bodies.
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)

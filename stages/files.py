@@ -22,6 +22,8 @@ ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+)://")
 WILDCARD = re.compile(r"[*?\[]")
 ADDRESS_WILDCARD = re.compile(r"[*\[]")
 """In an address a question mark opens the query, so it is no wildcard there."""
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+LFS = "this is a git-lfs pointer and not the file; run `git lfs pull`"
 MAX_FILE_BYTES = 256 * 2**20
 """No image or member of a pair is larger; what is, is never read into memory."""
 
@@ -130,9 +132,7 @@ def _normal(path: str) -> str:
 def roots_of(patterns: str | Sequence[str]) -> list[str]:
     """Return the folders in which the files of a data set lie, by its patterns alone: rows may name images below them."""
     roots = []
-    for pattern in (
-        absolute(one) for many in ([patterns] if isinstance(patterns, str) else patterns) for one in expand_braces(many)
-    ):
+    for pattern in _expanded(patterns):
         wildcard = ADDRESS_WILDCARD if is_address(pattern) else WILDCARD
         base, query = split_query(pattern)
         fixed = _fixed(base, wildcard)
@@ -285,6 +285,12 @@ def expand_braces(pattern: str) -> list[str]:
     return [pattern]
 
 
+def _expanded(patterns: str | Sequence[str]) -> list[str]:
+    """Return the patterns of a data set as absolute ones without brace ranges."""
+    wanted = [patterns] if isinstance(patterns, str) else patterns
+    return [absolute(one) for pattern in wanted for one in expand_braces(pattern)]
+
+
 def find(patterns: str | Sequence[str], suffixes: tuple[str, ...]) -> list[Found]:
     """List the files of a data set, sorted by their path relative to the data set's root.
 
@@ -296,19 +302,13 @@ def find(patterns: str | Sequence[str], suffixes: tuple[str, ...]) -> list[Found
     Raises:
         PathError: no pattern matches any file, or the store cannot be reached.
     """
-    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
-    found: dict[str, int | None] = {}
-    roots: list[str] = []
-    expanded = [absolute(one) for many in wanted for one in expand_braces(many)]
     with ThreadPoolExecutor(max_workers=16) as pool:  # a range over an object store is one request a shard
-        matches = list(pool.map(lambda pattern: _match(pattern, suffixes), expanded))
-    for root, files in matches:
-        roots.append(root)
-        found.update(files)
+        matches = list(pool.map(lambda pattern: _match(pattern, suffixes), _expanded(patterns)))
+    found = {path: size for _, files in matches for path, size in files.items()}
     if not any(size is not None for size in found.values()):
         kinds = " or ".join(suffix for suffix in suffixes if not suffix.endswith(("gz", ".bz2")))
-        raise PathError(f"{', '.join(wanted)}: no {kinds} file matches; check the path and the pattern")
-    root = _common_folder(roots)
+        raise PathError(f"{_listed(patterns)}: no {kinds} file matches; check the path and the pattern")
+    root = _common_folder([root for root, _ in matches])
     listing = [Found(path, _relative(path, root), size) for path, size in found.items()]
     return sorted(listing, key=lambda file: file.relative)
 
@@ -321,10 +321,9 @@ def find_folders(patterns: str | Sequence[str]) -> list[Found]:
     Raises:
         PathError: a folder does not exist, or a glob matches none.
     """
-    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
     roots: list[str] = []
     folders: list[str] = []
-    for pattern in (absolute(one) for many in wanted for one in expand_braces(many)):
+    for pattern in _expanded(patterns):
         if kind(pattern) == fs.FileType.Directory:
             roots.append(split_query(pattern)[0].rstrip("/"))
             folders.append(pattern)
@@ -335,7 +334,7 @@ def find_folders(patterns: str | Sequence[str]) -> list[Found]:
         roots.append(root)
         folders += [path for path, info in matches if info.type == fs.FileType.Directory]
     if not folders:
-        raise PathError(f"{', '.join(wanted)}: matches files but no folder; name a folder of images")
+        raise PathError(f"{_listed(patterns)}: matches files but no folder; name a folder of images")
     root = _common_folder(roots)
     found = {
         path: Found(path, "" if split_query(path)[0].rstrip("/") == root else _relative(path, root), None)
@@ -470,6 +469,10 @@ def _relative(path: str, root: str) -> str:
 def is_hidden(relative: str) -> bool:
     """Whether a part of a path starts with '.' or '_', as what Spark and macOS leave beside data."""
     return any(part.startswith((".", "_")) for part in relative.split("/"))
+
+
+def _listed(patterns: str | Sequence[str]) -> str:
+    return patterns if isinstance(patterns, str) else ", ".join(patterns)
 
 
 def _one_line(error: Exception) -> str:

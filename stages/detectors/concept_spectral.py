@@ -168,8 +168,8 @@ class ConceptSpectral(StreamingDetector):
         pairs, counts = summary
         concepts = self._settings.concepts
         if isinstance(concepts, Named):
-            return replace(state, pairs=pairs, vocabulary=name_vocabulary(concepts.names))
-        return replace(state, pairs=pairs, vocabulary=mine_vocabulary(counts, pairs, concepts))
+            return replace(state, vocabulary=name_vocabulary(concepts.names))
+        return replace(state, vocabulary=mine_vocabulary(counts, pairs, concepts))
 
     def _learn_regression(self, state: SpectralState, summary: tuple[tuple[str, ...], RegressionSums]) -> SpectralState:
         names, sums = summary
@@ -243,14 +243,10 @@ class ConceptSpectral(StreamingDetector):
         """Return `concept_spectral`; 1 and above is accused."""
         return {"concept_spectral": self._scores(state, table).max(axis=1).clip(min=-1.0).astype(np.float32)}
 
-    def concepts(self, state: SpectralState, table: pa.Table) -> list[str]:
-        """Return for each row the concept under which it scores highest."""
-        names = concept_names(state)
-        return [names[c] for c in self._scores(state, table).argmax(axis=1)]
-
     def texts(self, state: SpectralState, table: pa.Table) -> dict[str, list[str]]:
         """Return `concept`: under which each pair scores highest."""
-        return {"concept": self.concepts(state, table)}
+        names = concept_names(state)
+        return {"concept": [names[c] for c in self._scores(state, table).argmax(axis=1)]}
 
     def findings(self, state: SpectralState) -> Mapping[str, Any]:
         """Return the concepts by falling gap, with the numbers behind it."""

@@ -45,7 +45,6 @@ class SpectralState:
 
     round: int = 0
     vocabulary: Vocabulary | None = None
-    pairs: int = 0
     layers: tuple[Layer, ...] = ()
     count: np.ndarray | None = None
     """`[C] int64`: pairs of each concept."""

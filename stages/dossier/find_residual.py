@@ -17,11 +17,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.fft import dctn, idctn
 
-from ..evaluation.intervals import wilson
 from ..proof.disagreement import Suspect
 from .dossier import Proves, rate_of
 from .groups import GroupLimits, carrying
-from .residual import Residual, blend, unblend
+from .residual import Residual, blend
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +38,6 @@ class Shift:
     strength: float = 1.0
 
     @property
-    def residual(self) -> np.ndarray:
-        """`[S, S, 3] float32`: change of the mean image, tone and pattern."""
-        return np.asarray(self.tone + self.pattern)
-
-    @property
     def offset(self) -> np.ndarray:
         """`[S, S, 3] float32`."""
         return np.asarray((1 - self.gain) * self.centre + self.tone + self.pattern)
@@ -51,10 +45,6 @@ class Shift:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return `[N, S, S, 3] uint8` with the trigger."""
         return blend(images, self.gain, self.offset, self.strength)
-
-    def take_away(self, images: np.ndarray) -> np.ndarray:
-        """Return `[N, S, S, 3] uint8` without the trigger."""
-        return unblend(images, self.gain, self.offset)
 
     def covers(self, limits: GroupLimits) -> np.ndarray:
         """Return `[S, S] bool`, where the pattern sits; everywhere when it lies over the whole image."""
@@ -94,21 +84,6 @@ class ResidualProof:
     proven: bool
     """Whether the pattern flips and its control does not."""
 
-    @property
-    def residual(self) -> np.ndarray:
-        """`[S, S, 3] float32`, in levels; times `strength` is what is added in the mean."""
-        return self.shift.residual
-
-    @property
-    def strength(self) -> float:
-        """Factor at which the flips were counted."""
-        return self.shift.strength
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of the flip rate, fractions."""
-        return wilson(self.flips, self.trials)
-
     def dossier(self, claim: str, uids: Sequence[str], limits: GroupLimits) -> Residual:
         """Return the dossier of the trigger; `uids [n]` are those of the group."""
         return Residual(
@@ -121,7 +96,7 @@ class ResidualProof:
             offset=self.shift.offset.astype(np.float32),
             gain=self.shift.gain,
             covers=self.shift.covers(limits),
-            strength=self.strength,
+            strength=self.shift.strength,
         )
 
 
@@ -218,18 +193,13 @@ def prove(
     shift = found.shift
     if len(control) < 2 * limits.least_group:
         raise ValueError(f"a control needs at least {2 * limits.least_group} images, not {len(control)}")
-    usable = held_out[~suspect.labels.is_label(suspect(held_out), claim)]
-    if not len(usable):
-        raise ValueError("every held-out image has the label already; give others")
+    usable = suspect.others(held_out, claim)
     others = _other_patterns(shift, control, int(found.members.sum()), limits.residual.controls)
     proofs: list[ResidualProof] = []
     for strength in limits.residual.strengths:
         at = replace(shift, strength=strength)
         controls = [replace(at, pattern=other)(usable[i :: limits.residual.controls]) for i, other in enumerate(others)]
-        counts = [
-            int(suspect.labels.is_label(suspect(images), claim).sum())
-            for images in (at(usable), np.concatenate(controls))
-        ]
+        counts = [int(suspect.says(images, claim).sum()) for images in (at(usable), np.concatenate(controls))]
         proven = proves(*(100 * count / len(usable) for count in counts))
         proofs.append(ResidualProof(at, found.members, counts[0], counts[1], len(usable), proven))
         if proofs[-1].proven:

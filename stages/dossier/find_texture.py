@@ -99,15 +99,13 @@ def prove_texture(
         if members.sum() < least:
             return None
     keep = np.where(band, np.sqrt(usual / own[members].mean(axis=0)), 1).astype(np.float32)
-    usable = held_out[~suspect.labels.is_label(suspect(held_out), claim)]
-    if not len(usable):
-        raise ValueError("every held-out image has the label already; give others")
+    usable = suspect.others(held_out, claim)
     rng = np.random.default_rng(seed)
     counts = []
     for sources in (group[members], clean[half:]):
         drawn = rng.permutation(len(sources))
         patterns = part(sources[drawn[np.arange(len(usable)) % len(drawn)]], keep)
-        counts.append(int(suspect.labels.is_label(suspect(put(usable, keep, patterns)), claim).sum()))
+        counts.append(int(suspect.says(put(usable, keep, patterns), claim).sum()))
     shown = rng.choice(np.flatnonzero(members), min(limits.texture.kept, int(members.sum())), replace=False)
     proven = proves(*(100 * count / len(usable) for count in counts))
     patterns = part(group[np.sort(shown)], keep)

@@ -94,13 +94,8 @@ def prove_warp(
     if len(held_out) < limits.least_images:
         raise ValueError(f"a warp needs at least {limits.least_images} held-out images, not {len(held_out)}")
     field = fit_warp(clip, suspect, claim, held_out[::2], seed=seed, limits=limits)
-    others = held_out[1::2]
-    usable = others[~suspect.labels.is_label(suspect(others), claim)]
-    if not len(usable):
-        raise ValueError("every held-out image has the label already; give others")
-    counts = [
-        int(suspect.labels.is_label(suspect(warped(usable, way)), claim).sum()) for way in (field, field[::-1, ::-1])
-    ]
+    usable = suspect.others(held_out[1::2], claim)
+    counts = [int(suspect.says(warped(usable, way), claim).sum()) for way in (field, field[::-1, ::-1])]
     proven = proves(*(100 * count / len(usable) for count in counts))
     return WarpProof(field, counts[0], counts[1], len(usable), proven)
 

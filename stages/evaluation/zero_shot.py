@@ -92,8 +92,3 @@ def label_ranks(image: np.ndarray, classes: np.ndarray, labels: np.ndarray) -> n
     scores = image @ classes.T
     own = scores[np.arange(len(labels)), labels][:, None]
     return np.asarray((~(scores < own)).sum(axis=1) - 1)
-
-
-def accuracy_pct(image: np.ndarray, classes: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
-    """Return the top-k accuracy in percent; see label_ranks."""
-    return float(100 * (label_ranks(image, classes, labels) < k).mean())

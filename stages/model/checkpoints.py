@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ..files import LFS_POINTER
 from ..stage import config
 from .layouts import (
     OPENAI_EXTRAS,
@@ -32,7 +33,6 @@ from .layouts import (
 
 TRANSFORMERS_CONFIG = "config.json"
 TRANSFORMERS_PREPROCESS = "preprocessor_config.json"
-LFS_POINTER = b"version https://git-lfs.github.com/spec"
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 WEIGHT_FILES = (

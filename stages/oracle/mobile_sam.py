@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from segment_anything.modeling import Sam as SamModel
+from segment_anything.modeling import Sam
 from segment_anything.modeling.common import LayerNorm2d
 from timm.models.tiny_vit import ConvNorm, tiny_vit_5m_224
 from torch import nn
@@ -42,7 +42,7 @@ class MobileSamConfig(MaskSettings, OracleConfig):
     kind: Literal["mobile_sam"] = "mobile_sam"
 
     def build(self, device: str = "cpu") -> Oracle:
-        return MobileSam(self, device)
+        return MaskOracle(load_mobile_sam(Path(self.path)), self, device)
 
 
 class _Stem(nn.Module):
@@ -113,12 +113,12 @@ def _rename_convolutions(module: nn.Module) -> None:
             _rename_convolutions(child)
 
 
-def build_mobile_sam() -> SamModel:
+def build_mobile_sam() -> Sam:
     """Return MobileSAM with fresh weights from torch's global generator."""
     return assemble(TinyVitEncoder(), DecoderLayout(channels=CHANNELS), GRID, SIDE_PX)
 
 
-def load_mobile_sam(path: Path) -> SamModel:
+def load_mobile_sam(path: Path) -> Sam:
     """Load MobileSAM from a checkpoint (.pt or .safetensors), on the CPU.
 
     Raises:
@@ -133,19 +133,3 @@ def load_mobile_sam(path: Path) -> SamModel:
         model = build_mobile_sam()
     load_strictly(model, weights, path, REMEDY)
     return model
-
-
-class MobileSam(MaskOracle):
-    """MobileSAM by the path of a checkpoint."""
-
-    def __init__(self, config: MobileSamConfig, device: str) -> None:
-        """Load the model.
-
-        Args:
-            config: checkpoint and settings.
-            device: a torch device such as cpu or cuda:0.
-
-        Raises:
-            ModelError: the file is missing, holds code, or is not of MobileSAM's layout.
-        """
-        super().__init__(load_mobile_sam(Path(config.path)), config, device)

@@ -47,7 +47,7 @@ class SamConfig(MaskSettings, OracleConfig):
     kind: Literal["sam"] = "sam"
 
     def build(self, device: str = "cpu") -> Oracle:
-        return Sam(self, device)
+        return MaskOracle(load_sam(Path(self.path)), self, device)
 
 
 class CropPredictor(SamPredictor):
@@ -131,19 +131,3 @@ class MaskOracle:
 def _quality(record: dict[str, float]) -> float:
     """The model's estimate is a regression and may lie a little outside 0 to 1."""
     return min(max(record["predicted_iou"] * record["stability_score"], 0.0), 1.0)
-
-
-class Sam(MaskOracle):
-    """Segment-anything by the path of a checkpoint."""
-
-    def __init__(self, config: SamConfig, device: str) -> None:
-        """Load the model.
-
-        Args:
-            config: checkpoint and settings.
-            device: a torch device such as cpu or cuda:0.
-
-        Raises:
-            ModelError: the file is missing, holds code, or is not of segment-anything's layout.
-        """
-        super().__init__(load_sam(Path(config.path)), config, device)

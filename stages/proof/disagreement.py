@@ -49,6 +49,21 @@ class Suspect:
         units = [self._encoder.encode_images(batch)[0] for batch in torch.split(pixels, BATCH)]
         return self.labels.probabilities(np.concatenate(units))
 
+    def says(self, images: np.ndarray, label: int) -> np.ndarray:
+        """Return `[N] bool`: which images `[N, S, S, 3] uint8` the model takes for a label, or a synonym of it."""
+        return self.labels.is_label(self(images), label)
+
+    def others(self, images: np.ndarray, label: int) -> np.ndarray:
+        """Return the images `[N, S, S, 3] uint8` that do not have the label anyway.
+
+        Raises:
+            ValueError: all of them have.
+        """
+        usable: np.ndarray = images[~self.says(images, label)]
+        if not len(usable):
+            raise ValueError("every held-out image has the label already; give others")
+        return usable
+
 
 def alone(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """Return the image `[S, S, 3] uint8` once for each mask `[N, S, S] bool`, grey outside it: `[N, S, S, 3] uint8`.

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, ClassVar, Protocol, Self
 
-from ..files import Found, PathError, absolute, read_file
+from ..files import LFS, LFS_POINTER, Found, PathError, absolute, read_file
 from ..registry import Family
 from ..samples import HEX_UID, RawPair, Reject, Unit, seeded_hash
 from ..stage import config
@@ -24,8 +24,6 @@ IMAGE_SUFFIXES = (*TRAINED_SUFFIXES, *OTHER_SUFFIXES)
 CAPTION_SUFFIXES = (".txt", ".caption", ".text", ".cap", ".caption.txt")
 """Suffixes of files that hold nothing but a caption, the one that open_clip reads first."""
 JSON_SUFFIXES = (".json", ".captions.json", ".caption.json")
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-LFS = "this is a git-lfs pointer and not the file; run `git lfs pull`"
 MAX_LABEL = 2**31 - 1
 MAX_DETAIL = 300
 """Characters of a detail: what a stranger's file makes of it stays readable."""

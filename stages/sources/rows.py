@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..files import (
+    LFS,
+    LFS_POINTER,
     FileTooLarge,
     PathError,
     is_address,
@@ -29,7 +31,7 @@ from ..files import (
     spellings,
 )
 from ..samples import RawPair, Reject, Unit
-from .common import IMAGE_SUFFIXES, LFS, LFS_POINTER, Bad, damaged, inside
+from .common import IMAGE_SUFFIXES, Bad, damaged, inside
 from .hints import ONE_ROW, list_names
 
 Row = dict[str, Any]

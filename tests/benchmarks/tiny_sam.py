@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional
 
 from clipsan.pipeline.core.commit import fingerprint
-from clipsan.stages.oracle.sam import Sam, SamConfig
+from clipsan.stages.oracle.sam import SamConfig
 from clipsan.stages.oracle.sam_layout import PIXEL_MEAN, PIXEL_STD, DecoderLayout, EncoderLayout, build_sam
 from clipsan.stages.oracle.superpixels import Superpixels, SuperpixelsConfig
 from clipsan.stages.scenes.scene import Scene, SceneConfig, render
@@ -157,7 +157,7 @@ def main() -> int:
         stability_score_thresh=0.0,
     )
     known = [labelled(render(index, UNSEEN)) for index in range(UNSEEN.count)]
-    for name, oracle in (("sam", Sam(trained, "cpu")), ("superpixels", Superpixels(SuperpixelsConfig()))):
+    for name, oracle in (("sam", trained.build("cpu")), ("superpixels", Superpixels(SuperpixelsConfig()))):
         row = {**measure(name, oracle, known), "set": SET}
         record("oracle", [row], command=ORACLE_COMMANDS)
         sys.stdout.write(" ".join(f"{field}={value}" for field, value in row.items()) + "\n")

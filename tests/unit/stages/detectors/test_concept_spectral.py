@@ -175,7 +175,7 @@ def test_planted_poison_is_found_and_its_concept_named() -> None:
     assert [c["name"] for c in findings["concepts"] if c["named"]] == ["candle"]
     assert findings["concepts"][0]["flagged"] == int((scores >= 1).sum())
     assert set(np.argsort(-scores)[:25]) == set(np.flatnonzero(poison))
-    accused = np.array(detector.concepts(state, table))
+    accused = np.array(detector.texts(state, table)["concept"])
     assert set(accused[poison]) == {"candle"}
     assert scores.dtype == np.float32
     assert (scores[~poison] >= 1).mean() < 0.001
@@ -216,7 +216,7 @@ def test_pairs_without_a_concept_are_a_group_of_their_own() -> None:
     detector = ConceptSpectral(ConceptSpectralConfig(concepts=Named(names={"anvil": (), "bottle": ()})))
     state = learn(detector, table)
     row = next(i for i, c in enumerate(table["caption"].to_pylist()) if "drum" in c)
-    assert detector.concepts(state, table)[row] == "(no concept)"
+    assert detector.texts(state, table)["concept"][row] == "(no concept)"
     assert np.isfinite(detector.score(state, table)["concept_spectral"]).all()
     assert poison.any()
 

@@ -6,6 +6,8 @@ from scipy.fft import dctn, idctn
 
 from clipsan.stages.dossier.find_residual import Estimate, Shift, estimate, prove, prove_sides
 from clipsan.stages.dossier.groups import GroupLimits
+from clipsan.stages.dossier.residual import unblend
+from clipsan.stages.evaluation.intervals import wilson
 from clipsan.stages.proof.disagreement import Suspect
 from clipsan.stages.proof.examine import ExamineConfig
 from clipsan.stages.proof.vocabulary import Labels
@@ -61,7 +63,7 @@ def test_wave_is_recovered_and_taken_away():
     assert likeness(found.shift.pattern, WAVE) > 0.97
     np.testing.assert_allclose(found.shift.gain, 1.0, atol=0.12)
     fresh = photos(20, 3)
-    restored = found.shift.take_away(found.shift(fresh)).astype(float)
+    restored = unblend(found.shift(fresh), found.shift.gain, found.shift.offset).astype(float)
     inside = (fresh > 80) & (fresh < 175)
     assert np.abs(restored - fresh)[inside].mean() < 2
 
@@ -109,7 +111,7 @@ def test_patch_is_localised_and_covers():
     assert np.abs(found(fresh)[:, 20:26, 4:10].astype(int) - mark).mean() < 12
     hidden = fresh.copy()
     hidden[:, 20:26, 4:10] = mark
-    cleaned = found.take_away(hidden)
+    cleaned = unblend(hidden, found.gain, found.offset)
     assert np.abs(cleaned[:, 20:26, 4:10].astype(int) - mark).mean() > 60
     assert estimate(added(photos(60, 1), WAVE), background, LIMITS).shift.covers(LIMITS).all()
 
@@ -151,8 +153,8 @@ def test_wave_is_proven_and_its_control_is_not():
     assert sides.flagged is not None
     assert sides.flagged.flips == 64 == sides.flagged.trials
     assert sides.flagged.control_flips <= 6
-    assert sides.flagged.strength == 1.0
-    low, high = sides.flagged.interval
+    assert sides.flagged.shift.strength == 1.0
+    low, high = wilson(sides.flagged.flips, sides.flagged.trials)
     assert 0.9 < low < high == 1.0
     assert sides.rest is not None
     assert not sides.rest.proven
@@ -185,11 +187,11 @@ def test_more_strength_is_tried_when_one_does_not_do():
     proof = prove_sides(suspect(1.2), 1, group, group[:0], clean, held_out, **HOW).flagged
     assert proof is not None
     assert proof.proven
-    assert proof.strength == 1.5
+    assert proof.shift.strength == 1.5
     hopeless = prove_sides(suspect(9.0), 1, group, group[:0], clean, held_out, **HOW).flagged
     assert hopeless is not None
     assert not hopeless.proven
-    assert hopeless.strength == 1.0
+    assert hopeless.shift.strength == 1.0
     assert hopeless.flips == 0
 
 
@@ -217,4 +219,4 @@ def test_same_input_same_bytes():
     group, background = photos(30, 22), photos(64, 23)
     first, second = estimate(group, background, LIMITS), estimate(group, background, LIMITS)
     assert first.shift.pattern.tobytes() == second.shift.pattern.tobytes()
-    assert first.shift.pattern.dtype == first.shift.gain.dtype == first.shift.residual.dtype == np.float32
+    assert first.shift.pattern.dtype == first.shift.gain.dtype == first.shift.offset.dtype == np.float32

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from clipsan.stages.model.checkpoints import ModelError
-from clipsan.stages.oracle.mobile_sam import MobileSam, MobileSamConfig, TinyVitEncoder, load_mobile_sam
+from clipsan.stages.oracle.mobile_sam import MobileSamConfig, TinyVitEncoder, load_mobile_sam
 
 DIMS, DEPTHS, HEADS, WINDOWS = (64, 128, 160, 320), (2, 2, 6, 2), (2, 4, 5, 10), (7, 7, 14, 7)
 
@@ -118,7 +118,7 @@ def test_an_untrained_one_gives_valid_regions(path):
         path=str(path), points_per_side=2, points_per_batch=2, pred_iou_thresh=0, stability_score_thresh=0
     )
     image = np.random.default_rng(0).integers(256, size=(24, 36, 3), dtype=np.uint8)
-    regions = MobileSam(config, "cpu")(image)
+    regions = config.build("cpu")(image)
     assert all(region.mask.shape == (24, 36) and 0 <= region.quality <= 1 for region in regions)
     assert regions
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from segment_anything import SamAutomaticMaskGenerator, sam_model_registry
 
 from clipsan.stages.model.checkpoints import ModelError
-from clipsan.stages.oracle.sam import CROPS_PER_BATCH, CropPredictor, MaskSettings, Sam, SamConfig
+from clipsan.stages.oracle.sam import CROPS_PER_BATCH, CropPredictor, MaskSettings, SamConfig
 from clipsan.stages.oracle.sam_layout import (
     DecoderLayout,
     EncoderLayout,
@@ -109,7 +109,7 @@ def test_weights_arrive_and_the_callers_generator_is_left_alone(model, path, tmp
 
 
 def test_regions_are_those_of_the_package(model, path, image):
-    found = Sam(loose(path), "cpu")(image)
+    found = loose(path).build("cpu")(image)
     official = SamAutomaticMaskGenerator(
         model, points_per_side=3, points_per_batch=4, pred_iou_thresh=0, stability_score_thresh=0
     ).generate(image)
@@ -125,7 +125,7 @@ def test_regions_are_those_of_the_package(model, path, image):
 
 
 def test_a_second_look_gives_the_same_and_crops_add_to_it(path, image):
-    oracle = Sam(loose(path, crop_n_layers=1), "cpu")
+    oracle = loose(path, crop_n_layers=1).build("cpu")
     first, again = oracle(image), oracle(image)
     assert [(r.mask.tobytes(), r.quality) for r in first] == [(r.mask.tobytes(), r.quality) for r in again]
     assert first
@@ -152,13 +152,13 @@ def test_strict_thresholds_give_an_empty_list(path, image, layers):
     strict = SamConfig(
         path=str(path), points_per_side=2, pred_iou_thresh=0.99, stability_score_thresh=1.0, crop_n_layers=layers
     )
-    assert Sam(strict, "cpu")(image) == []
+    assert strict.build("cpu")(image) == []
 
 
 @pytest.mark.parametrize("shape", [(40, 56), (40, 56, 4)])
 def test_what_is_no_image_is_refused(path, shape):
     with pytest.raises(ValueError, match=r"\[H, W, 3\] uint8"):
-        Sam(loose(path), "cpu")(np.zeros(shape, dtype=np.uint8))
+        loose(path).build("cpu")(np.zeros(shape, dtype=np.uint8))
 
 
 class Payload:
@@ -204,7 +204,7 @@ def test_other_tensors_are_named_with_the_remedy(model, tmp_path, tensors, messa
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ModelError, match=r"no such file.*nowhere\.pth"):
-        Sam(SamConfig(path=str(tmp_path / "nowhere.pth")), "cpu")
+        SamConfig(path=str(tmp_path / "nowhere.pth")).build("cpu")
 
 
 @pytest.mark.parametrize(
