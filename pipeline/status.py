@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .core.run_folder import RunFolder, read_run_yaml
+from .core.run_folder import RunFolder, read_run_yaml, read_summary
 
 
 def command(run: str, _: list[str]) -> int:
@@ -26,13 +26,12 @@ def describe(root: Path) -> str:
     folder = RunFolder(root)
     record = read_run_yaml(root)
     lines = [f"{record['verb']}  {root}  fingerprint {record['fingerprint'][:12]}"]
-    passes = json.loads(folder.passes.read_text(encoding="utf-8")) if folder.passes.is_file() else {}
-    lines += [_pass_line(name, root / entry["folder"], entry["parts"]) for name, entry in passes.items()]
+    lines += [_pass_line(name, root / entry["folder"], entry["parts"]) for name, entry in folder.begun().items()]
     rejected = _rejections(folder.rejected)
     if rejected:
         lines.append("rejected  " + ", ".join(f"{reason} {count:,}" for reason, count in sorted(rejected.items())))
     if folder.summary.is_file():
-        summary = json.loads(folder.summary.read_text(encoding="utf-8"))
+        summary = read_summary(root)
         lines.append(f"finished in {summary['seconds']:.0f} s: {json.dumps(summary['counts'])}")
         if summary.get("report"):
             lines.append(f"report    {summary['report']}")

@@ -82,7 +82,7 @@ class Finished:
         from clipsan.pipeline.core.run_folder import RunFolder, read_summary
 
         run = RunFolder(Path(folder).expanduser().resolve())
-        if not run.run_yaml.is_file() or not run.summary.is_file():
+        if not run.is_finished:
             raise ConfigError(f"{folder}: no finished run of clipsan there")
         return cls(read_summary(run.root), run.root)
 

@@ -26,12 +26,11 @@ class ConfigError(ValueError):
 
 
 def conf_folder() -> Path:
-    """Return the folder with clipsan's own YAML: beside the packages in a checkout, inside them when installed."""
-    here = Path(__file__).resolve().parents[2]
-    for folder in (here / "conf",):
-        if (folder / "scan.yaml").is_file():
-            return folder
-    raise ConfigError(f"clipsan's conf/ folder is missing beside {here}; reinstall clipsan")
+    """Return the folder with clipsan's own YAML, beside the packages."""
+    folder = Path(__file__).resolve().parents[2] / "conf"
+    if not (folder / "scan.yaml").is_file():
+        raise ConfigError(f"clipsan's own settings are missing: {folder}; reinstall clipsan")
+    return folder
 
 
 def load(schema: type[T], file: str | None, overrides: list[str], *, verb: str) -> T:

@@ -1,5 +1,6 @@
 """The committed parts of a pass, read as one table of all pairs that is never in memory whole."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,11 @@ class Parts:
         """Return one numeric column of all parts `[N]` (4 bytes a pair)."""
         blocks = [table.column(name).to_numpy() for table in self.tables([name])]
         return np.concatenate(blocks) if blocks else np.empty(0, np.float32)
+
+    def counts(self, name: str) -> dict[str, int]:
+        """Return value -> its rows, of a column of text, in alphabetical order."""
+        found = Counter(value for table in self.tables([name]) for value in table.column(name).to_pylist())
+        return dict(sorted(found.items()))
 
     def chunks(self) -> list[list[int]]:
         """Cut the parts into runs of neighbours for sums over the whole; depends on the data alone, never on the workers."""

@@ -3,7 +3,6 @@
 Only names and small records travel between processes; bytes are read, and results written, where the work is done.
 """
 
-import json
 import pickle
 import threading
 from abc import ABC, abstractmethod
@@ -17,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from .cluster import ClusterConfig, PoolConfig, start_ray
-from .commit import Key, missing_parts, write_part, write_text
+from .commit import Key, missing_parts, write_json, write_part
 from .progress import Progress
 from .run_folder import RunFolder
 
@@ -151,11 +150,9 @@ class Pass:
     def _register(self, total: int) -> None:
         """Leave word for `clipsan status`: name, folder and number of parts, in the order in which passes began."""
         assert self.run is not None
-        path = self.run.passes
-        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        entry = {"folder": self.folder, "parts": total}
+        known, entry = self.run.begun(), {"folder": self.folder, "parts": total}
         if known.get(self.name) != entry:
-            write_text(path, json.dumps({**known, self.name: entry}, indent=1, ensure_ascii=False) + "\n")
+            write_json(self.run.passes, {**known, self.name: entry})
 
     def _committer(self) -> "_Committer | None":
         if self.folder is None:

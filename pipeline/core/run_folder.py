@@ -67,6 +67,15 @@ class RunFolder:
     def run_yaml(self) -> Path:
         return self.root / "run.yaml"
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether a run of clipsan has come to its end here."""
+        return self.run_yaml.is_file() and self.summary.is_file()
+
+    def begun(self) -> dict[str, Any]:
+        """Return the passes that have begun, in their order: name -> folder and number of parts."""
+        return json.loads(self.passes.read_text(encoding="utf-8")) if self.passes.is_file() else {}
+
 
 def open_run(out: str, *, verb: str, tree: Any, fingerprint: str) -> RunFolder:
     """Create or reopen a run folder, clear what killed writers left in it, and write run.yaml.
@@ -76,9 +85,13 @@ def open_run(out: str, *, verb: str, tree: Any, fingerprint: str) -> RunFolder:
         fingerprint: of everything that decides the result.
 
     Raises:
-        ConfigError: the folder belongs to another verb, or holds files that no run of clipsan made.
+        ConfigError: the folder belongs to another verb, holds files that no run of clipsan made, or is on an object store.
     """
-    folder, tree = RunFolder(_local_folder(out)), masked_tree(tree)
+    if "://" in out:
+        raise ConfigError(
+            f"out={out}: a run folder lies on a local or shared file system (parts are committed by renaming)"
+        )
+    folder, tree = RunFolder(Path(out).expanduser().resolve()), masked_tree(tree)
     if folder.run_yaml.is_file():
         before = read_run_yaml(folder.root)
         if before.get("verb") != verb:
@@ -156,11 +169,8 @@ def read_summary(root: Path) -> dict[str, Any]:
 
 def finished(root: Path, fingerprint: str) -> dict[str, Any] | None:
     """Return the summary of a run folder that is finished and has this fingerprint; None where it is not."""
-    folder = RunFolder(root)
-    if not folder.run_yaml.is_file() or not folder.summary.is_file():
-        return None
-    record = read_run_yaml(root)
-    return read_summary(root) if record["fingerprint"] == fingerprint else None
+    fits = RunFolder(root).is_finished and read_run_yaml(root)["fingerprint"] == fingerprint
+    return read_summary(root) if fits else None
 
 
 def finished_scan(run: str) -> tuple[RunFolder, dict[str, Any]]:
@@ -170,7 +180,7 @@ def finished_scan(run: str) -> tuple[RunFolder, dict[str, Any]]:
         ConfigError: there is no finished scan.
     """
     folder = RunFolder(Path(run).expanduser().resolve())
-    if not folder.run_yaml.is_file() or not folder.summary.is_file():
+    if not folder.is_finished:
         raise ConfigError(f"scan={run}: no finished run of `clipsan scan` there")
     record = read_run_yaml(folder.root)
     if record["verb"] != "scan":
@@ -187,30 +197,18 @@ def part_rows(folder: Path) -> dict[int, int]:
     return found
 
 
-def _local_folder(out: str) -> Path:
-    if "://" in out:
-        raise ConfigError(
-            f"out={out}: a run folder lies on a local or shared file system (parts are committed by renaming)"
-        )
-    return Path(out).expanduser().resolve()
-
-
 def _difference(before: Mapping[str, Any], tree: Any) -> str:
     """Name the settings that differ, as dotted paths."""
-    old, new = dict(_flatten(before.get("config", {}))), dict(_flatten(tree))
+    old, new = flatten(before.get("config", {})), flatten(tree)
     names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
     return "differs in " + ", ".join(names[:5]) if names else "the input or the model changed"
 
 
-def _flatten(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    if isinstance(tree, dict):
-        return [pair for key, value in tree.items() for pair in _flatten(value, f"{prefix}{key}.")]
-    return [(prefix[:-1], tree)]
-
-
-def flatten(tree: Any) -> dict[str, Any]:
-    """Return a nested tree as dotted path -> value."""
-    return dict(_flatten(tree))
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return a nested tree as dotted path -> value, each path after a prefix."""
+    if not isinstance(tree, dict):
+        return {prefix[:-1]: tree}
+    return {path: leaf for key, value in tree.items() for path, leaf in flatten(value, f"{prefix}{key}.").items()}
 
 
 def _git_commit() -> str | None:

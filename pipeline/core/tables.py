@@ -1,7 +1,5 @@
 """The tables of a run folder, by name."""
 
-import json
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -14,9 +12,8 @@ def table_names(folder: RunFolder) -> list[str]:
 
     What only a rerun needs is left out.
     """
-    passes = json.loads(folder.passes.read_text(encoding="utf-8")) if folder.passes.is_file() else {}
     known = (folder.embeddings, folder.scores, folder.verdicts, folder.rejected)
-    names = [*(entry["folder"] for entry in passes.values()), *(path.name for path in known)]
+    names = [*(entry["folder"] for entry in folder.begun().values()), *(path.name for path in known)]
     parts = [
         name for name in dict.fromkeys(names) if not name.startswith(f"{folder.work.name}/") and _keys(folder, name)
     ]

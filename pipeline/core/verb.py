@@ -87,15 +87,6 @@ class Result:
     """Folder of the step, below the run's, that registers the model of the whole."""
 
 
-def _all_right(_: Summary) -> int:
-    return 0
-
-
-def _cluster_of(plan: Any) -> ClusterConfig | None:
-    cluster: ClusterConfig = plan.config.cluster
-    return cluster
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verb(Generic[C, P]):
     """One command: `clipsan NAME`, and `go` from Python."""
@@ -108,9 +99,9 @@ class Verb(Generic[C, P]):
     """Does the work, or what is left of it."""
     closing: Callable[[Summary], str]
     """The last lines on the screen."""
-    status: Callable[[Summary], int] = _all_right
+    status: Callable[[Summary], int] = lambda _: 0
     """Exit status of a run that came to its end."""
-    cluster: Callable[[P], ClusterConfig | None] = _cluster_of
+    cluster: Callable[[P], ClusterConfig | None] = lambda plan: plan.config.cluster
     """What Ray is started with or joined; None: the verb needs none."""
     is_whole: Callable[[P, RunFolder], bool] | None = None
     """Whether a finished run is taken as it is; None: a run always looks for itself what is left."""

@@ -4,11 +4,9 @@ Zero-shot accuracy, ASR and accuracy under trigger; on request retrieval, a line
 all of the attack's figures again after benign fine-tuning.
 """
 
-from ..core.commit import read_parts
-from ..core.run_folder import part_rows
+from ..core.parts import Parts
 from ..core.verb import Job, Result, Summary, Verb
 from ..tracking.record import data_input
-from ..train.data import reject_reasons
 from .output import nested, write_figures
 from .passes import fitted_probe, perturbed, predicted, probe_figures, rebounded, retrieved, zero_shot_figures
 from .plan import Plan, make_plan
@@ -29,13 +27,16 @@ def run(plan: Plan, job: Job) -> Result:
     figures += [] if probe is None else probe_figures(plan, table)
     figures += perturbed(plan, folder, table)
     figures += rebounded(plan, folder)
-    rejected = sum(part_rows(folder.rejected).values())
-    indices = [unit.index for unit in plan.units]
+    rejected = Parts.of(folder.rejected)
     evaluation = nested(plan, figures) | ({} if probe is None else {"probe_c": probe.c})
     return Result(
         summary={
-            "counts": {"pairs_in": table.num_rows + rejected, "evaluated": table.num_rows, "rejected": rejected},
-            "rejected_reasons": reject_reasons(list(read_parts(folder.rejected, indices, ["reason"]))),
+            "counts": {
+                "pairs_in": table.num_rows + rejected.total,
+                "evaluated": table.num_rows,
+                "rejected": rejected.total,
+            },
+            "rejected_reasons": rejected.counts("reason"),
             "evaluation": evaluation,
             "path": str(folder.summary),
         },

@@ -62,16 +62,14 @@ def count_pairs(scan: Scan) -> Counts:
     """Count verdicts, reasons and rejected pairs from the committed parts."""
     verdicts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
-    rejected: Counter[str] = Counter()
     accused = 0
     for table in scan.verdicts.tables(["verdict", "reasons"]):
         verdicts.update(table.column("verdict").to_pylist())
         reasons.update(pc.list_flatten(table.column("reasons")).to_pylist())
         accused += sum(not ACCUSING.isdisjoint(found) for found in table.column("reasons").to_pylist())
-    for table in Parts.of(scan.folder.rejected).tables(["reason"]):
-        rejected.update(table.column("reason").to_pylist())
+    rejected = Parts.of(scan.folder.rejected)
     shards = len({unit.shard for unit in scan.plan.pairs.units})
-    losses = Losses.of_run(Parts.of(scan.folder.rejected), scanned=sum(verdicts.values()), shards=shards)
+    losses = Losses.of_run(rejected, scanned=sum(verdicts.values()), shards=shards)
     return Counts(
         clean=verdicts[Verdict.CLEAN.value],
         suspect=verdicts[Verdict.SUSPECT.value],
@@ -79,7 +77,7 @@ def count_pairs(scan: Scan) -> Counts:
         flagged=reasons[Reason.POISON_SUSPECT.value],
         accused=accused,
         reasons=dict(sorted(reasons.items())),
-        rejected=dict(sorted(rejected.items())),
+        rejected=rejected.counts("reason"),
         losses=losses,
     )
 

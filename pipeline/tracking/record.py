@@ -157,7 +157,7 @@ def _stored(path: Path) -> Record:
 
 def _from_summary(root: Path) -> Record:
     folder = RunFolder(root)
-    if not folder.run_yaml.is_file() or not folder.summary.is_file():
+    if not folder.is_finished:
         raise ConfigError(f"{root}: no finished run of clipsan there")
     made = read_run_yaml(root)
     summary = read_summary(root)

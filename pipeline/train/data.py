@@ -11,7 +11,6 @@ held in memory and drawn without end, each permutation of them anew.
 """
 
 import pickle
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -122,12 +121,6 @@ class CheckWork(Work):
             parts=(pa.table({"uid": uids, "label": labels}, schema=CHECKED_SCHEMA),),
             rejected=pa.Table.from_pylist(bad, schema=REJECTED_SCHEMA),
         )
-
-
-def reject_reasons(tables: Sequence[pa.Table]) -> dict[str, int]:
-    """Return reason -> number of pairs, over the parts of rejected/."""
-    counts = Counter(reason for table in tables for reason in table.column("reason").to_pylist())
-    return dict(sorted(counts.items()))
 
 
 @lru_cache(maxsize=2)

@@ -12,11 +12,11 @@ import torch
 from clipsan.stages.samples import Unit
 
 from ..core.cluster import ClusterConfig, start_ray
-from ..core.commit import read_parts
+from ..core.parts import Parts
 from ..core.pass_ import Pass
 from ..core.progress import Progress
-from ..core.run_folder import RunFolder, part_rows
-from .data import CheckWork, Reading, epoch_units, reject_reasons, rows_dataset
+from ..core.run_folder import RunFolder
+from .data import CheckWork, Reading, epoch_units, rows_dataset
 from .loop import Pace
 from .stop import StopRule
 from .task import Task
@@ -62,9 +62,8 @@ def check(checking: Pass, units: list[Unit], reading: Reading) -> Checked:
     assert checking.rejected is not None
     sized = replace(checking, pairs=reading.source.about_pairs(units))
     sized.do({unit.index: unit for unit in units}, CheckWork(reading))
-    rejected = checking.run.root / checking.rejected
-    reasons = reject_reasons(list(read_parts(rejected, [unit.index for unit in units], ["reason"])))
-    return Checked(sum(part_rows(checking.home).values()), sum(part_rows(rejected).values()), reasons)
+    rejected = Parts.of(checking.run.root / checking.rejected)
+    return Checked(Parts.of(checking.home).total, rejected.total, rejected.counts("reason"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
