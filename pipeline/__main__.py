@@ -1,4 +1,4 @@
-"""`python -m pipeline` is the command `clipsan`, for `ray job submit`."""
+"""`python -m clipsan.pipeline` is the command `clipsan`, for `ray job submit`."""
 
 import sys
 

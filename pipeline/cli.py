@@ -21,7 +21,7 @@ FOLDER_VERBS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; return the exit status: 0 done, 2 the user must change something, 130 or 143 stopped, 1 anything else.
 
-    `clipsan run` and `clipsan bench` have their own for a run that came to its end.
+    Of a run that came to its end the verb says: 1 where a cell, a trial or a shard is missing, and 3 as `clipsan run` has it.
     """
     options, settings = _parse(arguments)
     warnings.filterwarnings("ignore", category=FutureWarning)

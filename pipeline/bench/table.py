@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from clipsan.stages.attack.poisoning import contains_word
 
-from ..core.commit import fingerprint, write_text
+from ..core.commit import fingerprint, whole, write_text
 from .cell import Cell
 from .plan import Plan
 from .settings import CLEAN
@@ -172,10 +172,8 @@ def write(root: Path, table: Sequence[Row]) -> None:
     """Write table.parquet and table.json."""
     known = CELL_COLUMNS | DETECTOR_COLUMNS
     schema = pa.schema([(name, known.get(name, pa.float64())) for name in (table[0] if table else known)])
-    path = root / FILES[0]
-    temporary = path.with_suffix(".tmp")
-    pq.write_table(pa.Table.from_pylist(list(table), schema=schema), temporary)
-    temporary.replace(path)
+    with whole(root / FILES[0]) as temporary:
+        pq.write_table(pa.Table.from_pylist(list(table), schema=schema), temporary)
     write_text(root / FILES[1], json.dumps(list(table), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 

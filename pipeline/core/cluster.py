@@ -45,6 +45,11 @@ class ClusterConfig:
         """Return the number of workers, as given or one for each group of threads that this process may run at once."""
         return self.workers or max(1, cpus() // self.threads_per_worker)
 
+    def describe(self) -> str:
+        """Return the workers and where they run, for --dry-run."""
+        where = "a private Ray on this machine" if self.address is None else f"Ray at {self.address}"
+        return f"{self.worker_count()} x {self.threads_per_worker} threads, {self.gpus_per_worker:g} GPU each, {where}"
+
 
 @config
 class PoolConfig:

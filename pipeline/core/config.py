@@ -156,16 +156,24 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text) if text else ""
     except yaml.YAMLError:
         value = text
+    parents, _, last = name.rpartition(".")
+    put(tree, name, _resolve_value(last, value, where=f"{parents}." if parents else ""), where=override)
+
+
+def put(tree: dict[str, Any], name: str, value: Any, *, where: str) -> None:
+    """Set a value at a dotted path of a tree; sections that are missing are made, `where` is for messages.
+
+    Raises:
+        ConfigError: the path leads through a value.
+    """
     *parents, last = name.split(".")
-    node = tree
     for parent in parents:
-        child = node.setdefault(parent, {})
-        if child is None:
-            child = node[parent] = {}
-        if not isinstance(child, dict):
-            raise ConfigError(f"{override}: {parent} is a value, not a section")
-        node = child
-    node[last] = _resolve_value(last, value, where="".join(f"{p}." for p in parents))
+        if tree.get(parent) is None:
+            tree[parent] = {}
+        tree = tree[parent]
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{where}: {parent} is a value, not a section")
+    tree[last] = value
 
 
 def _explain(schema: Any, error: Any) -> str:

@@ -4,7 +4,6 @@ A scan that has proven a trigger knows poisoned pairs without being told: the sc
 cache, whatever the detectors thought of a pair. Settings are good when the ensemble ranks those pairs above all others.
 """
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ import yaml
 from clipsan.stages.sources import list_units
 
 from ..core.cluster import start_ray
-from ..core.commit import write_text
+from ..core.commit import write_json, write_text
 from ..core.config import as_tree
 from ..core.run_folder import RunFolder
 from ..core.verb import Child, Job, Result, Summary, Verb
@@ -88,7 +87,7 @@ def _run_trial(settings: dict[str, Any], shared: dict[str, Any]) -> None:
     except Exception as error:
         write_text(trial.folder / ERROR, f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
         raise
-    write_text(trial.folder / FIGURES, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
+    write_json(trial.folder / FIGURES, figures)
     (trial.folder / ERROR).unlink(missing_ok=True)
     tune.report({"average_precision": figures["average_precision"]})
 
@@ -126,7 +125,7 @@ def _row(plan: Plan, trial: Rescan) -> Row:
 
 def _publish(plan: Plan, folder: RunFolder, summary: Summary) -> None:
     """Write the table, and the best settings as a file for `clipsan scan`."""
-    write_text(folder.root / TABLE, json.dumps(summary["rows"], indent=1, ensure_ascii=False) + "\n")
+    write_json(folder.root / TABLE, summary["rows"])
     best = summary["recommended"]
     if best is not None:
         tree = as_tree(plan.trials[best["trial"]].scan.detectors)

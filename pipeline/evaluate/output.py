@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 
 from clipsan.stages.evaluation.figures import Figure, as_json, as_summary, as_table
 
-from ..core.commit import write_text
+from ..core.commit import whole, write_text
 from .plan import Plan
 
 FIGURES = ("figures.parquet", "figures.json")
@@ -17,9 +17,8 @@ FIGURES = ("figures.parquet", "figures.json")
 def write_figures(root: Path, figures: list[Figure]) -> list[Path]:
     """Write the table in both forms and return the files."""
     table, records = (root / name for name in FIGURES)
-    temporary = table.with_suffix(".tmp")
-    pq.write_table(as_table(figures), temporary)
-    temporary.replace(table)
+    with whole(table) as temporary:
+        pq.write_table(as_table(figures), temporary)
     write_text(records, as_json(figures))
     return [table, records]
 

@@ -24,6 +24,7 @@ from ..core.pass_ import Pass
 from ..core.run_folder import RunFolder
 from ..tracking.record import TrackingConfig
 from ..train import verb as train
+from ..train.plan import TrainConfig
 from .plan import Plan
 from .work import FeatureWork, PredictWork, ResistivityWork, RetrievalWork, UnitWork, resistivity_draws
 
@@ -141,7 +142,7 @@ def rebounded(plan: Plan, folder: RunFolder) -> list[Figure]:
     if settings is None:
         return []
     trained = train.VERB.start(
-        train.TrainConfig(
+        TrainConfig(
             data=settings.data,
             model=plan.config.model,
             out=str(folder.root / "rebound"),

@@ -60,7 +60,7 @@ class Plan:
             f"model      {self.clip.fingerprint[:12]}",
             f"classes    {len(self.names)}, {len(c.templates)} templates",
             f"attack     {attack}",
-            f"workers    {c.cluster.worker_count()} x {c.cluster.threads_per_worker} threads",
+            f"workers    {c.cluster.describe()}",
             f"passes     {', '.join(f'{name} ({parts})' for name, parts in self.passes.items())}{rebound}",
             f"out        {c.out}  ({self.fingerprint[:12]})",
         ]

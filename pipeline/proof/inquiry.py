@@ -1,5 +1,6 @@
 """What a scan asks to have proven, and how: the settings, and everything that the passes which prove work on."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -55,18 +56,16 @@ class ProofConfig:
     """Where the oracle's workers run."""
 
 
-def proof_fingerprint(settings: ProofConfig, oracle: OracleConfig, scored: str, decision: Any) -> str:
-    """Return the fingerprint of everything that decides the proof; where it runs does not matter."""
+def proof_fingerprint(settings: ProofConfig, oracle: OracleConfig, before: Mapping[str, Any]) -> str:
+    """Return the fingerprint of everything that decides the proof; where it runs does not matter.
+
+    Args:
+        settings: of the proof.
+        oracle: what segments.
+        before: what decides which pairs are looked at: the scores, where they are cut, the seed of the draws.
+    """
     tree = {name: value for name, value in as_tree(settings).items() if name != "pool"}
-    return fingerprint(
-        {
-            "version": PROOF_VERSION,
-            "score": scored,
-            "decision": as_tree(decision),
-            "oracle": as_tree(oracle),
-            "settings": tree,
-        }
-    )
+    return fingerprint({"version": PROOF_VERSION, **before, "oracle": as_tree(oracle), "settings": tree})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

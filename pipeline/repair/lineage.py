@@ -14,7 +14,7 @@ from .plan import Plan
 
 
 def lineage(plan: Plan) -> dict[str, str]:
-    """Return the tags that say where a repaired model comes from (tracking.py has the scheme)."""
+    """Return the tags that say where a repaired model comes from (pipeline.tracking.record has the scheme)."""
     found = {
         "clipsan.suspect": plan.model_fingerprint,
         "clipsan.data": plan.data_fingerprint,
@@ -35,7 +35,7 @@ def inputs(plan: Plan) -> list[DataInput]:
 
 
 def measured(plan: Plan, summary: Mapping[str, Any]) -> dict[str, str]:
-    """Return the tags by which versions are compared (registry.py has the rule); none where nothing was measured."""
+    """Return the tags by which versions are compared (pipeline.tracking.registry has the rule); none where nothing was measured."""
     before, after = summary["before"] or {}, summary["after"] or {}
     if "asr_pct" not in before or "asr_pct" not in after:
         return {}

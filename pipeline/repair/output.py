@@ -72,7 +72,7 @@ def _use(plan: Plan) -> list[str]:
     if plan.is_adapter:
         return [
             "Visual prompts for the suspect checkpoint, which stays as it is: load them with",
-            "`stages.model.clip.load_clip(ModelConfig(path=CHECKPOINT, adapter=FOLDER))`, or `model.adapter=FOLDER` on",
+            "`clipsan.stages.model.clip.load_clip(ModelConfig(path=CHECKPOINT, adapter=FOLDER))`, or `model.adapter=FOLDER` on",
             "the command line of clipsan.",
         ]
     return ['Load it with `open_clip.create_model_and_transforms("local-dir:FOLDER")`.']

@@ -136,8 +136,7 @@ class Plan:
             f"scan       {'none' if self.scan is None else f'{self.scan.root}, {self.scan.finding}'}",
             f"method     {method.kind}, {length}, batch {method.batch_size}{more}, lr {method.lr:g}, {c.precision}, seed {c.seed}",
             f"evaluate   {'nothing' if c.evaluate is None else 'before and after'}",
-            f"workers    {c.cluster.worker_count()} x {c.cluster.threads_per_worker} threads, "
-            f"{c.cluster.gpus_per_worker:g} GPU each",
+            f"workers    {c.cluster.describe()}",
             f"out        {c.out}  ({self.fingerprint[:12]})",
             *(f"note       {note}" for note in self.notes),
         ]
@@ -199,7 +198,8 @@ def make_plan(settings: RepairConfig) -> Plan:
             raise ConfigError("early_stop: clean accuracy needs class names; give classes")
         data = settings.early_stop.data
         validation = Picked("validation", data, list_units(data))
-    data_fingerprint = fingerprint([_content(some) for some in (main, *beside)] + _scan_content(scan))
+    learned: list[Any] = [_content(some) for some in (main, *beside)]
+    data_fingerprint = fingerprint(learned if scan is None else [*learned, {"scan": scan.fingerprint}])
     tree = as_tree(settings)
     stop = {} if validation is None else {**tree["early_stop"], "data": _content(validation)}
     decides = {
@@ -327,7 +327,3 @@ def _repair_set(scan: Scan, roles: tuple[Role, ...], classes: tuple[str, ...]) -
 
 def _content(picked: Picked) -> dict[str, Any]:
     return {"name": picked.name, **identity(picked.source, picked.units)}
-
-
-def _scan_content(scan: Scan | None) -> list[dict[str, Any]]:
-    return [] if scan is None else [{"scan": scan.fingerprint}]

@@ -15,9 +15,7 @@ from .lineage import inputs, lineage, measured, model_record
 from .output import CARD, write_card
 from .pairs import prepare
 from .plan import Plan, make_plan
-from .settings import EarlyStop, RepairConfig
-
-__all__ = ["VERB", "EarlyStop", "RepairConfig", "make_plan"]
+from .settings import RepairConfig
 
 HEADLINES = ("clean_accuracy_pct", "asr_pct", "accuracy_under_trigger_pct", "rebound_asr_pct")
 """Figures of the closing line."""
@@ -58,9 +56,7 @@ def run(plan: Plan, job: Job) -> Result:
         "after": after,
         "history": state["history"],
     }
-    trained = sum(value.numel() for value in objective.trainable().values())
-    total = sum(value.numel() for value in objective.model.parameters())
-    write_card(target, plan, summary, notes, (trained, total))
+    write_card(target, plan, summary, notes, objective.parameter_counts)
     return _result(plan, folder, summary)
 
 

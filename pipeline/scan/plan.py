@@ -108,10 +108,6 @@ class Plan:
     verdict_fingerprint: str
 
     @property
-    def embed_fingerprint(self) -> str:
-        return self.pairs.fingerprint
-
-    @property
     def fingerprint(self) -> str:
         """Of the run folder: of the verdicts and of all that is made of them."""
         c = self.config
@@ -126,9 +122,8 @@ class Plan:
             f"data       {len(units)} units of {len({u.shard for u in units})} shards, {size / 2**20:,.1f} MiB ({c.data.kind})",
             f"model      {self.model_fingerprint[:12]}, layers {', '.join(self.layers)}",
             f"out        {c.out}",
-            f"workers    {c.cluster.worker_count()} x {c.cluster.threads_per_worker} threads, {c.cluster.gpus_per_worker:g} GPU each, "
-            + (f"Ray at {c.cluster.address}" if c.cluster.address else "a private Ray on this machine"),
-            f"embed      {len(units)} parts -> embeddings/, rejected/  ({self.embed_fingerprint[:12]})",
+            f"workers    {c.cluster.describe()}",
+            f"embed      {len(units)} parts -> embeddings/, rejected/  ({self.pairs.fingerprint[:12]})",
             f"score      {len(units)} parts -> scores/  ({self.score_fingerprint[:12]})",
             *self._proof_lines(),
             f"verdict    {len(units)} parts -> verdicts/  ({self.verdict_fingerprint[:12]})",
@@ -180,7 +175,8 @@ def make_plan(settings: ScanConfig) -> Plan:
     proven = None
     if settings.oracle is not None:
         check_private(settings.proof.pool, settings.cluster)
-        proven = judged["proof"] = proof_fingerprint(settings.proof, settings.oracle, scored, settings.decision)
+        made = {"score": scored, "decision": as_tree(settings.decision), "seed": settings.seed}
+        proven = judged["proof"] = proof_fingerprint(settings.proof, settings.oracle, made)
     return Plan(
         config=settings,
         pairs=pairs,

@@ -21,6 +21,7 @@ from ..poison.plan import PoisonConfig
 from ..scan import verb as scan
 from ..scan.plan import ScanConfig
 from ..train import verb as train
+from ..train.plan import TrainConfig
 from . import verb as story
 from .demo_data import DemoSet
 from .demo_plan import DemoConfig, Plan, make_plan
@@ -164,7 +165,7 @@ def _poison(settings: DemoConfig, pairs: DemoSet, root: Path) -> ParquetSource:
 
 def _train(settings: DemoConfig, data: ParquetSource, out: Path) -> ModelConfig:
     how = settings.training
-    step = train.TrainConfig(
+    step = TrainConfig(
         data=data,
         model=how.model,
         out=str(out),

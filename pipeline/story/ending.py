@@ -9,7 +9,7 @@ from .steps import ScanStep, proven
 
 STATUS = {"clean": 0, "repaired": 0, "not repaired": 3}
 """Outcome -> exit status. clean: the scan accuses nothing. repaired: the new model meets max_asr_pct and max_loss_points.
-not repaired: a backdoor was found, and a person must look. 1, 2 and 130 are those of every verb."""
+not repaired: a backdoor was found, and a person must look. 1, 2, 130 and 143 are those of every verb."""
 
 
 @dataclass(frozen=True, slots=True)

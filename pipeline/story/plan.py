@@ -1,7 +1,6 @@
 """A run, every step of it checked before anything starts."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from clipsan.stages.model.clip import load_clip
 from clipsan.stages.samples import Unit
@@ -27,7 +26,7 @@ class Plan:
         """Return the plan of every step as text for --dry-run."""
         settings = self.config
         lines = []
-        for step in steps_of(settings, _root(settings), settings.tracking):
+        for step in steps_of(settings, settings.tracking):
             lines += [f"{step.name}", *(f"  {line}" for line in step.describe().splitlines())]
         limits = [
             f"{name} at most {value:g} {unit}"
@@ -49,17 +48,13 @@ def make_plan(settings: RunConfig) -> Plan:
     Raises:
         ConfigError, ValueError, OSError: with the section and the setting.
     """
-    for step in steps_of(settings, _root(settings), settings.tracking):
+    for step in steps_of(settings, settings.tracking):
         step.check()
     units = list_units(settings.data)
     tree = {**identity(settings.data, units), "model": load_clip(settings.model).fingerprint}
     return Plan(settings, units, fingerprint(tree))
 
 
-def steps_of(settings: RunConfig, root: Path, tracking: TrackingConfig) -> list[Step]:
+def steps_of(settings: RunConfig, tracking: TrackingConfig) -> list[Step]:
     """Return the steps in their order."""
-    return [step(settings, root, tracking) for step in STEPS]
-
-
-def _root(settings: RunConfig) -> Path:
-    return Path(settings.out).expanduser().resolve()
+    return [step(settings, tracking) for step in STEPS]

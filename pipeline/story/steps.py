@@ -35,9 +35,9 @@ class Step(ABC):
 
     name: ClassVar[str]
 
-    def __init__(self, settings: RunConfig, root: Path, tracking: TrackingConfig) -> None:
+    def __init__(self, settings: RunConfig, tracking: TrackingConfig) -> None:
         self.settings = settings
-        self.root = root
+        self.root = Path(settings.out).expanduser().resolve()
         self.tracking = tracking
 
     @property
@@ -124,7 +124,7 @@ class RepairStep(Step):
 
     def describe(self) -> str:
         if self._scanned:
-            return repair.make_plan(self.config()).describe()
+            return repair.VERB.plan(self.config()).describe()
         settings, evaluation = self.config(), self.settings.evaluate
         attack = "" if evaluation is None else f": {'the given attack' if evaluation.get('attack') else WITHOUT_ATTACK}"
         return (

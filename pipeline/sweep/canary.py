@@ -18,7 +18,7 @@ from clipsan.stages.repair.finetune import FineTune
 from clipsan.stages.samples import seeded_hash
 from clipsan.stages.training.optimise import CosineWarmup
 
-from ..core.commit import fingerprint, write_text
+from ..core.commit import fingerprint, write_json
 from ..core.config import ConfigError, as_tree
 from ..train.feed import CachedFeed, Rows, Share
 from ..train.loop import Pace, train
@@ -66,7 +66,7 @@ def plant(plan: Plan, held: Held, exams: Exams, folder: Path) -> Canary:
         vectors = class_embeddings(clip, plan.classes, plan.config.templates)
         asr = success_pct(clip, challenge, vectors)
         record = {"fingerprint": planted, "target": plan.classes[target], "asr_pct": asr}
-        write_text(told, json.dumps(record, indent=1))
+        write_json(told, record)
     record = json.loads(told.read_text(encoding="utf-8"))
     if record["asr_pct"] < settings.min_asr_pct:
         raise ConfigError(

@@ -1,7 +1,6 @@
 """What a sweep leaves behind: a row a trial, the summary, the page, one MLflow run with a child a trial, a registered model."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pyarrow.parquet as pq
 from clipsan.stages.evaluation.exam import objective_pct
 from clipsan.stages.report.sweep import SweepReport, TrialLine, front_picture, render
 
-from ..core.commit import fingerprint, write_text
+from ..core.commit import fingerprint, whole, write_json, write_text
 from ..core.config import public_tree
 from ..core.run_folder import RunFolder, versions
 from ..core.verb import Child, Result
@@ -20,7 +19,7 @@ from ..repair.output import write_card
 from ..repair.plan import Plan as RepairPlan
 from ..tracking.record import DataInput, ModelRecord, data_input, metrics_of
 from .plan import Plan
-from .run import Found
+from .run import Found, short
 from .trial import ERRORS_FILE, HISTORY_FILE, Trial
 
 TABLES = ("table.parquet", "table.json")
@@ -87,10 +86,9 @@ def _row(plan: Plan, found: Found, trial: Trial) -> Row:
 
 def _write_tables(root: Path, rows: list[Row]) -> None:
     table = pa.table({name: _column([row[name] for row in rows]) for name in rows[0]})
-    temporary = root / f".{TABLES[0]}.tmp"
-    pq.write_table(table, temporary)
-    temporary.replace(root / TABLES[0])
-    write_text(root / TABLES[1], json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+    with whole(root / TABLES[0]) as temporary:
+        pq.write_table(table, temporary)
+    write_json(root / TABLES[1], rows)
 
 
 def _column(values: list[Any]) -> pa.Array:
@@ -183,7 +181,7 @@ def _report(plan: Plan, found: Found, rows: list[Row], rule: str) -> SweepReport
             TrialLine(
                 number=row["trial"],
                 state=row["state"],
-                settings=tuple(_shown(row[name]) for name in names),
+                settings=tuple(short(row[name]) for name in names),
                 steps=row["steps"],
                 steps_planned=row["steps_planned"],
                 objective_pct=row.get("objective_pct"),
@@ -203,10 +201,6 @@ def _report(plan: Plan, found: Found, rows: list[Row], rule: str) -> SweepReport
         fingerprint=plan.fingerprint,
         seconds=0.0,
     )
-
-
-def _shown(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _child(plan: Plan, trial: Trial, row: Row) -> Child:

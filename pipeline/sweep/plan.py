@@ -15,7 +15,7 @@ from clipsan.stages.sources import identity, list_units
 from clipsan.stages.training.batch import Role
 
 from ..core.commit import fingerprint
-from ..core.config import ConfigError, as_tree, load_group, validate
+from ..core.config import ConfigError, as_tree, load_group, put, validate
 from ..data.choice import class_index
 from ..repair import plan as repair_plan
 from ..repair.settings import RepairConfig
@@ -52,7 +52,6 @@ class Plan:
     objective: str
     """proven, canary or resistivity."""
     fingerprint: str
-    tree: dict[str, Any]
     repairs: dict[str, repair_plan.Plan] = field(default_factory=dict)
     """Checked repairs by what decides their data; see repair_of."""
 
@@ -134,18 +133,22 @@ def make_plan(settings: SweepConfig) -> Plan:
         _check_truth(settings, classes)
     held_out = list_units(settings.held_out.data)
     final = [] if settings.held_out.final is None else list_units(settings.held_out.final)
-    tree = as_tree(settings)
     made_of = fingerprint(
         {
             "version": SWEEP_VERSION,
-            "settings": {name: value for name, value in tree.items() if name not in (*FREE, "repair", "held_out")},
+            "settings": {
+                name: value for name, value in as_tree(settings).items() if name not in (*FREE, "repair", "held_out")
+            },
             "repairs": [plan.fingerprint for plan in repairs.values()],
             "points": points,
             "base": {
                 k: v for k, v in as_tree(base.config).items() if k in ("steps", "accumulate", "method", "precision")
             },
             "triggers": [[d.id, d.kind, d.targets, d.pairs, d.flips.pct] for d in dossiers],
-            "held_out": [identity(settings.held_out.data, held_out), _final(settings, final)],
+            "held_out": [
+                identity(settings.held_out.data, held_out),
+                settings.held_out.final and identity(settings.held_out.final, final),
+            ],
             "split": [settings.held_out.final_share, settings.held_out.images],
         }
     )
@@ -159,7 +162,6 @@ def make_plan(settings: SweepConfig) -> Plan:
         final=final,
         objective=objective,
         fingerprint=made_of,
-        tree=tree,
         repairs=repairs,
     )
 
@@ -214,7 +216,11 @@ def _repair_settings(settings: SweepConfig, point: Point) -> RepairConfig:
     """Return the repair of a point: the shared settings with the point's own in their places."""
     tree = copy.deepcopy(settings.repair)
     for name in sorted(point, key=lambda name: name.count(".")):
-        _put(tree, name, point[name])
+        value = point[name]
+        whole = name == "method" and isinstance(value, str)
+        put(
+            tree, name, load_group("method", value, where="space") if whole else value, where=f"space: {name} in repair"
+        )
     cluster = dataclasses.replace(settings.cluster, workers=settings.workers_per_trial)
     own = {
         "out": str(Path(settings.out) / "trials"),
@@ -227,16 +233,6 @@ def _repair_settings(settings: SweepConfig, point: Point) -> RepairConfig:
         return validate(RepairConfig, {**tree, **own}, verb="repair")
     except ConfigError as error:
         raise ConfigError(f"repair with {shown}: {error}") from None
-
-
-def _put(tree: dict[str, Any], name: str, value: Any) -> None:
-    *parents, last = name.split(".")
-    node = tree
-    for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            raise ConfigError(f"space: {name}: {parent} is a value in repair, not a section")
-    node[last] = load_group("method", value, where="space") if name == "method" and isinstance(value, str) else value
 
 
 def data_key(settings: RepairConfig) -> str:
@@ -292,10 +288,6 @@ def _check_truth(settings: SweepConfig, classes: tuple[str, ...]) -> None:
     attack.aim(list(classes))
     for strand in attack.strands:
         strand.trigger.build()
-
-
-def _final(settings: SweepConfig, units: list[Unit]) -> dict[str, Any] | None:
-    return None if settings.held_out.final is None else identity(settings.held_out.final, units)
 
 
 def _range(dimension: Any) -> str:

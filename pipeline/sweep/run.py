@@ -1,6 +1,5 @@
 """The driver's side of a sweep: trials are made, Ray Tune runs them, and what they found is weighed."""
 
-import json
 import shutil
 import sys
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from clipsan.stages.evaluation.exam import objective_pct
 from clipsan.stages.search.pareto import Outcome, pareto_front, recommend
 from clipsan.stages.search.space import Point
 
-from ..core.commit import write_text
+from ..core.commit import fingerprint, write_json
 from ..core.config import ConfigError
 from ..core.run_folder import RunFolder
 from .canary import Canary, plant
@@ -199,12 +198,9 @@ class _Sweep:
         if key not in self._held:
             self._held[key] = ray.put(gather(order))
         folder = self._folder.root / "trials" / f"{number:04d}"
-        trial = Trial.of(number, point, job, rungs, folder, self._plan.fingerprint, key, settings.workers_per_trial)
-        write_text(
-            folder / "trial.json",
-            json.dumps({"number": number, "fingerprint": trial.fingerprint, "point": point}, indent=1),
-        )
-        return trial
+        own = fingerprint([self._plan.fingerprint, number, point, rungs])
+        write_json(folder / "trial.json", {"number": number, "fingerprint": own, "point": point})
+        return Trial(number, job, rungs, folder, own, key, settings.workers_per_trial)
 
     def _point(self, number: int) -> Point:
         plan = self._plan
@@ -276,7 +272,7 @@ class _Sweep:
             self._say(f"trial {trial.number} FAILED: {(trial.errors() or ['its process was lost'])[-1]}")
             return
         rung = trial.rungs.index(record["step"]) + 1
-        point = ", ".join(f"{name}={_short(value)}" for name, value in self._points[trial.number].items())
+        point = ", ".join(f"{name}={short(value)}" for name, value in self._points[trial.number].items())
         self._say(
             f"trial {trial.number} ({point}) {rung}/{len(trial.rungs)}: {_figures(self._plan, record)}"
             + ("; stopped" if trial.stopped else "")
@@ -291,5 +287,6 @@ def _figures(plan: Plan, figures: dict[str, float]) -> str:
     return f"{plan.objective} {objective_pct(figures, plan.objective):.1f} %, accuracy {figures['accuracy_pct']:.1f} %"
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """Return a setting in a few characters."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

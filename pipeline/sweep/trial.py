@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 
@@ -17,13 +17,11 @@ from clipsan.stages.evaluation.exam import Challenge, Exam, answers, objective_p
 from clipsan.stages.evaluation.zero_shot import class_embeddings
 from clipsan.stages.model.clip import Clip, ModelConfig, load_clip
 from clipsan.stages.search.pareto import badness
-from clipsan.stages.search.space import Point
 from clipsan.stages.training.batch import Batch
 
-from ..core.commit import fingerprint, write_text
+from ..core.commit import whole, write_json
 from ..train.feed import Share
-from ..train.loop import Point as Measured
-from ..train.loop import train
+from ..train.loop import Point, train
 from ..train.task import Course, Task
 from ..train.worker import Job
 from .canary import Canary
@@ -49,25 +47,11 @@ class Trial:
     """Steps after which it is measured, the last at its end."""
     folder: Path
     fingerprint: str
+    """Of the sweep, the number, the point and the rungs."""
     data: str
     """Which of the shared sets of pairs it learns from."""
     workers: int
     """Processes that share each batch."""
-
-    @classmethod
-    def of(
-        cls,
-        number: int,
-        point: Point,
-        job: Job,
-        rungs: tuple[int, ...],
-        folder: Path,
-        sweep: str,
-        data: str,
-        workers: int,
-    ) -> Self:
-        """Return a trial of the sweep with a fingerprint."""
-        return cls(number, job, rungs, folder, fingerprint([sweep, number, point, rungs]), data, workers)
 
     @property
     def task(self) -> Task:
@@ -178,9 +162,11 @@ def last_word(
     objectives[0].export(target)
     clip = objectives[0].clip
     canary = None if copy is None else (objectives[1].clip, copy[1])
-    trained = sum(value.numel() for value in objectives[0].trainable().values())
-    total = sum(value.numel() for value in objectives[0].model.parameters())
-    return _answers(clip, exam, canary, asked) | _truth(clip, asked), objectives[0].notes, (trained, total)
+    return (
+        _answers(clip, exam, canary, asked) | _truth(clip, asked),
+        objectives[0].notes,
+        objectives[0].parameter_counts,
+    )
 
 
 def _truth(clip: Clip, asked: Questions) -> dict[str, float]:
@@ -197,9 +183,7 @@ def run_trial(trial: Trial, held: Held, questions: Questions, share: Share, devi
         RuntimeError: the loss is no number.
     """
     history = trial.history()
-    state = None
-    if len(history) < len(trial.rungs):
-        state = _state(trial)
+    state = _state(trial) if len(history) < len(trial.rungs) else None
     if state is not None and len(state["history"]) > len(history):
         # a kill fell between the state and its record
         history = list(state["history"])
@@ -225,7 +209,7 @@ def run_trial(trial: Trial, held: Held, questions: Questions, share: Share, devi
         yield history[-1]
 
 
-def _record(trial: Trial, questions: Questions, courses: Courses, point: Measured, seconds: float) -> Record:
+def _record(trial: Trial, questions: Questions, courses: Courses, point: Point, seconds: float) -> Record:
     figures = courses.figures()
     objective = objective_pct(figures, questions.objective)
     record: Record = {
@@ -266,25 +250,21 @@ def _state(trial: Trial) -> dict[str, Any] | None:
 
 def _keep(trial: Trial, courses: Courses, history: list[Record]) -> None:
     """Write the state, then the records that make it count; each whole or not at all."""
-    trial.folder.mkdir(parents=True, exist_ok=True)
-    temporary = trial.folder / f".{STATE_FILE}.tmp"
     state = {
         "fingerprint": trial.fingerprint,
         "courses": courses.state(),
         "step": history[-1]["step"],
         "history": history,
     }
-    torch.save(state, temporary)
-    temporary.replace(trial.folder / STATE_FILE)
+    with whole(trial.folder / STATE_FILE) as temporary:
+        torch.save(state, temporary)
     _note(trial, history)
 
 
 def _note(trial: Trial, history: list[Record]) -> None:
-    write_text(
-        trial.folder / HISTORY_FILE, json.dumps({"fingerprint": trial.fingerprint, "records": history}, indent=1)
-    )
+    write_json(trial.folder / HISTORY_FILE, {"fingerprint": trial.fingerprint, "records": history})
 
 
 def note_error(trial: Trial, words: str) -> None:
     """Keep what stopped a trial, for the table."""
-    write_text(trial.folder / ERRORS_FILE, json.dumps([*trial.errors(), words], indent=1))
+    write_json(trial.folder / ERRORS_FILE, [*trial.errors(), words])

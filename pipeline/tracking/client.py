@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -20,7 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
 
 from ..core.masking import masked, one_line
-from .record import Logged, Record, TrackingConfig
+from .record import DataInput, Logged, Record, TrackingConfig
 from .registry import register, version_of
 
 CONTENT = "clipsan.content"
@@ -75,7 +74,7 @@ def check_store(uri: str) -> None:
 def begin(settings: TrackingConfig, record: Record, home: Path) -> str:
     """Start the run of a record, or find it, with its parameters; return its id."""
     client, experiment = _open(settings, home)
-    run = _find(client, experiment, record)
+    run = _find(client, experiment, _identity(record, None))
     if run is None:
         run = client.create_run(experiment, tags=_identity(record, settings.parent), run_name=record.name)
     else:
@@ -102,7 +101,7 @@ def send(settings: TrackingConfig, record: Record, home: Path) -> str:
         Exception: the server or the store is away or refuses; which kinds MLflow lets through depends on the store.
     """
     client, experiment = _open(settings, home)
-    run = _find(client, experiment, record)
+    run = _find(client, experiment, _identity(record, None))
     content = record.content(home)
     if run is None:
         run = client.create_run(experiment, tags=_identity(record, settings.parent), run_name=record.name)
@@ -138,15 +137,10 @@ def _identity(record: Record, parent: str | None) -> dict[str, str]:
     return tags | ({PARENT: parent} if parent else {})
 
 
-def _find(client: MlflowClient, experiment: str, record: Record) -> Run | None:
-    found = find_runs(client, experiment, _identity(record, None))
-    return found[0] if found else None
-
-
-def find_runs(client: MlflowClient, experiment: str, tags: Mapping[str, str]) -> list[Run]:
-    """Return the runs with these tags, the newest first."""
+def _find(client: MlflowClient, experiment: str, tags: Mapping[str, str]) -> Run | None:
+    """Return the newest run with these tags."""
     wanted = " and ".join(f"tags.`{name}` = {_quoted(value)}" for name, value in tags.items())
-    return list(client.search_runs([experiment], wanted, order_by=["attributes.start_time DESC"]))
+    return next(iter(client.search_runs([experiment], wanted, order_by=["attributes.start_time DESC"])), None)
 
 
 def _quoted(value: str) -> str:
@@ -177,7 +171,7 @@ def _log_params(client: MlflowClient, run: Run, record: Record) -> None:
         client.log_batch(run.info.run_id, params=new[start : start + PARAMETERS_A_CALL])
 
 
-def _dataset(given: Any) -> DatasetInput:
+def _dataset(given: DataInput) -> DatasetInput:
     source = json.dumps({"kind": given.kind, "path": given.path})
     dataset = Dataset(name=given.name, digest=given.digest, source_type=given.kind, source=source)
     return DatasetInput(dataset, tags=[InputTag("mlflow.data.context", given.context)])
@@ -187,8 +181,8 @@ def _scan_run(client: MlflowClient, experiment: str, tags: Mapping[str, str]) ->
     """Return the MLflow run of the scan that a repair builds on, if it was logged to the same place."""
     if "clipsan.scan_root" not in tags:
         return {}
-    found = find_runs(client, experiment, {"clipsan.verb": "scan", "clipsan.root": tags["clipsan.scan_root"]})
-    return {"clipsan.scan_run": str(found[0].info.run_id)} if found else {}
+    found = _find(client, experiment, {"clipsan.verb": "scan", "clipsan.root": tags["clipsan.scan_root"]})
+    return {} if found is None else {"clipsan.scan_run": str(found.info.run_id)}
 
 
 def _register(logged: Logged, record: Record, home: Path, lineage: Mapping[str, str]) -> None:

@@ -8,7 +8,6 @@ it. What cannot be compared (another suspect, another evaluation, nothing measur
 `MlflowClient.set_registered_model_alias` moves it by hand.
 """
 
-import os
 import sys
 import tempfile
 import warnings
@@ -51,7 +50,6 @@ def register(
         tags: of the version.
         description: of the version.
     """
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow.pyfunc
     from mlflow import MlflowClient
     from mlflow.models import ModelSignature

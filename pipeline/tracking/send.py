@@ -1,6 +1,5 @@
 """A run folder on its way to MLflow: recorded first, then sent; what cannot be sent now is sent later by `clipsan log`."""
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ..core.commit import fingerprint, write_text
+from ..core.commit import fingerprint, write_json
 from ..core.masking import masked, masked_tree
 from ..core.run_folder import flatten
 from .record import RECORD, DataInput, Logged, ModelRecord, Record, TrackingConfig, fingerprint_of, place, read_record
@@ -34,18 +33,15 @@ def log_run(
     """
     if not settings.enabled:
         return None
-    record = Record(
-        verb=verb,
-        root=str(root),
-        fingerprint=fingerprint_of(root) or fingerprint(tree),
-        params={name: str(value) for name, value in flatten(masked_tree(tree)).items()},
+    record = replace(
+        _begun(verb, root, tree),
         metrics={name: float(value) for name, value in metrics.items()},
         files=[str(file.relative_to(root)) if file.is_relative_to(root) else str(file) for file in files],
         tags=dict(tags or {}),
         inputs=list(inputs),
         model=model,
     )
-    write_text(root / RECORD, json.dumps(asdict(record), indent=1, ensure_ascii=False) + "\n")
+    write_json(root / RECORD, asdict(record))
     return _send(settings, record, root, parent)
 
 
@@ -78,22 +74,22 @@ def below(settings: TrackingConfig, *, verb: str, root: Path, tree: Any) -> Iter
     from . import client as mlflow_log
 
     steps = replace(settings, uri=place(settings, root))
-    params = {name: str(value) for name, value in flatten(masked_tree(tree)).items()}
-    found = fingerprint_of(root) or fingerprint(tree)
-    record = Record(verb=verb, root=str(root), fingerprint=found, params=params, metrics={}, files=[])
     with mlflow_log.forgiving(str(steps.uri), root):
-        steps = replace(steps, parent=mlflow_log.begin(steps, record, root))
+        steps = replace(steps, parent=mlflow_log.begin(steps, _begun(verb, root, tree), root))
     try:
         yield steps
     except BaseException as error:
         if steps.parent is not None and steps.parent != settings.parent:
             with mlflow_log.forgiving(str(steps.uri), root):
-                mlflow_log.end(str(steps.uri), steps.parent, _end_of(error))
+                mlflow_log.end(str(steps.uri), steps.parent, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise
 
 
-def _end_of(error: BaseException) -> str:
-    return "FAILED" if isinstance(error, Exception) else "KILLED"
+def _begun(verb: str, root: Path, tree: Any) -> Record:
+    """Return what is known of a run before it has figures."""
+    params = {name: str(value) for name, value in flatten(masked_tree(tree)).items()}
+    found = fingerprint_of(root) or fingerprint(tree)
+    return Record(verb=verb, root=str(root), fingerprint=found, params=params, metrics={}, files=[])
 
 
 def registered(logged: Logged | None) -> str | None:

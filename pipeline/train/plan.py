@@ -99,9 +99,7 @@ class Plan:
             f"model      {self.model_fingerprint[:12]} {start}, {self.image_size} px",
             f"out        {c.out}",
             f"training   {length}, batch {c.batch_size}, lr {c.lr:g} {c.schedule.kind}, {c.precision}, seed {c.seed}",
-            f"workers    {c.cluster.worker_count()} x {c.cluster.threads_per_worker} threads, "
-            f"{c.cluster.gpus_per_worker:g} GPU each, "
-            + (f"Ray at {c.cluster.address}" if c.cluster.address else "a private Ray on this machine"),
+            f"workers    {c.cluster.describe()}",
             f"passes     checked -> rejected/, training -> checkpoint/  ({self.fingerprint[:12]})",
         ]
         return "\n".join(lines) + "\n"

@@ -13,8 +13,6 @@ from .data import Reading
 from .fit import Checked, Order, PairSet, check, fit
 from .plan import Plan, TrainConfig, make_plan
 
-__all__ = ["VERB", "TrainConfig", "make_plan"]
-
 CHECKPOINT = "checkpoint"
 
 

@@ -4,16 +4,15 @@ One process without Ray: the loop is sequential, and small by default (2,000 pai
 the last finished epoch, to the same bytes.
 """
 
-import os
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 
 from clipsan.stages.attack.badclip import PatchOptimiser, encode_pairs, encode_target, measure
 from clipsan.stages.model.clip import load_clip
 
+from ..core.commit import whole
 from ..core.config import ConfigError, as_tree
 from ..core.progress import Progress
 from ..core.run_folder import RunFolder
@@ -46,7 +45,8 @@ def run(plan: Plan, job: Job) -> Result:
     start = optimiser.pixels()
     _optimise(settings, job.folder, optimiser, kept)
     picture = _picture(job.folder)
-    _write_picture(picture, optimiser.pixels())
+    with whole(picture) as temporary:
+        Image.fromarray(optimiser.pixels()).save(temporary, "PNG")
     tried = {"no_patch": None, "start": start, "patch": optimiser.pixels()}
     summary: Summary = {
         "settings": as_tree(settings),
@@ -92,24 +92,16 @@ def _optimise(settings: TriggerRunConfig, folder: RunFolder, optimiser: PatchOpt
     if path.is_file():
         optimiser.restore(torch.load(path, map_location=settings.device, weights_only=True))
     done, total = len(optimiser.losses), settings.badclip.epochs
-    folder.work.mkdir(parents=True, exist_ok=True)
     with Progress("epochs", total=total, done=done) as progress:
         for _ in range(done, total):
             optimiser.run_epoch()
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            torch.save(optimiser.state(), temporary)
-            temporary.replace(path)
+            with whole(path) as temporary:
+                torch.save(optimiser.state(), temporary)
             progress.advance(pairs=pairs)
 
 
 def _picture(folder: RunFolder) -> Path:
     return folder.root / "patch.png"
-
-
-def _write_picture(path: Path, pixels: np.ndarray) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    Image.fromarray(pixels).save(temporary, "PNG")
-    temporary.replace(path)
 
 
 VERB = Verb(

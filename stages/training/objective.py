@@ -125,6 +125,12 @@ class Objective(nn.Module, ABC, Generic[S]):
         """Return the parameters that are trained, by name."""
         return {name: value for name, value in self.named_parameters() if value.requires_grad}
 
+    @property
+    def parameter_counts(self) -> tuple[int, int]:
+        """How many parameters are trained, and how many the model has."""
+        trained = sum(value.numel() for value in self.trainable().values())
+        return trained, sum(value.numel() for value in self.model.parameters())
+
     def after_step(self) -> None:
         """Restore what must hold after each optimiser step: CLIP's logit scale lies between 1 and 100."""
         with torch.no_grad():

@@ -19,7 +19,8 @@ from mlflow import MlflowClient
 
 from clipsan.pipeline.core.cluster import ClusterConfig
 from clipsan.pipeline.core.verb import Summary
-from clipsan.pipeline.repair.verb import VERB, EarlyStop, RepairConfig
+from clipsan.pipeline.repair.settings import EarlyStop, RepairConfig
+from clipsan.pipeline.repair.verb import VERB
 from clipsan.pipeline.tracking.record import TrackingConfig
 from clipsan.pipeline.tracking.send import log_run
 from clipsan.stages.decode import decode

@@ -19,7 +19,8 @@ from clipsan.pipeline.core.cluster import ClusterConfig
 from clipsan.pipeline.core.config import ConfigError, as_tree, validate
 from clipsan.pipeline.core.verb import Summary
 from clipsan.pipeline.tracking.record import TrackingConfig
-from clipsan.pipeline.train.verb import VERB, TrainConfig
+from clipsan.pipeline.train.plan import TrainConfig
+from clipsan.pipeline.train.verb import VERB
 from clipsan.stages.decode import decode
 from clipsan.stages.model.clip import ModelConfig, load_clip
 from clipsan.stages.samples import seeded_hash
