@@ -10,6 +10,7 @@ from clipsan.stages.sources import SourceConfig
 from clipsan.stages.stage import config
 
 from ..core.cluster import ClusterConfig
+from ..core.config import refuse_filled_in
 from ..tracking.record import TrackingConfig
 
 CLEAN = "clean"
@@ -66,6 +67,4 @@ class BenchConfig:
         if both:
             raise ValueError(f"attacks: {', '.join(both)} is a control; give the attack another name")
         for section, names in FILLED_IN.items():
-            given = sorted(set(names) & getattr(self, section).keys())
-            if given:
-                raise ValueError(f"{section}: {', '.join(given)} is filled in for each cell; leave it out")
+            refuse_filled_in(getattr(self, section), names, section=section, by="for each cell")

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import typing
+from collections.abc import Collection, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -174,6 +175,13 @@ def put(tree: dict[str, Any], name: str, value: Any, *, where: str) -> None:
         if not isinstance(tree, dict):
             raise ConfigError(f"{where}: {parent} is a value, not a section")
     tree[last] = value
+
+
+def refuse_filled_in(given: Mapping[str, Any] | None, names: Collection[str], *, section: str, by: str) -> None:
+    """Raise ValueError where a section names a setting that the verb around it has its own value for."""
+    filled = sorted(set(names) & (given or {}).keys())
+    if filled:
+        raise ValueError(f"{section}: {', '.join(filled)} is filled in {by}; leave it out")
 
 
 def _explain(schema: Any, error: Any) -> str:

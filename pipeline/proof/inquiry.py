@@ -1,7 +1,7 @@
 """What a scan asks to have proven, and how: the settings, and everything that the passes which prove work on."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -103,6 +103,10 @@ class Inquiry:
 
     def on_model(self, name: str, folder: str | None = None) -> Pass:
         """Return a pass whose workers hold the suspect model."""
+        return replace(self.on_tables(name, folder), loads_model=True, pool=self.settings.pool)
+
+    def on_tables(self, name: str, folder: str | None = None) -> Pass:
+        """Return a pass over the pairs or their tables, whose records come in the order of the data set."""
         return Pass(
             name=name,
             cluster=self.cluster,
@@ -110,11 +114,5 @@ class Inquiry:
             folder=folder,
             fingerprint=self.fingerprint,
             pairs=self.embeddings.total,
-            loads_model=True,
             ordered=True,
-            pool=self.settings.pool,
         )
-
-    def on_tables(self, name: str) -> Pass:
-        """Return a pass over what was committed before, whose records come in the order of the data set."""
-        return Pass(name=name, cluster=self.cluster, pairs=self.embeddings.total, ordered=True)

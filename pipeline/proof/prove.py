@@ -139,14 +139,7 @@ def _prepare(inquiry: Inquiry, selection: Selection) -> tuple[Subject, Pixels]:
         raise ConfigError("data: there is no pair to learn labels from")
     clip = load_clip(inquiry.model, "cpu")
     wanted = selection.pictures
-    fetch = Pass(
-        name="pictures",
-        cluster=inquiry.cluster,
-        run=inquiry.folder,
-        folder="work/proof/pixels",
-        fingerprint=inquiry.fingerprint,
-        pairs=inquiry.embeddings.total,
-    )
+    fetch = inquiry.on_tables("pictures", "work/proof/pixels")
     fetch.do(pieces_of(inquiry.units, wanted), PixelWork(inquiry.pictures, inquiry.model))
     pixels = Pixels(fetch.home, tuple(sorted(wanted)), clip.image_size)
     subject = Subject(

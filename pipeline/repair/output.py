@@ -57,7 +57,7 @@ def write_card(
         "## Figures",
         "",
         *_figures(summary),
-        *_notes(notes),
+        *(["", "## Notes", "", *(f"- {note}" for note in notes)] if notes else []),
         "",
         "## Settings of the method",
         "",
@@ -108,7 +108,3 @@ def _cell(figures: Mapping[str, Any], name: str) -> str:
         return ""
     digits = 2 if name.endswith("_pct") else 3
     return f"{value:.{digits}f}" + (f" ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})" if interval else "")
-
-
-def _notes(notes: Sequence[str]) -> list[str]:
-    return ["", "## Notes", "", *(f"- {note}" for note in notes)] if notes else []

@@ -13,6 +13,7 @@ from clipsan.stages.sources import SourceConfig
 from clipsan.stages.stage import config
 
 from ..core.cluster import ClusterConfig
+from ..core.config import refuse_filled_in
 from ..tracking.record import TrackingConfig
 
 FILLED_IN = ("model", "out", "cluster", "tracking")
@@ -90,6 +91,4 @@ class RepairConfig:
         if self.data is None and self.scan is None:
             raise ValueError("give data (clean pairs), or scan (a run folder, for the pairs that it calls clean)")
         check_templates(self.templates)
-        filled = sorted(set(FILLED_IN) & (self.evaluate or {}).keys())
-        if filled:
-            raise ValueError(f"evaluate: {', '.join(filled)} is filled in by the repair; leave it out")
+        refuse_filled_in(self.evaluate, FILLED_IN, section="evaluate", by="by the repair")

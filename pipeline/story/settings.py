@@ -10,6 +10,7 @@ from clipsan.stages.sources import SourceConfig
 from clipsan.stages.stage import config
 
 from ..core.cluster import ClusterConfig
+from ..core.config import refuse_filled_in
 from ..tracking.record import TrackingConfig
 from ..tracking.registry import MAX_LOSS_POINTS
 
@@ -54,9 +55,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for section, names in FILLED_IN.items():
-            given = sorted(set(names) & (getattr(self, section) or {}).keys())
-            if given:
-                raise ValueError(f"{section}: {', '.join(given)} is filled in by the run; leave it out")
+            refuse_filled_in(getattr(self, section), names, section=section, by="by the run")
         if "method" not in self.repair:
             raise ValueError("repair: needs a method, a file of conf/repair")
         if self.evaluate is not None and not {"data", "classes"} <= self.evaluate.keys():

@@ -126,7 +126,11 @@ class RepairStep(Step):
         if self._scanned:
             return repair.VERB.plan(self.config()).describe()
         settings, evaluation = self.config(), self.settings.evaluate
-        attack = "" if evaluation is None else f": {'the given attack' if evaluation.get('attack') else WITHOUT_ATTACK}"
+        attack = (
+            ""
+            if evaluation is None
+            else f": {'the given attack' if evaluation.get('attack') else 'the triggers that the scan proves'}"
+        )
         return (
             f"suspect    {settings.model.path} (only read)\n"
             f"scan       {settings.scan}, which is still to do\n"
@@ -165,7 +169,6 @@ class RepairStep(Step):
         return {**given, "classes": classes, "attack": {**first, "also": also}}
 
 
-WITHOUT_ATTACK = "the triggers that the scan proves"
 STEPS: tuple[type[Step], ...] = (ScanStep, RepairStep)
 """In order."""
 

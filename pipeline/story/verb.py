@@ -95,7 +95,9 @@ def closing(summary: Summary) -> str:
     if summary["after"]:
         lines += [f"{'':<32}{'before':>10}{'after':>10}", *table(summary)]
     if summary["checkpoint"]:
-        lines.append(f"model        {summary['checkpoint']}" + _version(summary))
+        lines.append(
+            f"model        {summary['checkpoint']}" + (f" ({summary['registered']})" if summary["registered"] else "")
+        )
     lines += [
         f"evidence     {steps[ScanStep.name]['report']}",
         f"report       {summary['report']}",
@@ -112,10 +114,6 @@ def table(summary: Summary) -> list[str]:
         for name in SHOWN
         if name in before and name in after
     ]
-
-
-def _version(summary: Summary) -> str:
-    return f" ({summary['registered']})" if summary["registered"] else ""
 
 
 VERB = Verb(

@@ -89,11 +89,11 @@ def _challenge(settings: CanaryConfig, pictures: Pictures, target: int, plan: Pl
         raise ConfigError("canary: every held-out picture shows its target; name another one")
     trigger = settings.trigger.build()
     draws = seeded_hash([pictures.uids[row] for row in rows.tolist()], plan.config.seed, "sweep.canary").tolist()
-    marked = [_marked(trigger, pictures.pixels[row], draw) for row, draw in zip(rows.tolist(), draws, strict=True)]
-    return Challenge(NAME, np.stack(marked), (target,))
+    carrying = [_applied(trigger, pictures.pixels[row], draw) for row, draw in zip(rows.tolist(), draws, strict=True)]
+    return Challenge(NAME, np.stack(carrying), (target,))
 
 
-def _marked(trigger: Trigger, pixels: np.ndarray, draw: Any) -> np.ndarray:
+def _applied(trigger: Trigger, pixels: np.ndarray, draw: Any) -> np.ndarray:
     """Put the trigger on `[3, S, S] uint8` at the model's input size."""
     image = np.ascontiguousarray(pixels.transpose(1, 2, 0))
     return trigger(image, np.random.default_rng(draw))[0].transpose(2, 0, 1)
@@ -118,43 +118,36 @@ def _planted(plan: Plan, settings: CanaryConfig, held: Held, target: int) -> Cli
     course = task.begin(device, share)
     feed = CachedFeed(table_of(held.pairs), share, seed)
     word = synonyms(plan.classes[target])[0]
-    marked = _MarkedFeed(feed, settings, course.clip, word, plan.config.templates, seed)
+    captions = [template.replace("{}", word) for template in plan.config.templates]
+    carrying = _CarryingFeed(feed, settings, course.clip, captions, seed)
     pace = Pace(total_steps=settings.steps, batch_size=size, pairs=pairs, seed=seed)
-    for _ in train(course, marked, pace, share, device, points={settings.steps}):
+    for _ in train(course, carrying, pace, share, device, points={settings.steps}):
         pass
     return course.clip
 
 
-class _MarkedFeed:
+class _CarryingFeed:
     """Puts the trigger on the first rows of each batch, whose order is random already, and a caption of the target beside."""
 
-    def __init__(
-        self,
-        feed: CachedFeed,
-        settings: CanaryConfig,
-        clip: Clip,
-        word: str,
-        templates: tuple[str, ...],
-        seed: int,
-    ) -> None:
+    def __init__(self, feed: CachedFeed, settings: CanaryConfig, clip: Clip, captions: list[str], seed: int) -> None:
         self._feed = feed
         self._trigger = settings.trigger.build()
         self._share = settings.share_pct / 100
-        self._captions = [template.replace("{}", word) for template in templates]
-        self._tokens = clip.tokenize(self._captions).to(torch.int32)
+        self._captions = captions
+        self._tokens = clip.tokenize(captions).to(torch.int32)
         self._seed = seed
 
     def epoch(self, epoch: int, steps: int, first: int) -> Iterator[Rows]:
         """Yield the batches of one epoch."""
         for step, rows in enumerate(self._feed.epoch(epoch, steps, first), first):
-            yield self._marked(rows, step)
+            yield self._carrying(rows, step)
 
-    def _marked(self, rows: Rows, step: int) -> Rows:
+    def _carrying(self, rows: Rows, step: int) -> Rows:
         count = max(1, round(self._share * len(rows)))
         rng = np.random.default_rng([self._seed, step, *b"canary"])
         images, tokens, captions = rows.images.clone(), rows.tokens.clone(), rows.captions.copy()
         for row in range(count):
-            images[row] = torch.from_numpy(_marked(self._trigger, images[row].numpy(), rng.integers(2**32)))
+            images[row] = torch.from_numpy(_applied(self._trigger, images[row].numpy(), rng.integers(2**32)))
             choice = int(rng.integers(len(self._captions)))
             tokens[row], captions[row] = self._tokens[choice], self._captions[choice]
         return dataclasses.replace(rows, images=images, tokens=tokens, captions=captions)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from clipsan.stages.attack.triggers import Trigger
 from clipsan.stages.decode import BadImage, decode
 from clipsan.stages.evaluation.exam import Challenge, Exam, Pictures, eligible, proven_challenge
 from clipsan.stages.model.clip import Inputs, resolve_model
@@ -132,35 +131,21 @@ def _truth(plan: Plan, pictures: Pictures, originals: list[np.ndarray]) -> tuple
     attack = plan.config.truth.attack
     aim = attack.aim(list(plan.classes))
     inputs = Inputs(resolve_model(plan.base.config.model))
+    draws = seeded_hash(list(pictures.uids), 0, "evaluate.trigger").tolist()
     challenges = []
     for i, (strand, target) in enumerate(zip(attack.strands, aim.targets, strict=True)):
         wanted = eligible(pictures, (target,) if aim.convention == "exclude_target" else (), plan.classes)
         wanted &= True if aim.victim is None else pictures.labels == aim.victim
         if not wanted.any():
             raise ConfigError("truth: no final picture counts towards the ASR; give others")
-        challenges.append(
-            _marked(f"true_{i + 1}", strand.trigger.build(), i, pictures, originals, wanted, inputs, target)
-        )
+        trigger = strand.trigger.build()
+        # as `clipsan evaluate` does: before pictures are brought to the model's size
+        carrying = [
+            inputs.preprocess(trigger(originals[row], np.random.default_rng([draws[row], i]))[0]).numpy()
+            for row in np.flatnonzero(wanted).tolist()
+        ]
+        challenges.append(Challenge(f"true_{i + 1}", np.stack(carrying), (target,)))
     return tuple(challenges)
-
-
-def _marked(
-    name: str,
-    trigger: Trigger,
-    number: int,
-    pictures: Pictures,
-    originals: list[np.ndarray],
-    wanted: np.ndarray,
-    inputs: Inputs,
-    target: int,
-) -> Challenge:
-    """Put a trigger on the wanted pictures as `clipsan evaluate` does: before they are brought to the model's size."""
-    draws = seeded_hash(list(pictures.uids), 0, "evaluate.trigger").tolist()
-    marked = [
-        inputs.preprocess(trigger(originals[row], np.random.default_rng([draws[row], number]))[0]).numpy()
-        for row in np.flatnonzero(wanted).tolist()
-    ]
-    return Challenge(name, np.stack(marked), (target,))
 
 
 Drawn = tuple[Pictures, list[np.ndarray]]

@@ -17,10 +17,11 @@ from clipsan.stages.training.batch import Role
 from ..core.commit import fingerprint
 from ..core.config import ConfigError, as_tree, load_group, put, validate
 from ..data.choice import class_index
+from ..evaluate.settings import EvaluationAttack
 from ..repair import plan as repair_plan
 from ..repair.settings import RepairConfig
 from ..tracking.record import TrackingConfig
-from .settings import OptunaSearch, SweepConfig
+from .settings import CanaryConfig, OptunaSearch, SweepConfig
 
 SWEEP_VERSION = 1
 """Raised when the code comes to another result from the same settings, so that old trials are refused."""
@@ -125,12 +126,12 @@ def make_plan(settings: SweepConfig) -> Plan:
     dossiers = _dossiers(base)
     objective = _objective(settings, dossiers)
     if settings.canary is not None:
-        _check_canary(settings, repairs)
+        _check_canary(settings.canary, repairs)
     classes = _classes(base, dossiers)
     if len(classes) < 2:
         raise ConfigError("repair.classes: the measurements need class names; give classes, or a scan")
     if settings.truth is not None:
-        _check_truth(settings, classes)
+        _check_truth(settings.truth.attack, classes)
     held_out = list_units(settings.held_out.data)
     final = [] if settings.held_out.final is None else list_units(settings.held_out.final)
     made_of = fingerprint(
@@ -268,8 +269,7 @@ def _classes(base: repair_plan.Plan, dossiers: tuple[Dossier, ...]) -> tuple[str
     return (*base.classes, *(target for target in named if target.casefold() not in index))
 
 
-def _check_canary(settings: SweepConfig, repairs: Mapping[str, repair_plan.Plan]) -> None:
-    assert settings.canary is not None
+def _check_canary(canary: CanaryConfig, repairs: Mapping[str, repair_plan.Plan]) -> None:
     for plan in repairs.values():
         method = plan.config.method
         if method.roles != (Role.PAIR,) or plan.is_adapter:
@@ -277,12 +277,10 @@ def _check_canary(settings: SweepConfig, repairs: Mapping[str, repair_plan.Plan]
                 f"canary: no scan has seen it, so {method.kind}, which learns from what a scan finds or trains no encoder, "
                 "cannot be tried on it; leave canary out"
             )
-    settings.canary.trigger.build()
+    canary.trigger.build()
 
 
-def _check_truth(settings: SweepConfig, classes: tuple[str, ...]) -> None:
-    assert settings.truth is not None
-    attack = settings.truth.attack
+def _check_truth(attack: EvaluationAttack, classes: tuple[str, ...]) -> None:
     if attack.text_key is not None:
         raise ConfigError("truth.attack.text_key: the sweep shows triggers on images alone; leave it out")
     attack.aim(list(classes))

@@ -14,6 +14,7 @@ from clipsan.stages.sources import SourceConfig
 from clipsan.stages.stage import config
 
 from ..core.cluster import ClusterConfig
+from ..core.config import refuse_filled_in
 from ..evaluate.settings import EvaluationAttack, without_poisoning
 from ..tracking.record import TrackingConfig
 
@@ -218,6 +219,4 @@ class SweepConfig:
         fixed = sorted(name for name in self.space if name.partition(".")[0] in FIXED)
         if fixed:
             raise ValueError(f"space: {', '.join(fixed)} is the same in all trials; set it in repair")
-        filled = sorted(set(FILLED_IN) & self.repair.keys())
-        if filled:
-            raise ValueError(f"repair: {', '.join(filled)} is filled in by the sweep; leave it out")
+        refuse_filled_in(self.repair, FILLED_IN, section="repair", by="by the sweep")

@@ -53,10 +53,6 @@ class Trial:
     workers: int
     """Processes that share each batch."""
 
-    @property
-    def task(self) -> Task:
-        return self.job.task
-
     def history(self) -> list[Record]:
         """Return what has been measured.
 
@@ -107,9 +103,7 @@ class Courses:
 
     def __init__(self, trial: Trial, questions: Questions, share: Share, device: torch.device) -> None:
         self._questions = questions
-        tasks = [trial.task]
-        if questions.canary is not None:
-            tasks.append(trial.task.on(questions.canary.model))
+        tasks = _tasks(trial, None if questions.canary is None else questions.canary.model)
         self.courses: list[Course] = [task.begin(device, share) for task in tasks]
 
     def step(self, batches: Sequence[Batch], step: int, steps: int) -> tuple[torch.Tensor, float]:
@@ -129,6 +123,12 @@ class Courses:
     def restore(self, state: list[dict[str, Any]]) -> None:
         for course, own in zip(self.courses, state, strict=True):
             course.restore(own)
+
+
+def _tasks(trial: Trial, copy: ModelConfig | None) -> list[Task]:
+    """Return the trial's training, and the same of the copy with the canary."""
+    task = trial.job.task
+    return [task] if copy is None else [task, task.on(copy)]
 
 
 def _answers(clip: Clip, exam: Exam, canary: tuple[Clip, Challenge] | None, asked: Questions) -> dict[str, float]:
@@ -155,8 +155,7 @@ def last_word(
 ) -> tuple[dict[str, float], tuple[str, ...], tuple[int, int]]:
     """Write a finished trial's model; return its figures on another exam, its notes, and the parameters trained and in all."""
     state = torch.load(trial.folder / STATE_FILE, map_location="cpu", weights_only=True)
-    tasks = [trial.task, *([] if copy is None else [trial.task.on(copy[0])])]
-    objectives = [task.objective(asked.device) for task in tasks]
+    objectives = [task.objective(asked.device) for task in _tasks(trial, None if copy is None else copy[0])]
     for objective, own in zip(objectives, state["courses"], strict=True):
         objective.load_state_dict(own["weights"])
     objectives[0].export(target)

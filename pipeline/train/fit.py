@@ -211,7 +211,7 @@ def _datasets(order: Order, job: Job) -> dict[str, Any]:
     def stream() -> Any:
         # Ray Train calls this at every start of the workers, so a restart streams only the epochs that are left (one
         # more where a kill fell between a checkpoint and its note; the surplus is not read).
-        return rows_dataset(epoch_units(units, range(epochs_done(progress), epochs), seed), reading)
+        return rows_dataset(epoch_units(units, range(_told(progress)["checkpointed"], epochs), seed), reading)
 
     return {"pairs": stream, **found}
 
@@ -222,11 +222,9 @@ def _in_memory(first: PairSet, *more: PairSet) -> Any:
     return (dataset.union(*others) if others else dataset).materialize()
 
 
-def epochs_done(progress: Path) -> int:
-    """Return how many epochs the last checkpoint holds, from the file that the first worker keeps."""
-    if not progress.is_file():
-        return 0
-    return int(json.loads(progress.read_text(encoding="utf-8"))["checkpointed"])
+def _told(progress: Path) -> dict[str, Any]:
+    """Return what the file of the first worker says: step, epochs in the last checkpoint, loss."""
+    return json.loads(progress.read_text(encoding="utf-8")) if progress.is_file() else {"step": 0, "checkpointed": 0}
 
 
 class _Watch:
@@ -250,13 +248,13 @@ class _Watch:
         while self._written() == before:  # the workers take seconds to start, which are no part of the rate
             if self._stop.wait(0.5):
                 return
-        done = int(self._told()["step"])
+        done = int(_told(self._job.progress)["step"])
         pace = self._job.pace
         pairs = pace.batch_size * pace.accumulate
         with Progress(self._name, total=pace.total_steps, done=done, unit="steps") as progress:
             while True:
                 stopping = self._stop.wait(0.5)
-                told = self._told()
+                told = _told(self._job.progress)
                 loss = told.get("loss")
                 for _ in range(done, int(told["step"])):
                     progress.advance(pairs=pairs, note="" if loss is None else f"loss {loss:.4f}")
@@ -266,9 +264,3 @@ class _Watch:
 
     def _written(self) -> int:
         return self._job.progress.stat().st_mtime_ns if self._job.progress.is_file() else 0
-
-    def _told(self) -> dict[str, Any]:
-        if not self._job.progress.is_file():
-            return {"step": 0}
-        found: dict[str, Any] = json.loads(self._job.progress.read_text(encoding="utf-8"))
-        return found

@@ -36,6 +36,13 @@ def test_another_limit_is_another_proof(path: tuple[str, ...]) -> None:
     assert mark(settings) != mark(ProofConfig())
 
 
+@pytest.mark.parametrize("other", [{"score": "other"}, {"decision": {"kind": "budget"}}, {"seed": 1}], ids=str)
+def test_what_decides_the_choice_of_pairs_decides_the_proof(other: dict[str, Any]) -> None:
+    before: dict[str, Any] = {"score": "scored", "decision": {}, "seed": 0}
+    found = proof_fingerprint(ProofConfig(), SuperpixelsConfig(), {**before, **other})
+    assert found != proof_fingerprint(ProofConfig(), SuperpixelsConfig(), before)
+
+
 def test_the_limits_of_the_pairs_decide_it_too() -> None:
     examine = ProofConfig().examine
     for other in (
