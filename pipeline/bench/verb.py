@@ -9,7 +9,7 @@ from clipsan.stages.report.bench import render
 
 from ..core.cluster import ClusterConfig
 from ..core.config import as_tree
-from ..core.verb import Child, Job, Result, Summary, Verb
+from ..core.verb import Child, Job, Result, Verb
 from . import table
 from .plan import Plan, make_plan
 from .report import bench_report
@@ -68,17 +68,12 @@ def session(plan: Plan) -> ClusterConfig | None:
     )
 
 
-def status(summary: Summary) -> int:
-    """Return 1 when a cell failed."""
-    return 1 if summary["counts"]["failed"] else 0
-
-
 VERB = Verb(
     name="bench",
     config=BenchConfig,
     plan=make_plan,
     run=run,
     closing=table.screen,
-    status=status,
+    status=lambda summary: 1 if summary["counts"]["failed"] else 0,
     cluster=session,
 )

@@ -16,14 +16,13 @@ from clipsan.stages.report.text import duration
 
 from ..core.cluster import start_ray
 from ..core.config import ConfigError
+from ..core.masking import what_stopped
 from .cell import Cell
 from .plan import Plan
 from .table import cell_line
 
 LOOK_EVERY_S = 2.0
 """How often the driver looks for finished steps."""
-ERROR_LENGTH = 500
-"""Characters of an error that the table has room for; the cell's log has the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +32,6 @@ class CellEnd:
     cell: str
     error: str | None = None
     """What stopped it, in one line."""
-
-    @classmethod
-    def failed(cls, cell: Cell, error: Exception) -> "CellEnd":
-        """Return the end of a cell that was stopped by an error."""
-        return cls(cell.name, f"{type(error).__name__}: {' '.join(str(error).split())[:ERROR_LENGTH]}")
 
 
 def run_cell(cell: Cell, log: Path, min_asr_pct: float, before: CellEnd | None) -> CellEnd:
@@ -63,7 +57,7 @@ def run_cell(cell: Cell, log: Path, min_asr_pct: float, before: CellEnd | None) 
         except Exception as error:
             # Whatever it is, the other cells go on; the log has the rest of it.
             traceback.print_exc(file=file)
-            return CellEnd.failed(cell, error)
+            return CellEnd(cell.name, what_stopped(error))
     return CellEnd(cell.name)
 
 
@@ -100,7 +94,7 @@ def _end(ref: Any, cell: Cell) -> CellEnd:
     try:
         end: CellEnd = ray.get(ref)
     except ray.exceptions.RayError as error:
-        return CellEnd.failed(cell, error)
+        return CellEnd(cell.name, what_stopped(error))
     return end
 
 

@@ -8,6 +8,8 @@ import re
 from typing import Any
 
 MASK = "***"
+SAID = 500
+"""Characters of an error that a table has room for; a log has the rest."""
 NAMES = "key|secret|token|passw|pwd|sig|credential|auth"
 """Parts of the names of parameters in an address whose values are kept to ourselves."""
 # The greedy ends reach the last @, so that no part of a password with an @ or a / in it is left over. A port is no password.
@@ -28,6 +30,11 @@ def masked_tree(tree: Any) -> Any:
     if isinstance(tree, list):
         return [masked_tree(value) for value in tree]
     return masked(tree) if isinstance(tree, str) else tree
+
+
+def what_stopped(error: BaseException) -> str:
+    """Return an error for a table: its kind and what it says, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:SAID]}"
 
 
 def one_line(text: object) -> str:

@@ -17,6 +17,7 @@ from clipsan.stages.sources import list_units
 from ..core.cluster import start_ray
 from ..core.commit import write_json, write_text
 from ..core.config import as_tree
+from ..core.masking import what_stopped
 from ..core.run_folder import RunFolder
 from ..core.verb import Child, Job, Result, Summary, Verb
 from ..tracking.record import data_input, metrics_of
@@ -85,7 +86,7 @@ def _run_trial(settings: dict[str, Any], shared: dict[str, Any]) -> None:
     try:
         figures = measure(trial, shared["proven"], shared["manifest"])
     except Exception as error:
-        write_text(trial.folder / ERROR, f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+        write_text(trial.folder / ERROR, what_stopped(error))
         raise
     write_json(trial.folder / FIGURES, figures)
     (trial.folder / ERROR).unlink(missing_ok=True)
@@ -163,10 +164,6 @@ def closing(summary: Summary) -> str:
     return "\n".join(lines)
 
 
-def _is_whole(plan: Plan, _: RunFolder) -> bool:
-    return all(trial.figures is not None for trial in plan.trials)
-
-
 VERB = Verb(
     name="sweep-detectors",
     config=DetectorSweepConfig,
@@ -174,5 +171,5 @@ VERB = Verb(
     run=run,
     closing=closing,
     status=lambda summary: 1 if summary["counts"]["failed"] else 0,
-    is_whole=_is_whole,
+    is_whole=lambda plan, folder: all(trial.figures is not None for trial in plan.trials),
 )

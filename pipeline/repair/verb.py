@@ -84,10 +84,6 @@ def _evaluated(plan: Plan, model: ModelConfig, out: Path) -> dict[str, Any] | No
     return None if plan.config.evaluate is None else evaluate.VERB.start(plan.evaluation(model, out))["evaluation"]
 
 
-def _is_whole(plan: Plan, folder: RunFolder) -> bool:
-    return (folder.root / plan.target / CARD).is_file()
-
-
 def closing(summary: Summary) -> str:
     """Return the last line of a repair."""
     before, after = summary["before"] or {}, summary["after"] or {}
@@ -98,4 +94,11 @@ def closing(summary: Summary) -> str:
     )
 
 
-VERB = Verb(name="repair", config=RepairConfig, plan=make_plan, run=run, closing=closing, is_whole=_is_whole)
+VERB = Verb(
+    name="repair",
+    config=RepairConfig,
+    plan=make_plan,
+    run=run,
+    closing=closing,
+    is_whole=lambda plan, folder: (folder.root / plan.target / CARD).is_file(),
+)

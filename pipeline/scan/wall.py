@@ -1,6 +1,7 @@
 """The wall of pictures: the most suspicious pairs of a scan, each with what carries its claim."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,14 +23,12 @@ class Flagged:
     """One of the most suspicious pairs, before its picture is fetched."""
 
     part: int
-    uid: str
-    caption: str
-    score: float
-    reasons: tuple[str, ...]
-    concept: str | None
-    verdict: str
-    trigger_id: str | None
-    scores: dict[str, float]
+    row: dict[str, Any]
+    """Of its verdict: uid, caption, reasons, concept, verdict, trigger_id and scores."""
+
+    @property
+    def uid(self) -> str:
+        return str(self.row["uid"])
 
 
 def most_suspicious(verdicts: Parts, names: list[str], limit: int = PICTURE_LIMIT) -> list[Flagged]:
@@ -38,22 +37,8 @@ def most_suspicious(verdicts: Parts, names: list[str], limit: int = PICTURE_LIMI
     for index in verdicts.numbers:
         table = verdicts.read(index, ["uid", "caption", "reasons", "concept", "verdict", "trigger_id", *names])
         flagged = [not ACCUSING.isdisjoint(reasons) for reasons in table.column("reasons").to_pylist()]
-        for row in table.filter(pa.array(flagged, pa.bool_())).to_pylist():
-            scores = {name: float(row[name]) for name in names}
-            best.append(
-                Flagged(
-                    part=index,
-                    uid=row["uid"],
-                    caption=row["caption"],
-                    score=scores["ensemble"],
-                    reasons=tuple(row["reasons"]),
-                    concept=row["concept"],
-                    verdict=row["verdict"],
-                    trigger_id=row["trigger_id"],
-                    scores=scores,
-                )
-            )
-        best = sorted(best, key=lambda f: (-f.score, f.uid))[:limit]
+        best += [Flagged(index, row) for row in table.filter(pa.array(flagged, pa.bool_())).to_pylist()]
+        best = sorted(best, key=lambda pair: (-pair.row["ensemble"], pair.uid))[:limit]
     return best
 
 
@@ -72,16 +57,16 @@ def wall(scan: Scan, names: list[str], proof: Proof, truth: np.ndarray | None) -
     return tuple(
         FlaggedPair(
             uid=pair.uid,
-            caption=pair.caption,
+            caption=pair.row["caption"],
             picture=pictures[pair.uid][0],
             heat=pictures[pair.uid][1],
-            verdict=pair.verdict if scan.plan.config.oracle is not None else None,
-            trigger_id=pair.trigger_id,
-            score=pair.score,
+            verdict=pair.row["verdict"] if scan.plan.config.oracle is not None else None,
+            trigger_id=pair.row["trigger_id"],
+            score=pair.row["ensemble"],
             rank=rank,
-            reasons=pair.reasons,
-            concept=pair.concept,
-            scores=pair.scores,
+            reasons=tuple(pair.row["reasons"]),
+            concept=pair.row["concept"],
+            scores={name: pair.row[name] for name in names},
             truth=None if poisoned is None else pair.uid in poisoned,
         )
         for rank, pair in enumerate(best, 1)

@@ -126,11 +126,9 @@ class RepairStep(Step):
         if self._scanned:
             return repair.VERB.plan(self.config()).describe()
         settings, evaluation = self.config(), self.settings.evaluate
-        attack = (
-            ""
-            if evaluation is None
-            else f": {'the given attack' if evaluation.get('attack') else 'the triggers that the scan proves'}"
-        )
+        attack = ""
+        if evaluation is not None:
+            attack = ": the given attack" if evaluation.get("attack") else ": the triggers that the scan proves"
         return (
             f"suspect    {settings.model.path} (only read)\n"
             f"scan       {settings.scan}, which is still to do\n"

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ..core.masking import what_stopped
 from ..train.feed import Share
 from ..train.fit import RUN, run_workers
 from ..train.worker import this_worker
@@ -44,7 +45,7 @@ def trainable(settings: dict[str, Any], shared: dict[str, Any]) -> None:
             tune.report(_report(record, settings["resources"][number]))
     except Exception as error:
         if len(trial.errors()) == before:  # a worker of Ray Train has said more than what reaches this process
-            note_error(trial, f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+            note_error(trial, what_stopped(error))
         traceback.print_exc()
         raise
 
@@ -103,5 +104,5 @@ def _worker(settings: dict[str, Any]) -> None:
             next(records)
     except Exception as error:
         if share.rank == 0:
-            note_error(trial, f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+            note_error(trial, what_stopped(error))
         raise

@@ -5,7 +5,7 @@ goes on from its last measurement, and one that had failed is tried again.
 """
 
 from ..core.cluster import start_ray
-from ..core.run_folder import RunFolder, read_summary
+from ..core.run_folder import read_summary
 from ..core.verb import Job, Result, Summary, Verb
 from .plan import Plan, make_plan
 from .settings import SweepConfig
@@ -48,10 +48,6 @@ def closing(summary: Summary) -> str:
     return "\n".join(lines)
 
 
-def _is_whole(_: Plan, folder: RunFolder) -> bool:
-    return not read_summary(folder.root)["counts"]["failed"]
-
-
 VERB = Verb(
     name="sweep",
     config=SweepConfig,
@@ -59,5 +55,5 @@ VERB = Verb(
     run=run,
     closing=closing,
     status=lambda summary: 1 if summary["counts"]["failed"] or summary["recommended"] is None else 0,
-    is_whole=_is_whole,
+    is_whole=lambda plan, folder: not read_summary(folder.root)["counts"]["failed"],
 )

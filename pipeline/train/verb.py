@@ -87,8 +87,11 @@ def closing(summary: Summary) -> str:
     )
 
 
-def _is_whole(plan: Plan, folder: RunFolder) -> bool:
-    return (folder.root / CHECKPOINT).is_dir()
-
-
-VERB = Verb(name="train", config=TrainConfig, plan=make_plan, run=run, closing=closing, is_whole=_is_whole)
+VERB = Verb(
+    name="train",
+    config=TrainConfig,
+    plan=make_plan,
+    run=run,
+    closing=closing,
+    is_whole=lambda plan, folder: (folder.root / CHECKPOINT).is_dir(),
+)

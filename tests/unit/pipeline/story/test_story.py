@@ -127,14 +127,14 @@ def test_the_proven_triggers_become_the_attack_and_an_unknown_target_a_class(tmp
     for number, target in ((1, "Kite"), (2, "lamp")):
         dossier(target, number).save(tmp_path / "scan" / "triggers" / f"t{number}")
     (tmp_path / "scan" / "summary.json").write_text("{}")
-    step = run_steps.RepairStep(config(), tmp_path, config().tracking)
+    step = run_steps.RepairStep(config(out=str(tmp_path)), config().tracking)
     found = step.config().evaluate
     assert found is not None
     assert found["classes"] == ["ball", "kite", "lamp"]
     assert found["attack"]["target"] == "Kite"
     assert [strand["target"] for strand in found["attack"]["also"]] == ["lamp"]
-    given = config(evaluate={**EVALUATE, "attack": {"target": "ball"}})
-    assert run_steps.RepairStep(given, tmp_path, given.tracking).config().evaluate == given.evaluate
+    given = config(out=str(tmp_path), evaluate={**EVALUATE, "attack": {"target": "ball"}})
+    assert run_steps.RepairStep(given, given.tracking).config().evaluate == given.evaluate
 
 
 def test_a_change_is_good_or_bad_only_beyond_its_intervals() -> None:
