@@ -93,7 +93,12 @@ class Embedder:
         facts: list[dict[str, Any]] = []
         encoded: list[Encoded] = []
         batch: list[_Ready] = []
-        for outcome in self._prepared(pairs):
+        prepared = (
+            map(self._prepare, pairs)
+            if self._decoders is None
+            else _ahead(self._decoders, self._prepare, pairs, self._window)
+        )
+        for outcome in prepared:
             if isinstance(outcome, dict):
                 rejected.append(outcome)
                 continue
@@ -106,12 +111,6 @@ class Embedder:
             encoded.append(self._encode(batch))
             facts.extend(ready.facts for ready in batch)
         return self._table(facts, encoded), pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA)
-
-    def _prepared(self, pairs: Iterable[RawPair]) -> Iterator[_Ready | dict[str, str]]:
-        if self._decoders is None:
-            yield from map(self._prepare, pairs)
-            return
-        yield from _ahead(self._decoders, self._prepare, pairs, self._window)
 
     def _prepare(self, pair: RawPair) -> _Ready | dict[str, str]:
         if pair.reject is not None:

@@ -113,7 +113,6 @@ class ClipMixture(StreamingDetector):
         return counts
 
     def merge(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """Add two histograms."""
         total: np.ndarray = left + right
         return total
 

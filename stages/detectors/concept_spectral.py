@@ -100,11 +100,9 @@ class ConceptSpectral(StreamingDetector):
         self._settings = settings
 
     def start(self) -> SpectralState:
-        """Return the state before the first pass."""
         return SpectralState()
 
     def summarise(self, state: SpectralState, table: pa.Table) -> Any:
-        """Summarise a chunk for the current pass."""
         if state.round == 0:
             captions = table.column("caption").to_pylist()
             mine = isinstance(self._settings.concepts, Mined)
@@ -134,7 +132,6 @@ class ConceptSpectral(StreamingDetector):
         return distance_histograms(distance, kept), np.bincount(winner[out], minlength=len(rows))
 
     def merge(self, left: Any, right: Any) -> Any:
-        """Add two summaries of the same pass."""
         if isinstance(left, tuple) and isinstance(left[1], Counter):
             return left[0] + right[0], merge_counts(left[1], right[1])
         if isinstance(left, tuple) and isinstance(left[1], RegressionSums):
@@ -153,7 +150,6 @@ class ConceptSpectral(StreamingDetector):
         return left[0] + right[0], left[1] + right[1]
 
     def update(self, state: SpectralState, summary: Any) -> SpectralState:
-        """Return the state after a pass."""
         steps = (
             self._learn_words,
             self._learn_regression,

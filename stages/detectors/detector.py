@@ -66,17 +66,14 @@ class Rows(StreamingDetector):
 
     @property
     def name(self) -> str:
-        """Name of the class of the settings."""
         return type(self._settings).__name__
 
     @property
     def reads(self) -> frozenset[str]:
-        """Columns of the cache that it needs."""
         return self._settings.reads
 
     @property
     def columns(self) -> Mapping[str, Column]:
-        """The score columns."""
         return self._settings.columns
 
     def score(self, state: None, table: pa.Table) -> Columns:

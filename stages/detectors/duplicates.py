@@ -148,7 +148,6 @@ class CaptionDuplicates(StreamingDetector):
         return DuplicateCounts(*(Counter.of(own, self._width, self._exact_keys) for own in keys))
 
     def merge(self, left: DuplicateCounts, right: DuplicateCounts) -> DuplicateCounts:
-        """Add two counts."""
         return DuplicateCounts(left.captions + right.captions, left.images + right.images)
 
     def score(self, state: DuplicateCounts, table: pa.Table) -> Columns:

@@ -134,7 +134,6 @@ class Ensemble(StreamingDetector):
         return frozenset({"caption", *self._columns})
 
     def start(self) -> EnsembleState:
-        """Return the state before the first pass."""
         return EnsembleState()
 
     def summarise(self, state: EnsembleState, table: pa.Table) -> Any:
@@ -149,20 +148,18 @@ class Ensemble(StreamingDetector):
             return {name: sketch(v) for name, v in values.items()}, accusing
         members = self._vocabulary.members(table.column("caption").to_pylist())
         tops: dict[str, np.ndarray] = {}
-        for name in self._voters():
+        for name in (name for name, column in self._columns.items() if column.may_speak):
             survival = (state.sketches or {})[name].survival(self._values(table, name))
             tops[name] = np.stack([count_members(members[survival <= share]) for share in self._settings.top_shares])
         return count_members(members), tops
 
     def merge(self, left: Any, right: Any) -> Any:
-        """Add two summaries of the same pass."""
         if isinstance(left[0], dict):
             sketches = {name: merge_sketches(left[0][name], right[0][name]) for name in left[0]}
             return sketches, {name: left[1][name] + right[1][name] for name in left[1]}
         return left[0] + right[0], {name: left[1][name] + right[1][name] for name in left[1]}
 
     def update(self, state: EnsembleState, summary: Any) -> EnsembleState:
-        """Return the state after a pass."""
         if state.round == 0:
             pairs = int(next(iter(summary[0].values())).counts.sum()) if summary[0] else 0
             return replace(state, round=1, sketches=summary[0], accusing=summary[1], pairs=pairs)
@@ -211,9 +208,6 @@ class Ensemble(StreamingDetector):
                 for name, voice in sorted(voices.items())
             },
         }
-
-    def _voters(self) -> list[str]:
-        return [name for name, column in self._columns.items() if column.may_speak]
 
     def _weight(self, name: str, speaks: bool) -> float:
         if speaks:

@@ -103,7 +103,6 @@ class Lorex(StreamingDetector):
         return SuspectMoments(len(centred), centred.sum(axis=0), centred.T @ centred)
 
     def merge(self, left: SuspectMoments, right: SuspectMoments) -> SuspectMoments:
-        """Add two sums."""
         return SuspectMoments(left.count + right.count, left.total + right.total, left.products + right.products)
 
     def update(self, state: None, summary: SuspectMoments) -> Excess:

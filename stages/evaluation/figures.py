@@ -108,7 +108,7 @@ def mean_cosine(name: str, cosines: np.ndarray, *, strand: str = "", set: str = 
     if not len(cosines):
         raise ValueError(f"{name}: there are no images")
     values = cosines.astype(np.float64)
-    low, high = bootstrap_interval(_mean, values, seed=seed)
+    low, high = bootstrap_interval(lambda rows: float(rows.mean()), values, seed=seed)
     return Figure(name, float(values.mean()), "cosine", low, high, len(values), strand, set)
 
 
@@ -178,7 +178,3 @@ def _check_all(path: str, value: Any, low: float, high: float) -> None:
 def _check_range(path: str, value: float, low: float, high: float) -> None:
     if not low - ROUNDING <= value <= high + ROUNDING:
         raise ValueError(f"{path}: {value} is outside [{low:g}, {high:g}]")
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean())

@@ -98,7 +98,6 @@ class CleanClipObjective(Objective[CleanClip]):
         self.notes = self.views.notes
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Return this rank's loss."""
         image, image_view, text, text_view = encode_views(self, self.views, batch)
         scale = self.model.logit_scale.exp()
         contrastive = self.contrast(image, text, scale)
@@ -197,5 +196,4 @@ class CleanClipSupervisedObjective(Objective[CleanClipSupervised]):
         return self.global_mean(losses, batch.labels >= 0)
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """Return AdamW(0.9, 0.999)."""
         return adamw(self, self.settings.lr, self.settings.weight_decay, betas=(0.9, 0.999), eps=1e-8)

@@ -67,7 +67,6 @@ class EftClipObjective(Objective[EftClip]):
         self.notes = self.views.notes
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Return this rank's loss."""
         image, image_view, text, text_view = encode_views(self, self.views, batch)
         scale = self.model.logit_scale.exp()
         loss = self.contrast(image, text, scale)
@@ -75,7 +74,6 @@ class EftClipObjective(Objective[EftClip]):
         return loss + self.settings.margin_weight * self._margin(batch, image, text)
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """Return AdamW(0.9, 0.98)."""
         return adamw(self, self.settings.lr, self.settings.weight_decay, betas=(0.9, 0.98), eps=1e-6)
 
     def _margin(self, batch: Batch, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:

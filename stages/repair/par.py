@@ -66,7 +66,6 @@ class ParObjective(Objective[Par]):
         self._captions: dict[str, torch.Tensor] = {}
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Return this rank's loss."""
         pixels = self._augmented(batch) if self.settings.augment else self.pixels(batch.images)
         image, text = self.image_features(pixels), self.text_features(batch.tokens)
         with torch.no_grad():
@@ -75,7 +74,6 @@ class ParObjective(Objective[Par]):
         return self.contrast(image, text, self.model.logit_scale.exp()) - perturbation
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """Return AdamW(0.9, 0.98)."""
         return adamw(self, self.settings.lr, self.settings.weight_decay, betas=(0.9, 0.98), eps=1e-8)
 
     def _push(self, now: torch.Tensor, old: torch.Tensor) -> torch.Tensor:

@@ -80,7 +80,6 @@ class RvptObjective(Objective[Rvpt]):
             self.register_buffer("scale", torch.as_tensor(scale, device=self.device).clone(), persistent=False)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Return this rank's loss."""
         keep = batch.labels >= 0
         old = self._frozen_tokens(batch.images)
         with self.prompts.watched(active=True) as seen:

@@ -91,7 +91,6 @@ class UnlearnObjective(Objective[Unlearn]):
             self.register_buffer("scale", self.model.logit_scale.exp().clone(), persistent=False)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Return this rank's loss."""
         pixels = self.pixels(batch.images)
         image = self.image_features(pixels)
         chances = F.log_softmax(self.scale * image @ self.classes.T, dim=-1)
@@ -109,7 +108,6 @@ class UnlearnObjective(Objective[Unlearn]):
         return loss + terms.pasted_weight * self.global_mean(restored, pasted & (known | (batch.accused >= 0)))
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """Return AdamW(0.9, 0.999)."""
         return adamw(self, self.settings.lr, self.settings.weight_decay, betas=(0.9, 0.999), eps=1e-8)
 
     def _old(self, pixels: torch.Tensor) -> torch.Tensor:

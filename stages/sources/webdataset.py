@@ -386,7 +386,7 @@ class WebDatasetWriter(UnitWriter):
     def copy(self, pair: RawPair) -> str:
         key = safe_key(pair)
         for part in native_of(pair):
-            content = self._content(pair, part)
+            content = pair.image if part.suffix == pair.image_suffix else part.content
             if content is not None:
                 self._write(part.member, self._name(pair, key, part, part.suffix), content)
         return f"{self.shard}/{key}"
@@ -396,7 +396,7 @@ class WebDatasetWriter(UnitWriter):
         parts: tuple[Part, ...] = native_of(pair)
         names = _Names(self._source)
         fields = next((_json(part.content) for part in parts if part.suffix in JSON_SUFFIXES), {})
-        has_field = source_has_caption(fields, self._source.caption)
+        has_field = isinstance(first(fields.get(self._source.caption)), str)
         suffix = suffix if self._source.image is None else self._source.image
         for part in parts:
             if part.suffix == pair.image_suffix:
@@ -415,9 +415,6 @@ class WebDatasetWriter(UnitWriter):
         if not has_field and not any(part.suffix in names.captions for part in parts):
             self._write(parts[0].member, self._name(pair, key, parts[0], self._source.text or ".txt"), caption.encode())
         return f"{self.shard}/{key}"
-
-    def _content(self, pair: RawPair, part: Part) -> bytes | None:
-        return pair.image if part.suffix == pair.image_suffix else part.content
 
     def _name(self, pair: RawPair, key: str, part: Part, suffix: str) -> str:
         """Return the name of a member: as it was where it is safe and the suffix stays, with ./ and the suffix's case."""
@@ -458,8 +455,3 @@ def safe_key(pair: RawPair) -> str:
     parts = pair.key.split("/")
     kept = [UNSAFE.sub("_", part) for part in parts if part not in ("", ".", "..")]
     return pair.key if kept == parts else "/".join([*kept[:-1], f"{kept[-1] if kept else ''}-{hash_uid(pair.uid)[:8]}"])
-
-
-def source_has_caption(fields: dict[str, Any], name: str) -> bool:
-    """Whether the .json member holds a caption, or a list of them."""
-    return isinstance(first(fields.get(name)), str)

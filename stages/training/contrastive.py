@@ -51,12 +51,10 @@ class ContrastiveObjective(Objective[ContrastiveSettings]):
     """L = L_CLIP, the symmetric cross-entropy of the global batch; everything is trained."""
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Return this rank's contrastive loss."""
         images = augment(batch.images, batch.rows, batch.total, self.settings.augment, batch.seed)
         image = self.image_features(self.pixels(images))
         return self.contrast(image, self.text_features(batch.tokens), self.model.logit_scale.exp())
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """Return AdamW."""
         settings = self.settings
         return adamw(self, settings.lr, settings.weight_decay, betas=settings.betas, eps=settings.eps)
