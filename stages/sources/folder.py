@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pyarrow import fs
 
@@ -35,7 +35,7 @@ from .common import (
 )
 from .hints import json_hint
 from .rows import Row, RowsEnd, count_rows, header, image_suffix, load_image, rows, walk
-from .table import check_columns
+from .table import TableSource, check_columns
 
 METADATA = re.compile(r"metadata([-_.][^/]*)?\.(csv|tsv|jsonl|parquet)")
 REST = "@rest"
@@ -55,8 +55,6 @@ class FolderSource(SourceConfig):
 
     path: str | list[str]
     """Folders or globs of folders; local, s3:// or gs://."""
-    bytes_a_pair: ClassVar[int] = 40
-    """A row of a table: a path and a caption."""
     kind: Literal["folder"] = "folder"
     file_name: str = "file_name"
     """Metadata column with the image's path."""
@@ -80,6 +78,13 @@ class FolderSource(SourceConfig):
         if self.template is not None and "{}" not in self.template:
             raise ValueError("template needs {} where the name of the class folder goes")
         settle_paths(self)
+
+    def about_pairs(self, units: Sequence[Unit]) -> int:
+        """Return about how many pairs some units hold at the most: rows of metadata are short, images are not."""
+        tables = [unit for unit in units if _is_table(unit)]
+        images = [unit for unit in units if not _is_table(unit)]
+        rows = sum({unit.shard: unit.size_bytes for unit in tables}.values()) // TableSource.bytes_a_pair
+        return rows + SourceConfig.about_pairs(self, images)
 
     def list_units(self) -> list[Unit]:
         """Return slices of at most `unit_rows` images of every metadata file, class folder, or folder itself.

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipsan.stages.files import PathError
-from clipsan.stages.samples import Reject
+from clipsan.stages.samples import Reject, Unit
 from clipsan.stages.sources import (
     FolderSource,
     LabelCaptions,
@@ -323,3 +323,11 @@ def test_real_parquet_with_labels() -> None:
     assert len(pairs) == 1000
     assert {pair.reject for pair in pairs} == {None}
     assert {pair.label for pair in pairs} == set(range(20))
+
+
+def test_the_number_of_pairs_is_estimated_by_what_a_shard_holds() -> None:
+    images = Unit(0, "cat", "/photos/cat", 0, -1, 4 * FolderSource.bytes_a_pair)
+    rows = Unit(1, "metadata.csv", "/photos/metadata.csv", 0, -1, 7 * TableSource.bytes_a_pair)
+    assert FolderSource(path="/photos").about_pairs([images, rows]) == 4 + 7
+    halves = [Unit(i, "0.tar", "/0.tar", 0, -1, 10 * WebDataset.bytes_a_pair) for i in range(2)]
+    assert WebDataset(path="/0.tar").about_pairs(halves) == 10
