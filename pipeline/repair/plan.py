@@ -8,7 +8,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from clipsan.stages.model.checkpoints import check_softmax
 from clipsan.stages.model.clip import ModelConfig, load_clip
 from clipsan.stages.samples import Unit
 from clipsan.stages.sources import ParquetSource, SourceConfig, identity, list_units
@@ -188,7 +187,6 @@ def make_plan(settings: RepairConfig) -> Plan:
         section, notes = f"method.{fallback.field}", (fallback.note,)
     check_batch(settings, section)
     clip = load_clip(settings.model)
-    check_softmax(clip.model_cfg)
     check_out(settings)
     classes = _classes(settings, scan)
     main, beside = _pairs(settings, scan, classes)

@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from clipsan.stages.decode import MAX_PIXELS, MaxPixels
-from clipsan.stages.model.checkpoints import check_softmax
 from clipsan.stages.model.clip import ModelConfig, load_clip
 from clipsan.stages.samples import Unit
 from clipsan.stages.sources import SourceConfig, identity, list_units
 from clipsan.stages.stage import config
 from clipsan.stages.training.augment import AugmentConfig
 from clipsan.stages.training.contrastive import Contrastive
+from clipsan.stages.training.objective import is_sigmoid
 from clipsan.stages.training.optimise import OneCycle, Schedule
 
 from ..core.cluster import ClusterConfig
@@ -79,6 +79,7 @@ class Plan:
     config: TrainConfig
     units: list[Unit]
     image_size: int
+    loss: str
     model_fingerprint: str
     fingerprint: str
 
@@ -98,7 +99,7 @@ class Plan:
             f"data       {len(self.units)} units of {len({u.shard for u in self.units})} shards ({c.data.kind})",
             f"model      {self.model_fingerprint[:12]} {start}, {self.image_size} px",
             f"out        {c.out}",
-            f"training   {length}, batch {c.batch_size}, lr {c.lr:g} {c.schedule.kind}, {c.precision}, seed {c.seed}",
+            f"training   {length}, batch {c.batch_size}, lr {c.lr:g} {c.schedule.kind}, {self.loss} loss, {c.precision}, seed {c.seed}",
             f"workers    {c.cluster.describe()}",
             f"passes     checked -> rejected/, training -> checkpoint/  ({self.fingerprint[:12]})",
         ]
@@ -118,7 +119,6 @@ def make_plan(settings: TrainConfig) -> Plan:
     settings = dataclasses.replace(settings, model=settings.model.absolute())
     units = list_units(settings.data)
     clip = load_clip(settings.model, init_seed=settings.seed)
-    check_softmax(clip.model_cfg)
     free = ("out", "cluster", "tracking", "retries", "checkpoint_every_epochs", "data", "model")
     decides: dict[str, Any] = {
         "version": TRAIN_VERSION,
@@ -130,6 +130,7 @@ def make_plan(settings: TrainConfig) -> Plan:
         config=settings,
         units=units,
         image_size=clip.image_size,
+        loss="sigmoid" if is_sigmoid(clip.model) else "softmax",
         model_fingerprint=clip.fingerprint,
         fingerprint=fingerprint(decides),
     )

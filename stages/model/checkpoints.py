@@ -355,19 +355,6 @@ def activation_doubt(model: ModelConfig, weights: dict[str, torch.Tensor]) -> st
     return f"{reason}, and name={name} computes GELU: unless you trained them so, give name={name}-quickgelu"
 
 
-def check_softmax(model_cfg: dict[str, Any]) -> None:
-    """Refuse to train a model whose loss this version does not have.
-
-    Raises:
-        ModelError: a SigLIP, trained with the sigmoid loss.
-    """
-    if model_cfg.get("init_logit_bias") is not None:
-        raise ModelError(
-            "a SigLIP (init_logit_bias) is trained with the sigmoid loss, which is not supported; it can be scanned and evaluated, "
-            "and trained on or repaired with no method"
-        )
-
-
 def save_clip(
     model: torch.nn.Module, model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any], folder: str | Path
 ) -> None:

@@ -50,7 +50,7 @@ class Labels:
     prototypes: np.ndarray
     """`[C, D] float32`, unit norm: mean of the text embeddings of the pairs that hold the concept."""
     logit_scale: float
-    """What the suspect model multiplies cosines by before its softmax."""
+    """What the suspect model multiplies cosines by."""
     same: np.ndarray
     """`[C, C] bool`, symmetric: labels that count as one (synonyms)."""
 
@@ -68,7 +68,9 @@ class Labels:
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Return p(y|x) for unit vectors `[N, D] float32` as `[N, C] float64`; rows add up to 1.
 
-        The softmax is taken at the model's own logit scale, over single labels; `claimed` adds synonyms up.
+        The softmax is taken at the model's own logit scale, over single labels; `claimed` adds synonyms up. It is right for a
+        SigLIP, too: what the sigmoid loss is least at is the logarithm of p(x, y) / (p(x) p(y)) and a constant, as for CLIP's
+        loss, so that the softmax over a list of labels is their posterior under equal priors; the bias cancels.
         """
         logits = self.logit_scale * (images @ self.prototypes.T).astype(np.float64)
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))

@@ -54,6 +54,12 @@ class CleanClip(Method):
         return CleanClipObjective(self, clip, setting)
 
 
+SIGMOID = (
+    "the model is a SigLIP: its contrastive term is the sigmoid loss; the self-supervision is the softmax as published, at the "
+    "model's logit scale, which that term does not move"
+)
+
+
 class TwoViews:
     """A second view of every pair: AutoAugment for the image, EDA for the caption, drawn from step and row.
 
@@ -95,7 +101,7 @@ class CleanClipObjective(Objective[CleanClip]):
     def __init__(self, settings: CleanClip, clip: Clip, setting: Setting) -> None:
         super().__init__(settings, clip, setting)
         self.views = TwoViews(clip, settings.synonyms, settings.alpha)
-        self.notes = self.views.notes
+        self.notes = (*self.views.notes, *([SIGMOID] if self.is_sigmoid else []))
 
     def forward(self, batch: Batch) -> torch.Tensor:
         image, image_view, text, text_view = encode_views(self, self.views, batch)
@@ -128,7 +134,11 @@ def self_supervision(
     text_view: torch.Tensor,
     scale: torch.Tensor,
 ) -> torch.Tensor:
-    """Return CleanCLIP's L_SS of this rank's rows."""
+    """Return CleanCLIP's L_SS of this rank's rows.
+
+    A SigLIP's scale is fitted to its bias, across the towers: here it is a constant.
+    """
+    scale = scale.detach() if objective.is_sigmoid else scale
     return (objective.match(image, image_view, scale) + objective.match(text, text_view, scale)) / 2
 
 

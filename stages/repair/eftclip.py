@@ -15,7 +15,7 @@ from ..stage import config
 from ..training.batch import Batch, Role
 from ..training.objective import Objective, Setting, cosine_rows
 from ..training.optimise import CosineWarmup, Schedule, adamw
-from .cleanclip import TwoViews, encode_views, self_supervision
+from .cleanclip import SIGMOID, TwoViews, encode_views, self_supervision
 from .method import Method
 
 
@@ -64,7 +64,7 @@ class EftClipObjective(Objective[EftClip]):
     def __init__(self, settings: EftClip, clip: Clip, setting: Setting) -> None:
         super().__init__(settings, clip, setting)
         self.views = TwoViews(clip, settings.synonyms, settings.alpha)
-        self.notes = self.views.notes
+        self.notes = (*self.views.notes, *([SIGMOID] if self.is_sigmoid else []))
 
     def forward(self, batch: Batch) -> torch.Tensor:
         image, image_view, text, text_view = encode_views(self, self.views, batch)

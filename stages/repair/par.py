@@ -10,7 +10,7 @@ from torch import distributed
 from ..model.clip import Clip
 from ..stage import config
 from ..training.batch import Batch
-from ..training.objective import Objective, Setting, frozen_copy
+from ..training.objective import Objective, Setting, freeze_temperature, frozen_copy
 from ..training.optimise import Schedule, TwoPhase, adamw
 from .augment import erase, noise
 from .method import Method
@@ -53,14 +53,15 @@ class ParObjective(Objective[Par]):
 
     L_PERT = (1[S_I <= tau] S_I + 1[S_T <= tau] S_T) / 2, where S is the mean squared distance of a tower's unit vectors
     to the frozen copy's over the *global* batch, so one decision a tower and step. Above tau the term has neither value
-    nor gradient. The logit scale is constant. The published code calls the towers past its distributed wrapper, so that
+    nor gradient. The logit scale is constant, and a SigLIP's
+    bias; L_CLIP is then its sigmoid loss. The published code calls the towers past its distributed wrapper, so that
     its ranks never share gradients; here they do.
     """
 
     def __init__(self, settings: Par, clip: Clip, setting: Setting) -> None:
         super().__init__(settings, clip, setting)
         self._frozen = (frozen_copy(self.model),)
-        self.model.logit_scale.requires_grad_(False)
+        freeze_temperature(self.model)
         mean, std = (torch.tensor(clip.preprocess_cfg[key], device=self.device) for key in ("mean", "std"))
         self._mean, self._std = mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
         self._captions: dict[str, torch.Tensor] = {}

@@ -1,4 +1,4 @@
-"""Contrastive training: CLIP's loss over the global batch, from scratch, as fine-tuning, or as the baseline of the repairs."""
+"""Contrastive training: the model's loss over the global batch, from scratch, as fine-tuning, or as the baseline of the repairs."""
 
 from typing import ClassVar, Protocol
 
@@ -48,7 +48,7 @@ class Contrastive:
 
 
 class ContrastiveObjective(Objective[ContrastiveSettings]):
-    """L = L_CLIP, the symmetric cross-entropy of the global batch; everything is trained."""
+    """L = L_CLIP, the symmetric cross-entropy of the global batch, or a SigLIP's sigmoid loss; everything is trained."""
 
     def forward(self, batch: Batch) -> torch.Tensor:
         images = augment(batch.images, batch.rows, batch.total, self.settings.augment, batch.seed)

@@ -100,9 +100,6 @@ class Objective(nn.Module, ABC, Generic[S]):
         self.device = clip.device
         self.notes: tuple[str, ...] = ()
         """What a reader of the result must know about how this run differs from the method as published."""
-        if getattr(self.model, "logit_bias", None) is not None:
-            # a constant added to all logits changes no softmax, so it would never get a gradient
-            self.model.logit_bias.requires_grad_(False)
         self._contrast: ClipLoss = clip_loss(setting.rank, setting.world_size)
 
     @abstractmethod
@@ -126,15 +123,23 @@ class Objective(nn.Module, ABC, Generic[S]):
         return {name: value for name, value in self.named_parameters() if value.requires_grad}
 
     @property
+    def is_sigmoid(self) -> bool:
+        """Whether the model is a SigLIP: it has a bias for its logits, and learns each pair of a batch by itself."""
+        return is_sigmoid(self.model)
+
+    @property
     def parameter_counts(self) -> tuple[int, int]:
         """How many parameters are trained, and how many the model has."""
         trained = sum(value.numel() for value in self.trainable().values())
         return trained, sum(value.numel() for value in self.model.parameters())
 
     def after_step(self) -> None:
-        """Restore what must hold after each optimiser step: CLIP's logit scale lies between 1 and 100."""
+        """Restore what must hold after each optimiser step: CLIP's logit scale lies between 1 and 100.
+
+        SigLIP bounds its scale nowhere, and published ones lie above 100.
+        """
         with torch.no_grad():
-            if self.model.logit_scale.requires_grad:
+            if self.model.logit_scale.requires_grad and not self.is_sigmoid:
                 self.model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
 
     def train(self, mode: bool = True) -> Self:
@@ -170,12 +175,20 @@ class Objective(nn.Module, ABC, Generic[S]):
         return F.normalize(vectors.view(len(names), len(self.setting.templates), -1).mean(1), dim=-1)
 
     def contrast(self, image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """Return CLIP's loss of this rank's rows against the whole global batch."""
+        """Return the model's own contrastive loss of this rank's rows against the whole global batch.
+
+        CLIP's, the symmetric cross-entropy; for a SigLIP its sigmoid loss.
+        """
+        if self.is_sigmoid:
+            return sigmoid_loss(image, self.gather(text), scale, self.model.logit_bias, self.setting.rank)
         loss: torch.Tensor = self._contrast(image, text, scale)
         return loss
 
     def match(self, left: torch.Tensor, right: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """Return the cross-entropy of this rank's rows of `left` against all ranks' rows of `right`; one direction."""
+        """Return the cross-entropy of this rank's rows of `left` against all ranks' rows of `right`; one direction.
+
+        It compares the rows of one tower, which no bias of a SigLIP was fitted to: it is the softmax for every model.
+        """
         logits = scale * left @ self.gather(right).T
         own = torch.arange(len(left), device=left.device) + self.setting.rank * len(left)
         return F.cross_entropy(logits, own)
@@ -205,6 +218,39 @@ def clip_loss(rank: int, world_size: int) -> ClipLoss:
     takes of the gradients, is the loss of the global batch. All ranks need the same number of rows.
     """
     return ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world_size)
+
+
+def is_sigmoid(model: Any) -> bool:
+    """Whether a network is trained with the sigmoid loss: open_clip gives such a one a bias for its logits."""
+    return getattr(model, "logit_bias", None) is not None
+
+
+def sigmoid_loss(
+    image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, rank: int = 0
+) -> torch.Tensor:
+    """Return SigLIP's loss (Zhai et al. 2023, arXiv 2303.15343, section 3.2), as open_clip's SigLipLoss computes it.
+
+    The sum over all pairs of an image and a text of -log sigmoid(z (scale cos + bias)), z = 1 for a row's own text and -1 for all
+    others, by the number of images. The mean over ranks is the loss of the global batch.
+
+    Args:
+        image: this rank's `[n, D]`, unit rows.
+        text: those of all ranks, `[N, D]`, unit rows.
+        scale: a scalar, the exponential of the model's logit_scale.
+        bias: the model's logit_bias, a scalar.
+        rank: of this worker; its own rows begin at `rank * n`.
+    """
+    logits = scale * image @ text.T + bias
+    signs = torch.full_like(logits, -1.0)
+    signs.diagonal(rank * len(image)).fill_(1.0)
+    return -F.logsigmoid(signs * logits).sum() / len(image)
+
+
+def freeze_temperature(model: Any) -> None:
+    """Leave the scale of the logits, and a SigLIP's bias, as they are."""
+    for name in ("logit_scale", "logit_bias"):
+        if getattr(model, name, None) is not None:
+            getattr(model, name).requires_grad_(False)
 
 
 def freeze_text(model: nn.Module) -> None:

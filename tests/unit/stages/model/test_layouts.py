@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from clipsan.stages.model.checkpoints import activation_doubt, check_softmax, named_preprocess
+from clipsan.stages.model.checkpoints import activation_doubt, named_preprocess
 from clipsan.stages.model.clip import Clip, Inputs, ModelConfig, ModelError, load_clip, resolve_model, save_clip
 from clipsan.stages.model.layouts import from_transformers, transformers_cfg, unwrapped
 
@@ -285,15 +285,6 @@ def test_the_doubt_is_said_when_the_model_is_loaded(
         loaded(tmp_path, {**weights, "input_resolution": torch.tensor(32)}, name="ViT-B-32")
     with warnings.catch_warnings(action="error"):
         loaded(tmp_path, weights)
-
-
-def test_a_siglip_is_scanned_and_not_trained_with_another_loss(tmp_path: Path) -> None:
-    (tmp_path / "siglip.json").write_text(json.dumps({**TINY, "init_logit_bias": -10}))
-    found = load_clip(ModelConfig(config=str(tmp_path / "siglip.json")), init_seed=1)
-    assert found.encode_text(["a boat"]).shape == (1, 16)
-    with pytest.raises(ModelError, match="sigmoid loss, which is not supported"):
-        check_softmax(found.model_cfg)
-    check_softmax(TINY)
 
 
 def test_a_missing_package_is_called_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

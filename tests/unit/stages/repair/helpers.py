@@ -12,6 +12,10 @@ from clipsan.stages.model.clip import Clip, load_clip
 from clipsan.stages.training.batch import Batch, Role
 from tests.conftest import TINY
 
+SIGLIP = {**TINY, "init_logit_scale": 2.3, "init_logit_bias": -3.0}
+"""The tiny CLIP with a bias for its logits, which makes it a SigLIP; the one that published ones start from, -10, would hide the
+negatives of a batch of twelve."""
+
 CLASSES = ("ball", "kite", "lamp", "boat")
 ROWS = 12
 LABELS = (0, 1, 2, -1, 3, 1, 0, 2, 3, 0, -1, 1)
@@ -86,6 +90,16 @@ def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Return -log softmax at the target of each row, float64."""
     shifted = logits - logits.max(1, keepdims=True)
     return np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(targets)), targets]
+
+
+def siglip_loss(image: np.ndarray, text: np.ndarray, scale: float, bias: float) -> float:
+    """Return the sum over all pairs of log(1 + exp(-z (scale cos + bias))) by the rows, one pair after the other, float64."""
+    total = 0.0
+    for i, row in enumerate(image):
+        for j, other in enumerate(text):
+            sign = 1 if i == j else -1
+            total += float(np.log1p(np.exp(-sign * (scale * row @ other + bias))))
+    return total / len(image)
 
 
 def clip_loss(image: np.ndarray, text: np.ndarray, scale: float) -> float:

@@ -5,22 +5,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from open_clip.loss import SigLipLoss
 from torch.nn import functional as F
 
-from clipsan.stages.repair.cleanclip import NO_THESAURUS, CleanClip, CleanClipSupervised
+from clipsan.stages.repair.cleanclip import NO_THESAURUS, SIGMOID, CleanClip, CleanClipSupervised
 from clipsan.stages.repair.eftclip import EftClip
 from clipsan.stages.repair.finetune import FineTune
 from clipsan.stages.repair.par import Par
 from clipsan.stages.repair.rvpt import Rvpt
 from clipsan.stages.repair.unlearn import Unlearn
 from clipsan.stages.training.batch import Role
-from clipsan.stages.training.objective import Setting
+from clipsan.stages.training.objective import Setting, sigmoid_loss
 from tests.unit.stages.repair.helpers import (
     ACCUSED,
     CLASSES,
     LABELS,
     ROLES,
     ROWS,
+    SIGLIP,
     batch_of,
     clean_batch,
     clip_loss,
@@ -28,6 +30,7 @@ from tests.unit.stages.repair.helpers import (
     disturb,
     encode_images,
     encode_texts,
+    siglip_loss,
     tiny_clip,
 )
 
@@ -274,3 +277,95 @@ def test_in_bfloat16_only_the_encoders_lose_digits(config) -> None:
         assert all(p.grad.dtype == torch.float32 for p in objective.trainable().values())
     assert losses[True] != losses[False]
     assert losses[True].item() == pytest.approx(losses[False].item(), rel=0.02)
+
+
+SIGLIP_SCALE, SIGLIP_BIAS = np.exp(2.3), -3.0
+
+
+def siglip_parts() -> tuple:
+    clip = tiny_clip(config=SIGLIP)
+    batch = batch_of(clip)
+    return clip, batch, encode_images(clip, clip.model, batch.images), encode_texts(clip, clip.model, batch.captions)
+
+
+def test_fine_tuning_a_siglip_is_the_sigmoid_loss_with_a_gradient_to_its_bias() -> None:
+    clip, batch, image, text = siglip_parts()
+    objective = FineTune().build(clip, SETTING).train()
+    loss = objective(batch)
+    assert loss.item() == pytest.approx(siglip_loss(image, text, SIGLIP_SCALE, SIGLIP_BIAS), abs=1e-5)
+    loss.backward()
+    step = 1e-4
+    for name, value in (("logit_bias", SIGLIP_BIAS), ("logit_scale", 2.3)):
+        at = [
+            siglip_loss(image, text, np.exp(where), SIGLIP_BIAS)
+            if name == "logit_scale"
+            else siglip_loss(image, text, SIGLIP_SCALE, where)
+            for where in (value - step, value + step)
+        ]
+        assert getattr(clip.model, name).grad.item() == pytest.approx((at[1] - at[0]) / (2 * step), rel=1e-3)
+
+
+def test_the_sigmoid_loss_is_open_clips() -> None:
+    rows = torch.nn.functional.normalize(torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(1)), dim=-1)
+    scale, bias = torch.tensor(11.0), torch.tensor(-4.0)
+    ours = sigmoid_loss(rows[0], rows[1], scale, bias)
+    assert ours.item() == pytest.approx(SigLipLoss()(rows[0], rows[1], scale, bias).item(), rel=1e-6)
+
+
+def test_a_siglips_scale_is_bounded_nowhere_and_a_clips_at_100() -> None:
+    for config, kept in ((SIGLIP, 4.9), (None, np.log(100))):
+        clip = tiny_clip(config=config)
+        objective = FineTune().build(clip, SETTING)
+        with torch.no_grad():
+            clip.model.logit_scale.fill_(4.9)
+        objective.after_step()
+        assert clip.model.logit_scale.item() == pytest.approx(kept, abs=1e-6)
+
+
+def test_self_supervision_leaves_a_siglips_scale_alone() -> None:
+    clip, batch, *_ = siglip_parts()
+    objective = CleanClip(clip_weight=0, inmodal_weight=1).build(clip, SETTING).train()
+    assert objective.notes == (NO_THESAURUS, SIGMOID)
+    loss = objective(batch)
+    loss.backward()
+    own, expected = np.arange(ROWS), 0.0
+    for encode, plain, view in (
+        (encode_images, batch.images, objective.views.images(batch)),
+        (encode_texts, batch.captions, objective.views.captions(batch)),
+    ):
+        logits = SIGLIP_SCALE * encode(clip, clip.model, plain) @ encode(clip, clip.model, view).T
+        expected += cross_entropy(logits, own).mean() / 2
+    assert loss.item() == pytest.approx(expected, abs=1e-5)
+    assert clip.model.logit_scale.grad.item() == clip.model.logit_bias.grad.item() == 0
+
+
+def test_par_and_eftclip_of_a_siglip_recover_with_the_sigmoid_loss() -> None:
+    clip, batch, image, text = siglip_parts()
+    contrastive = siglip_loss(image, text, SIGLIP_SCALE, SIGLIP_BIAS)
+    par = Par(augment=False).build(clip, SETTING).train()
+    assert par(batch).item() == pytest.approx(contrastive, abs=1e-5)  # nothing has moved yet
+    assert not {"model.logit_scale", "model.logit_bias"} & par.trainable().keys()
+    clip = tiny_clip(config=SIGLIP)
+    eftclip = EftClip(margin_weight=0, inmodal_weight=0).build(clip, SETTING).train()
+    assert eftclip(batch).item() == pytest.approx(contrastive, abs=1e-5)
+    assert SIGMOID in eftclip.notes
+
+
+def test_a_tiny_siglip_learns_with_the_sigmoid_loss() -> None:
+    clip = tiny_clip(config=SIGLIP)
+    batch = clean_batch(clip)
+    objective = FineTune(weight_decay=0.0).build(clip, SETTING).train()
+    optimizer = objective.optimizer()
+    losses = []
+    for _ in range(80):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3
+        optimizer.zero_grad()
+        loss = objective(batch)
+        loss.backward()
+        optimizer.step()
+        objective.after_step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 4
+    cosines = encode_images(clip, clip.model, batch.images) @ encode_texts(clip, clip.model, batch.captions).T
+    assert (cosines.argmax(1) == np.arange(ROWS)).mean() > 0.9

@@ -15,7 +15,7 @@ from clipsan.stages.repair.par import Par
 from clipsan.stages.repair.rvpt import Rvpt
 from clipsan.stages.repair.unlearn import Unlearn
 from clipsan.stages.training.objective import Objective, Setting
-from tests.unit.stages.repair.helpers import CLASSES, ROWS, batch_of, disturb, tiny_clip
+from tests.unit.stages.repair.helpers import CLASSES, ROWS, SIGLIP, batch_of, disturb, tiny_clip
 
 HALF = ROWS // 2
 # of the image tower's distance to its frozen copy, see test_par_decides_by_the_global_batch
@@ -31,11 +31,17 @@ METHODS = {
     "rvpt": Rvpt(first_block=1, tokens=4),
     "eftclip": EftClip(margin=0.5),
     "unlearn": Unlearn(floor=1.3),
+    "siglip_finetune": FineTune(),
+    "siglip_cleanclip": CleanClip(),
+    "siglip_zero_shot": CleanClipSupervised(head="zero_shot"),
+    "siglip_par": Par(tau="auto"),
+    "siglip_eftclip": EftClip(margin=0.5),
+    "siglip_unlearn": Unlearn(floor=1.3),
 }
 
 
 def objective_of(name: str, rank: int, world_size: int) -> Objective:
-    clip = tiny_clip()
+    clip = tiny_clip(config=SIGLIP if name.startswith("siglip") else None)
     objective = METHODS[name].build(clip, Setting(classes=CLASSES, rank=rank, world_size=world_size)).train()
     disturb(
         clip.model.visual if name != "rvpt" else objective.prompts, 0.3
