@@ -133,7 +133,7 @@ def _earlier(plan: Plan, folder: RunFolder) -> Parts:
 def score_pairs(scan: Scan) -> Findings:
     """Learn, score and combine; return what the detectors say of the data set as a whole."""
     settings, embeddings, fingerprint = scan.plan.config.detectors, scan.embeddings, scan.plan.score_fingerprint
-    suite = build_suite(settings, pairs=embeddings.total, trusted=_trusted_moments(scan))
+    suite = build_suite(settings, pairs=embeddings.total, trusted=_trusted_moments(scan), scale=scan.plan.scale)
     density = scan.over_parts("density", "work/density", fingerprint)
     density.do(density_pieces(embeddings.rows, settings.density), DensityWork(settings.density, embeddings))
     states = _learn(scan, "learn", suite.detectors, embeddings)

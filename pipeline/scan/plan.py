@@ -24,7 +24,7 @@ from ..proof.views import Views
 from ..tracking.record import TrackingConfig
 
 EMBED_VERSION = 1
-SCORE_VERSION = 6
+SCORE_VERSION = 7
 VERDICT_VERSION = 1
 """Raised when the code of a pass comes to give another result, so that old parts are refused and not mixed in."""
 
@@ -101,6 +101,8 @@ class Plan:
     trusted: DataSet | None
     model_fingerprint: str
     layers: list[str]
+    scale: float
+    """The model's exp(logit_scale)."""
     columns: frozenset[str]
     score_fingerprint: str
     proof_fingerprint: str | None
@@ -183,6 +185,7 @@ def make_plan(settings: ScanConfig) -> Plan:
         trusted=trusted,
         model_fingerprint=clip.fingerprint,
         layers=layers,
+        scale=clip.scale,
         columns=check_chain(CACHE_COLUMNS, [*suite.chain, Views, Judge]),
         score_fingerprint=scored,
         proof_fingerprint=proven,

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..captions import Vocabulary
 from ..stage import Columns, config
+from .claim import DEFAULT_SCALE, Claim, ClaimConfig
 from .clip_score import ClipMixture, ClipMixtureConfig, ClipScore
 from .concept_spectral import ConceptSpectral, ConceptSpectralConfig
 from .density import DensityConfig
@@ -36,6 +37,8 @@ class DetectorsConfig:
     """Concept-whitened spectral scores of the intermediate layers."""
     clip_mixture: ClipMixtureConfig = field(default_factory=ClipMixtureConfig)
     """Two-component mixture of the CLIP score."""
+    claim: ClaimConfig = field(default_factory=ClaimConfig)
+    """How surely the model reads a pair's own caption off its picture."""
     duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
     """How often a caption or an image occurs."""
     density: DensityConfig = field(default_factory=DensityConfig)
@@ -98,6 +101,7 @@ class Suite:
     settings: DetectorsConfig
     spectral: ConceptSpectral
     mixture: ClipMixture
+    claim: Claim
     others: tuple[StreamingDetector, ...]
 
     def __post_init__(self) -> None:
@@ -110,7 +114,7 @@ class Suite:
     @property
     def detectors(self) -> list[StreamingDetector]:
         """All detectors that read the cache, in the order of their columns."""
-        return [self.spectral, self.mixture, *self.others]
+        return [self.spectral, self.mixture, self.claim, *self.others]
 
     @property
     def columns(self) -> dict[str, Column]:
@@ -149,8 +153,10 @@ class Suite:
         )
 
 
-def build_suite(settings: DetectorsConfig, *, pairs: int, trusted: TrustedMoments | None) -> Suite:
-    """Build the detectors; `pairs` sizes the sketches, LoREx needs the moments of a trusted set.
+def build_suite(
+    settings: DetectorsConfig, *, pairs: int, trusted: TrustedMoments | None, scale: float = DEFAULT_SCALE
+) -> Suite:
+    """Build the detectors; `pairs` sizes the sketches, LoREx needs the moments of a trusted set, `scale` is the model's.
 
     Raises:
         ValueError: two of them have a column of the same name.
@@ -158,4 +164,10 @@ def build_suite(settings: DetectorsConfig, *, pairs: int, trusted: TrustedMoment
     wanted: list[DetectorConfig] = [ClipScore(), settings.duplicates, settings.lorex, *settings.more]
     built = [detector.build(pairs, trusted) for detector in wanted]
     others = tuple(detector for detector in built if detector is not None)
-    return Suite(settings, ConceptSpectral(settings.concept_spectral), ClipMixture(settings.clip_mixture), others)
+    return Suite(
+        settings=settings,
+        spectral=ConceptSpectral(settings.concept_spectral),
+        mixture=ClipMixture(settings.clip_mixture),
+        claim=Claim(settings.claim, scale),
+        others=others,
+    )

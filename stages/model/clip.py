@@ -121,6 +121,7 @@ class Clip:
         self.preprocess = self.inputs.preprocess
         self.tokenize = self.inputs.tokenize
         self.fingerprint = fingerprint(model, self.model_cfg, self.preprocess_cfg)
+        self.scale = float(model.get_parameter("logit_scale").detach().exp())
         self._precision = precision
         self._mean = torch.tensor(self.preprocess_cfg["mean"], device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(self.preprocess_cfg["std"], device=self.device).view(1, 3, 1, 1)
