@@ -75,7 +75,7 @@ def find_patches(evidence: pa.Table, *, seed: int, limits: PatchLimits) -> list[
         limits: of the search.
     """
     by_claim: dict[str, list[Sighting]] = defaultdict(list)
-    for sighting in read_sightings(evidence, limits.likeness):
+    for sighting in read_sightings(evidence):
         by_claim[sighting.claim].append(sighting)
     found: list[Patch] = []
     for claim, sightings in sorted(by_claim.items()):

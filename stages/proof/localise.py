@@ -20,7 +20,7 @@ class BoxLimits:
     """How the box around what carries a claim is found."""
 
     steps: Steps = (6, 2, 1)
-    """Moves of a box's sides, in sixty-fourths of the image; coarse to fine."""
+    """Moves of a box's sides, in sixty-fourths of the image; coarse to fine, and from the last one halved down to a pixel."""
     complete_steps: Steps = (2, 1)
     """Those of `complete`, which begins close by."""
     rounds: Count = 3
@@ -109,6 +109,17 @@ def complete(suspect: Suspect, image: np.ndarray, start: Box, label: int, onto: 
     return _climb(start, score, image.shape[0], limits.complete_steps, limits.rounds, outward=True)
 
 
+def pixel_steps(steps: Sequence[int], size: int) -> list[int]:
+    """Return steps in sixty-fourths of an image as pixels of it, each once, then halved until they are of one pixel.
+
+    A box is found to the pixel whatever the image's size: regions are compared, and pasted, pixel by pixel.
+    """
+    found = [max(1, round(step * size / 64)) for step in steps]
+    while found[-1] > 1:
+        found.append(found[-1] // 2)
+    return list(dict.fromkeys(found))
+
+
 def _climb(
     start: Box,
     score: Callable[[np.ndarray], np.ndarray],
@@ -128,7 +139,7 @@ def _climb(
 
     look_at([start])
     best = start
-    for step in dict.fromkeys(max(1, round(step * size / 64)) for step in steps):
+    for step in pixel_steps(steps, size):
         for _ in range(rounds):
             moves = _moves(best, step, size, outward=outward)
             look_at(moves)

@@ -159,7 +159,22 @@ def test_the_limits_decide_what_is_a_dossier() -> None:
 
     assert len(search(min_members=8)) == 1
     assert search(min_members=9) == []
-    assert [patch.varying for patch in search(min_likeness=1.0)] == [True]
+
+
+def test_a_limit_that_no_two_regions_reach_leaves_the_place_alone() -> None:
+    rng = np.random.default_rng(20)
+    rows = stamped(8, 19, place=(20, 18))
+    for one in rows:
+        with Image.open(io.BytesIO(one["region_png"])) as file:  # type: ignore[arg-type]
+            levels = np.asarray(file).astype(int)
+        levels[..., :3] += rng.integers(-3, 4, (SIDE, SIDE, 3))
+        noisy = io.BytesIO()
+        Image.fromarray(levels.clip(0, 255).astype(np.uint8), "RGBA").save(noisy, "PNG")
+        one["region_png"] = noisy.getvalue()
+    table = pa.Table.from_pylist(rows)
+    found = find_patches(table, seed=0, limits=dataclasses.replace(LIMITS, min_likeness=1.0))
+    assert [patch.varying for patch in found] == [True]
+    assert [patch.varying for patch in find_patches(table, seed=0, limits=LIMITS)] == [False]
 
 
 def test_two_triggers_and_two_claims_stay_apart_and_are_numbered_by_size() -> None:
@@ -186,20 +201,19 @@ def test_the_picture_of_a_region_may_be_its_box() -> None:
     mask[4:9, 6:20] = True
     mask[5, 7] = False
     whole, boxed = (
-        read_sightings(pa.Table.from_pylist([row("a", image, mask, boxed=boxed)]), LIMITS.likeness)[0]
-        for boxed in (False, True)
+        read_sightings(pa.Table.from_pylist([row("a", image, mask, boxed=boxed)]))[0] for boxed in (False, True)
     )
     assert np.array_equal(whole.picture, boxed.picture)
     assert np.array_equal(whole.picture[mask], image[mask])
     assert not whole.picture[~mask].any()
     broken = row("a", image, mask) | {"mask_runs": to_runs(np.eye(16, dtype=bool)), "mask_height": 16, "mask_width": 16}
     with pytest.raises(ValueError, match="16 x 16"):
-        read_sightings(pa.Table.from_pylist([broken]), LIMITS.likeness)
+        read_sightings(pa.Table.from_pylist([broken]))
 
 
 def test_likeness_is_the_concordance_at_the_best_shift() -> None:
     rows = stamped(2, 12, place=(2, 3)) + stamped(1, 13, place=(19, 7))
-    a, b, moved = read_sightings(pa.Table.from_pylist(rows), LIMITS.likeness)
+    a, b, moved = read_sightings(pa.Table.from_pylist(rows))
     score, down, right = likeness(a, moved, LIMITS.likeness)
     assert (down, right) == (17, 4)
     both = np.roll(a.mask, (17, 4), (0, 1)) & moved.mask
@@ -210,7 +224,7 @@ def test_likeness_is_the_concordance_at_the_best_shift() -> None:
     assert score == pytest.approx(expected, abs=1e-3)
     assert likeness(moved, a, LIMITS.likeness)[1:] == (-17, -4)
     assert likeness(a, b, LIMITS.likeness)[0] > LIMITS.min_likeness
-    genuine = read_sightings(pa.Table.from_pylist(crops(2, 14)), LIMITS.likeness)
+    genuine = read_sightings(pa.Table.from_pylist(crops(2, 14)))
     assert likeness(*genuine, LIMITS.likeness)[0] < LIMITS.min_likeness
 
 
