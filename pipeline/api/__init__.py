@@ -17,10 +17,12 @@ Nothing heavy is imported before the first call, and a Ray that is running in th
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from clipsan.stages.selection import Selection
 
 CLASSES = {
     "ConfigError": "pipeline.core.config",
@@ -44,6 +46,8 @@ CLASSES = {
     "TableSource": "stages.sources",
     "FolderSource": "stages.sources",
     "PoisonedSource": "stages.sources",
+    "Selection": "stages.selection",
+    "UnknownPair": "stages.selection",
 }
 """Class that can be imported from here -> the module that has it."""
 
@@ -55,6 +59,7 @@ __all__ = [
     "repair",
     "run",
     "scan",
+    "select",
     "sweep",
     "train",
     "trigger",
@@ -152,6 +157,34 @@ def bench(settings: Any = None, *overrides: str, **sections: Any) -> Finished:
 def trigger(settings: Any = None, *overrides: str, **sections: Any) -> Finished:
     """Make the optimised patch of BadCLIP on a clean model."""
     return _done("trigger", settings, overrides, sections)
+
+
+def select(
+    scan: Any, *, data: str | list[str] | None = None, unknown: Literal["error", "drop"] = "error"
+) -> "Selection":
+    """Return the filter that drops from a training what a finished scan flagged or rejected; see Selection for its two uses.
+
+        kept = clipsan.select("runs/scan")
+        webdataset.WebDataset(shards).compose(kept).decode("pil")
+        kept.of(rows, uids)
+
+    Args:
+        scan: a run folder, or what `scan` returned.
+        data: the shards as the loader names them, where they lie at another place now than when they were scanned.
+        unknown: what becomes of a pair that is none of the scan's: it is an error, or dropped and counted.
+
+    Raises:
+        ConfigError: there is no finished scan, or its shards are not there.
+    """
+    from clipsan.pipeline.core.config import ConfigError
+    from clipsan.pipeline.data.selected import selection
+
+    try:
+        return selection(scan.folder if isinstance(scan, Finished) else scan, data=data, unknown=unknown)
+    except ConfigError:
+        raise
+    except (ValueError, OSError) as error:
+        raise ConfigError(str(error)) from error
 
 
 def _done(name: str, settings: Any, overrides: tuple[str, ...], sections: dict[str, Any]) -> Finished:

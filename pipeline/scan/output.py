@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipsan.stages.evaluation.detection import detection_figures
-from clipsan.stages.samples import uid_array
+from clipsan.stages.samples import uid_array, uid_rows
+from clipsan.stages.selection import ALLOWED, FLAGGED, REJECTED
 from clipsan.stages.verdicts import ACCUSING, Reason, Verdict
 
 from ..core.config import ConfigError
@@ -153,11 +154,16 @@ class Measured:
 
 
 def save_uid_lists(scan: Scan) -> None:
-    """Write flagged.npy (pairs that the clean copy leaves out) and allow.npy (the others), in DataComp's format."""
-    flagged: list[str] = []
-    allowed: list[str] = []
+    """Write the uids of all pairs in DataComp's format: flagged.npy (what the clean copy leaves out), allow.npy (the others) and
+    rejected.npy (what could not be scanned)."""
+    flagged: list[np.ndarray] = []
+    allowed: list[np.ndarray] = []
     for table in scan.verdicts.tables(["uid_hex", "reasons"]):
-        for uid, reasons in zip(table.column("uid_hex").to_pylist(), table.column("reasons").to_pylist(), strict=True):
-            (allowed if scan.quarantine.isdisjoint(reasons) else flagged).append(uid)
-    np.save(scan.folder.root / "flagged.npy", uid_array(flagged))
-    np.save(scan.folder.root / "allow.npy", uid_array(allowed))
+        bad = np.array([not scan.quarantine.isdisjoint(found) for found in table.column("reasons").to_pylist()], bool)
+        uids = uid_rows(table.column("uid_hex").to_pylist())
+        flagged.append(uids[bad])
+        allowed.append(uids[~bad])
+    rejected = Parts.of(scan.folder.rejected).tables(["uid_hex"])
+    np.save(scan.folder.root / FLAGGED, uid_array(flagged))
+    np.save(scan.folder.root / ALLOWED, uid_array(allowed))
+    np.save(scan.folder.root / REJECTED, uid_array(uid_rows(table.column("uid_hex").to_pylist()) for table in rejected))

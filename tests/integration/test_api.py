@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 import pytest
+import webdataset as wds
 
 import clipsan
 from clipsan import ConfigError, Finished, ParquetSource, PoisonConfig, WebDataset, poison, scan
@@ -41,6 +42,15 @@ def test_a_set_is_poisoned_and_scanned(pairs: Path, tiny_checkpoint: Path, tmp_p
     assert pc.sum(pc.not_equal(verdicts["verdict"], "clean")).as_py() >= found.summary["counts"]["flagged"] >= 6
     assert {"embeddings", "scores", "verdicts"} <= set(found.tables)
     assert set(made.table("manifest")["uid"].to_pylist()) <= set(verdicts["uid"].to_pylist())
+    kept = clipsan.select(found)
+    shards = wds.SimpleShardList(sorted(str(path) for path in (made.folder / "data").glob("*.tar")))
+    seen = [kept.uid_of(s) for s in wds.DataPipeline(shards, wds.tarfile_to_samples(), kept, wds.decode("pil"))]
+    bad = [{"poison_suspect", "proven_trigger"}.isdisjoint(reasons) for reasons in verdicts["reasons"].to_pylist()]
+    assert seen == verdicts.filter(bad)["uid"].to_pylist()
+    assert kept.counts == {"kept": len(seen), "flagged": 60 - len(seen)}
+    assert len(clipsan.select(tmp_path / "scan").of(verdicts["uid"], verdicts["uid"].to_pylist())) == len(seen)
+    with pytest.raises(ConfigError, match=r"no \.tar file matches"):
+        clipsan.select(found, data=str(tmp_path / "absent.tar"))
     with pytest.raises(ConfigError, match=r"no such table in .* there are .*verdicts"):
         found.table("verdict")
     assert Finished.of(tmp_path / "scan") == found

@@ -99,7 +99,7 @@ def test_one_worker_and_none_give_the_same_bytes_as_two(cluster, scanned, data, 
         expected = part_bytes(scanned / name)
         assert len(expected) >= SHARDS
         assert part_bytes(tmp_path / "one" / name) == expected, name
-    for name in ("flagged.npy", "allow.npy"):
+    for name in ("flagged.npy", "allow.npy", "rejected.npy"):
         assert (tmp_path / "one" / name).read_bytes() == (scanned / name).read_bytes()
 
 

@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-from clipsan.stages.samples import RawPair, hash_uid, seeded_hash, uid_array
+from clipsan.stages.samples import RawPair, hash_uid, seeded_hash, uid_array, uid_rows
 
 
 def test_uid_is_shard_and_key_and_its_hash_is_blake2b():
@@ -40,6 +40,12 @@ def test_draws_are_uniform():
 
 def test_uid_array_is_sorted_and_its_halves_make_the_uid_again():
     hexes = [hash_uid(str(i)) for i in range(50)]
-    array = uid_array(hexes)
+    array = uid_array([uid_rows(hexes[:20]), uid_rows(hexes[20:])])
     assert array.dtype == np.dtype("u8,u8")
     assert [f"{int(a):016x}{int(b):016x}" for a, b in array] == sorted(hexes)
+
+
+def test_uids_with_one_high_half_are_sorted_by_the_low_one():
+    hexes = [f"{high:016x}{low:016x}" for high in (7, 2**63, 1) for low in (9, 0, 2**64 - 1)]
+    assert [f"{int(a):016x}{int(b):016x}" for a, b in uid_array([uid_rows(hexes)])] == sorted(hexes)
+    assert len(uid_array([])) == 0
