@@ -15,7 +15,7 @@ from ..core.commit import fingerprint
 from ..core.config import ConfigError, as_tree
 from .settings import EvaluateConfig
 
-EVALUATE_VERSION = 2
+EVALUATE_VERSION = 3
 """Raised when the code comes to predict something else from the same settings, so that old parts are refused."""
 
 

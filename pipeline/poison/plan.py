@@ -13,10 +13,10 @@ from ..core.commit import fingerprint
 from ..core.config import as_tree
 from ..tracking.record import TrackingConfig
 
-POISON_VERSION = 1
+POISON_VERSION = 2
 """Raised when the code comes to poison otherwise from the same settings, so that old parts are refused."""
 LATER_SETTINGS: dict[str, Any] = {"also": [], "pairs": "others", "victim": None, "text_key": None}
-"""Settings of an attack that came after POISON_VERSION 1. They count only when they are used: older copies stay valid."""
+"""Settings that are left out of the fingerprint where they are not used: copies made before they came stay valid."""
 
 
 @config

@@ -15,14 +15,14 @@ def synonyms(name: str) -> list[str]:
     return list(dict.fromkeys(part.strip() for part in name.split(",") if part.strip()))
 
 
-def class_embeddings(clip: Clip, names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
-    """Return one unit vector a class, `[C, D] float32`.
+def class_prompts(names: Sequence[str], templates: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Return the prompts of some classes, every synonym in every template, and the class that each prompt is of.
 
-    The mean of the unit vectors of every synonym in every template, brought back to unit norm, as OpenAI's notebook
-    does it for templates; a class with more synonyms weighs no more.
+    A class's vector is the mean of its prompts' unit vectors, brought back to unit norm. Whoever makes class vectors takes the
+    prompts from here: the evaluation and the labeller (class_embeddings), and the objectives (Objective.class_features), which
+    need gradients.
 
     Args:
-        clip: the model.
         names: a class each, synonyms separated by commas.
         templates: sentences with {} where the name goes.
 
@@ -40,6 +40,19 @@ def class_embeddings(clip: Clip, names: Sequence[str], templates: Sequence[str])
             raise ValueError(f"class {index} has no name")
         prompts += [template.replace("{}", word) for word in words for template in templates]
         owners += [index] * (len(words) * len(templates))
+    return prompts, owners
+
+
+def class_embeddings(clip: Clip, names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
+    """Return one unit vector a class, `[C, D] float32`.
+
+    The mean of the unit vectors of every synonym in every template, brought back to unit norm, as OpenAI's notebook
+    does it for templates; a class with more synonyms weighs no more.
+
+    Raises:
+        ValueError: of class_prompts.
+    """
+    prompts, owners = class_prompts(names, templates)
     # every template gives other texts, so batches are cut over all prompts at once
     vectors = np.concatenate(
         [clip.encode_text(prompts[start : start + TEXT_BATCH]) for start in range(0, len(prompts), TEXT_BATCH)]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..evaluation.zero_shot import class_embeddings
 from ..model.clip import Clip
 from ..oracle.regions import Region
 from .disagreement import BATCH
@@ -18,8 +19,8 @@ class Labeller:
 
         Args:
             clip: the trusted model; never the suspect one.
-            names: labels to choose from.
-            templates: prompts with one {}; a label's direction is the mean of its prompts, as in CLIP.
+            names: labels to choose from, synonyms separated by commas.
+            templates: prompts with {}.
 
         Raises:
             ValueError: no names, or no templates.
@@ -28,9 +29,7 @@ class Labeller:
             raise ValueError("a labeller needs names and templates")
         self._clip = clip
         self._names = tuple(names)
-        prompts = [template.format(name) for name in names for template in templates]
-        mean = clip.encode_text(prompts).reshape(len(names), len(templates), -1).mean(1)
-        self._text = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+        self._text = class_embeddings(clip, self._names, templates)
 
     def labels(self, image: np.ndarray, regions: Sequence[Region]) -> list[str]:
         """Return the best label of each region of `[H, W, 3] uint8`; the crop is the smallest box around the mask."""

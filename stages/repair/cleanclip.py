@@ -15,7 +15,7 @@ from ..training.batch import Batch
 from ..training.objective import Objective, Setting, freeze_text
 from ..training.optimise import CosineWarmup, Schedule, adamw
 from .augment import auto_augment
-from .eda import augment_caption, read_thesaurus
+from .eda import WORDNET, augment_caption, thesaurus
 from .method import Method
 
 NO_THESAURUS = (
@@ -43,8 +43,9 @@ class CleanClip(Method):
     """Of the contrastive loss."""
     inmodal_weight: Annotated[float, Field(ge=0)] = 1.0
     """Of the self-supervision."""
-    synonyms: str | None = None
-    """Thesaurus for EDA, see stages.repair.eda.read_thesaurus; without one two of its four operations are left out."""
+    synonyms: str | None = WORDNET
+    """Thesaurus for EDA: wordnet, which is installed with clipsan, or a file or folder (stages.repair.eda.read_thesaurus). Null
+    leaves out two of its four operations."""
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """EDA's share of the words."""
     freeze_batch_norm: bool = False
@@ -70,7 +71,7 @@ class TwoViews:
     def __init__(self, clip: Clip, synonyms: str | None, alpha: float) -> None:
         self._tokenize = clip.tokenize
         self._alpha = alpha
-        self._thesaurus = read_thesaurus(synonyms) if synonyms is not None else None
+        self._thesaurus = thesaurus(synonyms) if synonyms is not None else None
         self.notes = () if self._thesaurus is not None else (NO_THESAURUS,)
 
     def images(self, batch: Batch) -> torch.Tensor:

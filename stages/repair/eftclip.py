@@ -16,6 +16,7 @@ from ..training.batch import Batch, Role
 from ..training.objective import Objective, Setting, cosine_rows
 from ..training.optimise import CosineWarmup, Schedule, adamw
 from .cleanclip import SIGMOID, TwoViews, encode_views, self_supervision
+from .eda import WORDNET
 from .method import Method
 
 
@@ -43,8 +44,8 @@ class EftClip(Method):
     """Of the margin on images with a recovered trigger."""
     margin: Annotated[float, Field(ge=0)] = 0.1
     """By which the cosine to the true text must exceed that to the trigger's label."""
-    synonyms: str | None = None
-    """Thesaurus for EDA, see stages.repair.eda.read_thesaurus; without one two of its four operations are left out."""
+    synonyms: str | None = WORDNET
+    """Thesaurus for EDA, see CleanClip.synonyms."""
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """EDA's share of the words."""
     freeze_batch_norm: bool = True

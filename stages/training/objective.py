@@ -32,6 +32,7 @@ from torch import distributed, nn
 from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 
+from ..evaluation.zero_shot import class_prompts
 from ..model.checkpoints import save_clip
 from ..model.clip import Clip
 from .batch import Batch
@@ -46,9 +47,9 @@ class Setting:
     """What an objective knows about the run beside its own configuration."""
 
     classes: tuple[str, ...] = ()
-    """Names behind Batch.labels and Batch.accused."""
+    """Names behind Batch.labels and Batch.accused, synonyms separated by commas."""
     templates: tuple[str, ...] = ("a photo of a {}.",)
-    """Prompts of a class; with several, its vector is the normalised mean."""
+    """Prompts of a class: its vector is the normalised mean over its synonyms and these."""
     rank: int = 0
     """Of this worker."""
     world_size: int = 1
@@ -168,11 +169,15 @@ class Objective(nn.Module, ABC, Generic[S]):
         return F.normalize(features.float(), dim=-1)
 
     def class_features(self, only: Sequence[int] | None = None) -> torch.Tensor:
-        """Return the text vectors of the classes, or of some of them by index, `[C, D] float32`, unit norm."""
+        """Return the text vectors of the classes, or of some of them by index, `[C, D] float32`, unit norm.
+
+        They are those of stages.evaluation.zero_shot.class_embeddings, with gradients.
+        """
         names = self.setting.classes if only is None else [self.setting.classes[index] for index in only]
-        prompts = [template.format(name) for name in names for template in self.setting.templates]
+        prompts, owners = class_prompts(names, self.setting.templates)
         vectors = self.text_features(self.clip.tokenize(prompts).to(self.device))
-        return F.normalize(vectors.view(len(names), len(self.setting.templates), -1).mean(1), dim=-1)
+        sums = vectors.new_zeros(len(names), vectors.shape[1])
+        return F.normalize(sums.index_add(0, torch.tensor(owners, device=self.device), vectors), dim=-1)
 
     def contrast(self, image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Return the model's own contrastive loss of this rank's rows against the whole global batch.

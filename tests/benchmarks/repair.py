@@ -52,7 +52,7 @@ METHODS: dict[str, list[str]] = {
     "cleanclip-supervised": [
         PAIRS,
         *("method.epochs=6", "method.batch_size=128", "method.lr=3e-3"),
-        "method.schedule={kind: cosine_warmup, warmup_steps: 10}",
+        "method.schedule={kind: cosine, warmup_steps: 10}",
     ],
     "par": [PAIRS, "method.epochs=6", "method.batch_size=128", "method.lr=3e-4", "method.tau=auto"],
     "rvpt": ["method.epochs=16", "method.shots=125", "method.first_block=1", "method.tokens=50", "method.lr=0.1"],

