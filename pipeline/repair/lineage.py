@@ -64,7 +64,7 @@ def model_record(
     artifacts = {"checkpoint": target}
     if plan.is_adapter:
         base = load_clip(plan.config.model)
-        save_clip(base.model, base.model_cfg, base.preprocess_cfg, folder.work / "suspect")
+        save_clip(base.model, base.model_cfg, base.preprocess_cfg, folder.work / "suspect", base.tokenizer)
         artifacts = {"checkpoint": folder.work / "suspect", "adapter": target}
     return ModelRecord(
         name=name,

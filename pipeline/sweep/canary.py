@@ -62,7 +62,7 @@ def plant(plan: Plan, held: Held, exams: Exams, folder: Path) -> Canary:
         torch.set_num_threads(plan.config.cluster.threads_per_worker)
         clip = _planted(plan, settings, held, target)
         clip.model.eval()
-        save_clip(clip.model, clip.model_cfg, clip.preprocess_cfg, folder / "checkpoint")
+        save_clip(clip.model, clip.model_cfg, clip.preprocess_cfg, folder / "checkpoint", clip.tokenizer)
         vectors = class_embeddings(clip, plan.classes, plan.config.templates)
         asr = success_pct(clip, challenge, vectors)
         record = {"fingerprint": planted, "target": plan.classes[target], "asr_pct": asr}

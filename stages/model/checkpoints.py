@@ -30,9 +30,12 @@ from .layouts import (
     transformers_preprocess,
     unwrapped,
 )
+from .siglip import PREPROCESS as SIGLIP_PREPROCESS
+from .siglip import from_siglip, is_siglip, siglip_cfg
 
 TRANSFORMERS_CONFIG = "config.json"
-TRANSFORMERS_PREPROCESS = "preprocessor_config.json"
+TRANSFORMERS_PREPROCESS = ("preprocessor_config.json", "processor_config.json")
+"""Where transformers keeps the preprocessing of images; in the second, below image_processor, since its version 5."""
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 WEIGHT_FILES = (
@@ -63,7 +66,7 @@ class ModelConfig:
     config: str | None = None
     """Architecture from a local JSON file, in the format of open_clip's model_configs/."""
     path: str | None = None
-    """Weights: a folder with open_clip_config.json in it, or that of transformers' CLIPModel; or one .safetensors or .pt file
+    """Weights: a folder with open_clip_config.json in it, or of transformers' CLIPModel or SiglipModel; or one .safetensors or .pt file
     beside name or config."""
     adapter: str | None = None
     """Visual prompts for these weights: a folder that a repair by prompts wrote."""
@@ -158,12 +161,18 @@ def _check_no_training_folder(folder: Path) -> None:
 
 def _resolve_folder(folder: Path) -> ResolvedModel:
     if not (folder / CONFIG_FILE).is_file() and (folder / TRANSFORMERS_CONFIG).is_file():
+        config = _read_json(folder / TRANSFORMERS_CONFIG)
+        own: dict[str, Any] = next(
+            (_read_json(folder / f) for f in TRANSFORMERS_PREPROCESS if (folder / f).is_file()), {}
+        )
+        preprocess_cfg = transformers_preprocess(own.get("image_processor", own))
         try:
-            model_cfg = transformers_cfg(_read_json(folder / TRANSFORMERS_CONFIG))
+            if str(config.get("model_type")).startswith("siglip"):
+                model_cfg, preprocess_cfg = siglip_cfg(config), SIGLIP_PREPROCESS | preprocess_cfg
+            else:
+                model_cfg = transformers_cfg(config)
         except LayoutError as error:
             raise ModelError(f"path: {folder} is {error}") from error
-        own = folder / TRANSFORMERS_PREPROCESS
-        preprocess_cfg = transformers_preprocess(_read_json(own)) if own.is_file() else {}
     else:
         stored = _read_json(folder / CONFIG_FILE)
         model_cfg, preprocess_cfg = stored.get("model_cfg", {}), stored.get("preprocess_cfg", {})
@@ -277,14 +286,15 @@ def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], where
     """Load a state dict into a model, strictly.
 
     Older layouts that open_clip itself understands are accepted: a built-in text tower for a model with a custom one,
-    OpenAI's extra integers, a logit scale with one element in place of a scalar; and transformers' names of a CLIPModel.
+    OpenAI's extra integers, a logit scale with one element in place of a scalar; and transformers' names of a CLIPModel or a
+    SiglipModel.
     Position embeddings are never interpolated: another image size is another model.
 
     Raises:
         ModelError: naming the first missing and unexpected keys and the first shapes that differ; or the first weights that are
             not finite, or a tower that is zero.
     """
-    weights = from_transformers(weights) if is_transformers(weights) else dict(weights)
+    weights = converted(weights)
     _check_values(weights, where)
     for name in ("input_resolution", "context_length", "vocab_size", "text.transformer.embeddings.position_ids"):
         weights.pop(name, None)
@@ -309,6 +319,13 @@ def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], where
     if problems:
         raise ModelError(f"{where} does not fit the architecture; {'; '.join(problems)}")
     model.load_state_dict(weights)
+
+
+def converted(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return weights under open_clip's names."""
+    if is_siglip(weights):
+        return from_siglip(weights)
+    return from_transformers(weights) if is_transformers(weights) else dict(weights)
 
 
 def _check_values(weights: dict[str, torch.Tensor], where: str) -> None:
@@ -356,11 +373,16 @@ def activation_doubt(model: ModelConfig, weights: dict[str, torch.Tensor]) -> st
 
 
 def save_clip(
-    model: torch.nn.Module, model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any], folder: str | Path
+    model: torch.nn.Module,
+    model_cfg: dict[str, Any],
+    preprocess_cfg: dict[str, Any],
+    folder: str | Path,
+    tokenizer: Any = None,
 ) -> None:
     """Write a checkpoint folder that `open_clip.create_model("local-dir:FOLDER")` and ModelConfig(path=FOLDER) load.
 
-    The folder appears whole or not at all; one that is already there is replaced.
+    A tokenizer of transformers is written with it; open_clip's own is in no file. The folder appears whole or not at all; one that is
+    already there is replaced.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -373,6 +395,8 @@ def save_clip(
     save_file(weights, fresh / WEIGHTS_FILE)
     # safetensors leaves its file to the owner alone; the other one has the mode that the user asks for
     (fresh / WEIGHTS_FILE).chmod((fresh / CONFIG_FILE).stat().st_mode & 0o777)
+    if hasattr(tokenizer, "save_pretrained"):
+        tokenizer.save_pretrained(str(fresh))
     put_in_place(fresh, folder)
 
 

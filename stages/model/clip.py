@@ -120,6 +120,7 @@ class Clip:
         self.preprocess_cfg = self.inputs.preprocess_cfg
         self.preprocess = self.inputs.preprocess
         self.tokenize = self.inputs.tokenize
+        self.tokenizer = self.inputs.tokenizer
         self.fingerprint = fingerprint(model, self.model_cfg, self.preprocess_cfg)
         self.scale = float(model.get_parameter("logit_scale").detach().exp())
         self._precision = precision
@@ -348,7 +349,7 @@ def _tokenizer(resolved: ResolvedModel) -> Callable[[list[str]], torch.Tensor]:
     except ImportError as error:
         raise ModelError(
             f"the tokenizer {name} (hf_tokenizer_name) is read by the package transformers, which is not on this machine: "
-            "pip install transformers sentencepiece"
+            "pip install 'clipsan[transformers]'"
         ) from error
     except (OSError, ValueError) as error:
         raise ModelError(f"the tokenizer {source} is not on this machine (hf_tokenizer_name): {error}") from error

@@ -138,15 +138,12 @@ def transformers_cfg(stored: dict[str, Any]) -> dict[str, Any]:
         LayoutError: it is no CLIPModel, or one that open_clip does not have.
     """
     kind = stored.get("model_type")
-    if kind in ("siglip", "siglip2"):
-        raise LayoutError(
-            "a SigLIP of transformers, which is not converted; take the same model in open_clip's layout, such as "
-            "timm/ViT-B-16-SigLIP of the Hugging Face hub (open_clip_config.json and open_clip_model.safetensors)"
-        )
     if kind != "clip":
-        raise LayoutError(f"a model of transformers of the type {kind!r}; only clip is converted to open_clip's layout")
-    vision = VISION_DEFAULTS | _section(stored, "vision_config")
-    text = TEXT_DEFAULTS | _section(stored, "text_config")
+        raise LayoutError(
+            f"a model of transformers of the type {kind!r}; only clip and siglip are converted to open_clip's layout"
+        )
+    vision = VISION_DEFAULTS | section(stored, "vision_config")
+    text = TEXT_DEFAULTS | section(stored, "text_config")
     activations = {vision["hidden_act"], text["hidden_act"]}
     if activations not in ({"quick_gelu"}, {"gelu"}):
         raise LayoutError(
@@ -181,7 +178,12 @@ def transformers_cfg(stored: dict[str, Any]) -> dict[str, Any]:
         raise LayoutError(f"sizes that make no model: {error}") from error
 
 
-def _section(stored: dict[str, Any], name: str) -> dict[str, Any]:
+def section(stored: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a part of config.json, empty where there is none.
+
+    Raises:
+        LayoutError: it is no mapping.
+    """
     found = stored.get(name) or stored.get(f"{name}_dict") or {}
     if not isinstance(found, dict):
         raise LayoutError(f"{name} is no mapping")
@@ -189,11 +191,16 @@ def _section(stored: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def transformers_preprocess(stored: dict[str, Any]) -> dict[str, Any]:
-    """Return open_clip's preprocessing for transformers' preprocessor_config.json; what it leaves open is left out."""
+    """Return open_clip's preprocessing for transformers' preprocessor_config.json; what it leaves open is left out.
+
+    An image processor that resizes to a height and a width, and crops nothing, squashes.
+    """
+    size = stored.get("size")
+    squashes = isinstance(size, dict) and "height" in size and not stored.get("do_center_crop")
     known = {
         "mean": stored.get("image_mean"),
         "std": stored.get("image_std"),
         "interpolation": INTERPOLATIONS.get(stored.get("resample", -1)),
-        "resize_mode": "squash" if stored.get("do_center_crop") is False else None,
+        "resize_mode": "squash" if squashes or stored.get("do_center_crop") is False else None,
     }
     return {name: value for name, value in known.items() if value is not None}

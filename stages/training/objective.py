@@ -117,7 +117,7 @@ class Objective(nn.Module, ABC, Generic[S]):
 
     def export(self, folder: Path) -> None:
         """Write the trained model as a checkpoint folder (see save_clip)."""
-        save_clip(self.model, self.clip.model_cfg, self.clip.preprocess_cfg, folder)
+        save_clip(self.model, self.clip.model_cfg, self.clip.preprocess_cfg, folder, self.clip.tokenizer)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the parameters that are trained, by name."""

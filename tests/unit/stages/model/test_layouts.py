@@ -170,9 +170,9 @@ def test_transformers_itself_gives_the_same_vectors(tmp_path: Path) -> None:
     found = load_clip(ModelConfig(path=str(tmp_path / "hf")))
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), dtype=np.uint8))
     with torch.inference_mode():
-        expected = own.get_image_features(pixel_values=found.normalise(pixels))
-    unit = torch.nn.functional.normalize(expected, dim=-1).numpy()
-    np.testing.assert_allclose(found.encode_images(pixels)[0], unit, atol=1e-5)
+        told = own(input_ids=found.tokenize(["a boat", "two pears"]), pixel_values=found.normalise(pixels))
+    np.testing.assert_allclose(found.encode_images(pixels)[0], told.image_embeds.numpy(), atol=1e-5)
+    np.testing.assert_allclose(found.encode_text(["a boat", "two pears"]), told.text_embeds.numpy(), atol=1e-5)
 
 
 def test_weights_of_transformers_in_one_file(tmp_path: Path, clip: Clip, weights: dict[str, torch.Tensor]) -> None:
@@ -182,8 +182,7 @@ def test_weights_of_transformers_in_one_file(tmp_path: Path, clip: Clip, weights
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "siglip"}, "SigLIP of transformers.*open_clip's layout"),
-        ({"model_type": "bert"}, "'bert'; only clip"),
+        ({"model_type": "bert"}, "'bert'; only clip and siglip"),
         ({"vision_config": {"hidden_act": "gelu"}}, "in both towers"),
         ({"text_config": {"vocab_size": 99}}, "49408"),
         ({"text_config": {"layer_norm_eps": 1e-6}}, "layer_norm_eps"),
@@ -292,5 +291,5 @@ def test_a_missing_package_is_called_by_its_name(tmp_path: Path, monkeypatch: py
         raise ImportError("No module named 'transformers'")
 
     monkeypatch.setattr("clipsan.stages.model.clip.HFTokenizer", missing)
-    with pytest.raises(ModelError, match="pip install transformers"):
+    with pytest.raises(ModelError, match=r"pip install 'clipsan\[transformers\]'"):
         Inputs(resolve_model(ModelConfig(name="ViT-B-16-SigLIP")))
