@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,7 +135,10 @@ def score_pairs(scan: Scan) -> Findings:
     settings, embeddings, fingerprint = scan.plan.config.detectors, scan.embeddings, scan.plan.score_fingerprint
     suite = build_suite(settings, pairs=embeddings.total, trusted=_trusted_moments(scan), scale=scan.plan.scale)
     density = scan.over_parts("density", "work/density", fingerprint)
-    density.do(density_pieces(embeddings.rows, settings.density), DensityWork(settings.density, embeddings))
+    gpus = bool(scan.plan.config.cluster.gpus_per_worker)
+    work = DensityWork(settings.density, embeddings, "cuda" if gpus else "cpu")
+    # what holds the GPU here is no model, but it is given back in the same way
+    replace(density, loads_model=gpus).do(density_pieces(embeddings.rows, settings.density), work)
     states = _learn(scan, "learn", suite.detectors, embeddings)
     score = scan.over_parts("score", "work/scores", fingerprint)
     score.do(

@@ -75,11 +75,12 @@ class DensityWork(Work):
 
     settings: DensityConfig
     embeddings: Parts
+    device: str = "cpu"
 
     def do(self, piece: tuple[int, Sequence[int]], tools: None) -> Done:
         permutation, parts = piece
         tables = [self.embeddings.read(index, ["uid", "caption", "image", "text"]) for index in parts]
-        scores = pa.table(score_group(pa.concat_tables(tables), self.settings, permutation))
+        scores = pa.table(score_group(pa.concat_tables(tables), self.settings, permutation, self.device))
         ends = np.cumsum([table.num_rows for table in tables]).tolist()
         own = [scores.slice(end - table.num_rows, table.num_rows) for end, table in zip(ends, tables, strict=True)]
         return Done(pairs=scores.num_rows, parts=tuple(own))

@@ -60,7 +60,9 @@ class DensityConfig:
         return frozenset(self.columns)
 
 
-def score_block(image: np.ndarray, text: np.ndarray, config: DensityConfig) -> dict[str, np.ndarray]:
+def score_block(
+    image: np.ndarray, text: np.ndarray, config: DensityConfig, device: str = "cpu"
+) -> dict[str, np.ndarray]:
     """Score the images of one block against the block itself.
 
     `image`, `text`: `[n, D] float32`, unit norm, row i of both being one pair. Returns `[n] float64` for k_distance,
@@ -92,17 +94,37 @@ def score_block(image: np.ndarray, text: np.ndarray, config: DensityConfig) -> d
     if allowed < 2:
         return {name: np.zeros(len(image)) for name in ("k_distance", "slof", "dao", "lid")}
     k, lid_k = min(config.k, allowed - 1), min(config.lid_k, allowed - 1)
-    found = nearest(points, max(k, lid_k) + 1, excluded)
-    radius = np.maximum(found.distance[:, k], config.resolution)
-    ratio = radius[:, None] / radius[found.index[:, :k]]
-    dimension = local_dimension(found, k, config)
+    images = int(where.max()) + 1
+    found, radius, dimension = _neighbourhoods(points, images, excluded, k, lid_k, config, device)
+    near = found.index[:, :k]
+    ratio = np.maximum(found.distance[:, k], config.resolution)[:, None] / radius[near]
     scores = {
         "k_distance": found.distance[:, k],
         "slof": ratio.mean(axis=1),
-        "dao": (dimension[found.index[:, :k]] * np.log(ratio)).mean(axis=1),
+        "dao": (dimension[near] * np.log(ratio)).mean(axis=1),
         "lid": local_dimension(found, lid_k, config),
     }
     return {name: values[where] for name, values in scores.items()}
+
+
+def _neighbourhoods(
+    points: np.ndarray, images: int, excluded: np.ndarray, k: int, lid_k: int, config: DensityConfig, device: str
+) -> tuple[Neighbours, np.ndarray, np.ndarray]:
+    """Return the neighbours of the images, and radius and dimension `[P]` of every point that is one of their k nearest.
+
+    Captions that are no image's neighbour are not looked at (nan): most are not, where a model keeps images and texts apart.
+    """
+    found = nearest(points, max(k, lid_k) + 1, excluded, queries=np.arange(images), device=device)
+    radius, dimension = np.full(len(points), np.nan), np.full(len(points), np.nan)
+    radius[:images] = np.maximum(found.distance[:, k], config.resolution)
+    dimension[:images] = local_dimension(found, k, config)
+    near = np.unique(found.index[:, :k])
+    captions = near[near >= images]
+    if len(captions):
+        theirs = nearest(points, k + 1, excluded, queries=captions, device=device)
+        radius[captions] = np.maximum(theirs.distance[:, k], config.resolution)
+        dimension[captions] = local_dimension(theirs, k, config)
+    return found, radius, dimension
 
 
 def local_dimension(found: Neighbours, k: int, config: DensityConfig) -> np.ndarray:
@@ -153,17 +175,18 @@ def assign_blocks(uids: list[str], seed: int, permutation: int, block_size: int)
     return list(np.array_split(order, max(1, round(len(uids) / block_size)))) if uids else []
 
 
-def score_group(table: pa.Table, config: DensityConfig, permutation: int) -> dict[str, np.ndarray]:
+def score_group(table: pa.Table, config: DensityConfig, permutation: int, device: str = "cpu") -> dict[str, np.ndarray]:
     """Return the block ranks of every row of a super-group for one permutation: name -> `[n] float32`.
 
-    `table` holds the columns of `DensityConfig.reads`; the names are those of `DensityConfig.adds`.
+    `table` holds the columns of `DensityConfig.reads`; the names are those of `DensityConfig.adds`. Neighbours are sought on
+    `device`, with the same result on each.
     """
     uids = table.column("uid").to_pylist()
     captions = np.array(table.column("caption").to_pylist(), dtype=object)
     image, text = vectors(table, "image"), vectors(table, "text")
     ranks = {name: np.zeros(len(uids), np.float32) for name in sorted(config.adds)}
     for number, rows in enumerate(assign_blocks(uids, config.seed, permutation, config.block_size)):
-        scores = score_block(image[rows], _one_vector_a_caption(captions[rows], text[rows]), config)
+        scores = score_block(image[rows], _one_vector_a_caption(captions[rows], text[rows]), config, device)
         forest_seed = int(np.random.SeedSequence((config.seed, permutation, number)).generate_state(1)[0])
         scores["isolation_forest"] = isolation_forest(image[rows], forest_seed, config.trees)
         for name, column in ranks.items():

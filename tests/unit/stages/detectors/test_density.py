@@ -33,7 +33,7 @@ def by_hand(points: np.ndarray, own: dict[int, set[int]], k: int, lid_k: int) ->
 
     def dimension(x: int, size: int) -> float:
         radius = order[x][size][0]
-        return -size / sum(np.log(r / radius + 1e-4) for r, _ in order[x][:size])
+        return -size / sum(np.log(min(r / radius + 1e-4, 1.0)) for r, _ in order[x][:size])
 
     near = {x: [u for _, u in order[x][:k]] for x in range(count)}
     return {
@@ -57,6 +57,18 @@ def test_scores_match_the_formulas(reference: str) -> None:
     assert set(scores) == set(NAMES)
     for name, values in scores.items():
         np.testing.assert_allclose(values, expected[name][:40], rtol=1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize("apart", [0.0, 3.0])
+def test_scores_of_a_float16_cache_are_those_of_float64_brute_force(apart: float) -> None:
+    """Also where captions are no image's neighbours and are not looked at."""
+    image = unit(drawn(300, 24, 0) + apart).astype(np.float16).astype(np.float32)
+    text = unit(drawn(300, 24, 1) - apart).astype(np.float16).astype(np.float32)
+    settings = DensityConfig(k=8, lid_k=16)
+    expected = by_hand(np.concatenate([image, text]), {x: {x + 300} for x in range(300)}, 8, 16)
+    for name, values in score_block(image, text, settings).items():
+        np.testing.assert_allclose(values, expected[name][:300], rtol=1e-12, atol=1e-13, err_msg=name)
+        np.testing.assert_array_equal(np.argsort(values), np.argsort(expected[name][:300]), err_msg=name)
 
 
 def test_equal_captions_count_once() -> None:

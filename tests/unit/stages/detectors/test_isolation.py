@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from sklearn.ensemble import IsolationForest
 
 from clipsan.stages.detectors.isolation import isolation_forest
 
@@ -13,6 +14,17 @@ def test_outliers_score_highest_and_seeds_repeat() -> None:
     assert set(np.argsort(-scores)[:3]) == {0, 1, 2}
     np.testing.assert_array_equal(scores, isolation_forest(image, 1, 100))
     assert (scores != isolation_forest(image, 2, 100)).any()
+
+
+@pytest.mark.parametrize("shape", [(700, 24), (60, 3), (3, 2), (2, 1), (1, 4)])
+def test_trees_and_scores_are_those_of_scikit_learn(shape: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    image[-1, 0] = 5
+    forest = IsolationForest(n_estimators=30, random_state=7).fit(image)
+    np.testing.assert_allclose(isolation_forest(image, 7, 30), -forest.score_samples(image), rtol=1e-14)
+    equal = np.repeat(image[:1], len(image), axis=0)
+    forest = IsolationForest(n_estimators=30, random_state=7).fit(equal)
+    np.testing.assert_allclose(isolation_forest(equal, 7, 30), -forest.score_samples(equal), rtol=1e-14)
 
 
 def test_score_is_the_published_formula() -> None:

@@ -44,6 +44,31 @@ def test_matches_brute_force_over_several_tiles_of_unit_vectors(monkeypatch: pyt
     np.testing.assert_allclose(found.distance, distance, rtol=1e-12)
 
 
+def test_distances_of_a_float16_cache_are_exact_and_those_of_a_part_are_those_of_all() -> None:
+    points = unit(drawn(500, 96) + 1).astype(np.float16).astype(np.float32)
+    points[400:] = (points[:100] + 2.0**-12 * np.sign(drawn(100, 96, seed=3))).astype(np.float16)
+    index, distance = brute_force(points, 20)
+    found = nearest(points, 20)
+    np.testing.assert_array_equal(found.index, index)
+    np.testing.assert_array_equal(found.distance, distance)
+    some = np.array([3, 77, 401, 499])
+    own = np.array([[3, 403], [4, 5], [499, 99]])
+    index, distance = brute_force(points, 20, own)
+    part = nearest(points, 20, own, queries=some)
+    np.testing.assert_array_equal(part.index, index[some])
+    np.testing.assert_array_equal(part.distance, distance[some])
+
+
+def test_a_wide_row_is_bounded_by_its_groups_whatever_is_left_over() -> None:
+    points = unit(drawn(1100, 8))
+    excluded = np.stack([np.zeros(1050, np.int64), np.arange(1, 1051)], axis=1)
+    for k in (1, 33, 49):
+        index, distance = brute_force(points, k, excluded)
+        found = nearest(points, k, excluded)
+        np.testing.assert_array_equal(found.index, index)
+        np.testing.assert_allclose(found.distance, distance, rtol=1e-11)
+
+
 def test_near_duplicates_keep_their_distances_and_order() -> None:
     rng = np.random.default_rng(1)
     centre = unit(rng.standard_normal((1, 64)))
