@@ -28,7 +28,7 @@ def isolation_forest(image: np.ndarray, seed: int, trees: int) -> np.ndarray:
     paths = mean_path(np.arange(size + 1))
     deepest = int(np.ceil(np.log2(max(size, 2))))
     draws = np.random.RandomState(seed)
-    noise = draws.uniform(size=rows)  # what the trees are told to predict: anything that differs
+    noise = np.asarray(draws.uniform(size=rows))  # what the trees are told to predict: anything that differs
     draws.seed(seed)
     length = np.zeros(rows)
     with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
