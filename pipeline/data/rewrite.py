@@ -1,5 +1,6 @@
 """The data set written again in its own format: what stays, and what is set apart. Members are copied, never re-encoded."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -18,6 +19,8 @@ from ..core.pass_ import Done, Work
 class RewriteWork(Work):
     """Copies the pairs of a unit that belong to one kind; the part is their number, and that of pairs that changed.
 
+    A piece is a unit and the parts of the verdicts that speak of it.
+
     A pair whose image or caption is another now than when it was scanned is left out: its verdict says nothing of it.
     """
 
@@ -29,11 +32,12 @@ class RewriteWork(Work):
     out: Path
     """Folder of the copy."""
 
-    def do(self, piece: Unit, tools: None) -> Done:
-        wanted = self._wanted(piece)
+    def do(self, piece: tuple[Unit, Sequence[int]], tools: None) -> Done:
+        unit, parts = piece
+        wanted = {uid: scanned for part in parts for uid, scanned in self._wanted(part)}
         copied = changed = 0
-        with open_writer(self.source, piece, self.out) as writer:
-            for pair in read_unit(self.source, piece):
+        with open_writer(self.source, unit, self.out) as writer:
+            for pair in read_unit(self.source, unit):
                 # A rejected pair has no verdict, and a duplicate of a key must not follow the pair that owns it.
                 if pair.reject is not None or pair.image is None or pair.uid not in wanted:
                     continue
@@ -46,11 +50,8 @@ class RewriteWork(Work):
             pairs=copied + changed, errors=changed, parts=(pa.table({"copied": [copied], "changed": [changed]}),)
         )
 
-    def _wanted(self, unit: Unit) -> dict[str, tuple[str, str]]:
-        """Return uid -> SHA-256 of the image and caption, as they were scanned, of the pairs of this copy."""
-        table = self.verdicts.read(unit.index, ["uid", "reasons", "image_sha256", "caption"])
-        return {
-            row["uid"]: (row["image_sha256"], row["caption"])
-            for row in table.to_pylist()
-            if self.quarantine.isdisjoint(row["reasons"]) == (self.copy == "clean")
-        }
+    def _wanted(self, part: int) -> Iterator[tuple[str, tuple[str, str]]]:
+        """Yield uid, and SHA-256 of the image and caption as they were scanned, of the pairs of this copy."""
+        for row in self.verdicts.read(part, ["uid", "reasons", "image_sha256", "caption"]).to_pylist():
+            if self.quarantine.isdisjoint(row["reasons"]) == (self.copy == "clean"):
+                yield row["uid"], (row["image_sha256"], row["caption"])

@@ -10,13 +10,13 @@ import pydantic
 from pydantic import Field
 
 from clipsan.stages.search.space import Dimension, Point
-from clipsan.stages.sources import list_units
 from clipsan.stages.stage import config
 from clipsan.stages.verdicts import Verdict
 
 from ..core.cluster import ClusterConfig
-from ..core.commit import fingerprint, read_parts
+from ..core.commit import fingerprint
 from ..core.config import ConfigError, as_tree, validate
+from ..core.parts import Parts
 from ..core.run_folder import RunFolder, finished_scan, read_summary
 from ..scan.plan import ScanConfig
 from ..sweep.settings import GridSearch, RandomSearch
@@ -97,7 +97,7 @@ def make_plan(settings: DetectorSweepConfig) -> Plan:
     base = validate(ScanConfig, record["config"], verb="scan")
     base = replace(base, embeddings=base.embeddings or str(root), oracle=None, write=[], manifest=None)
     base = replace(base, tracking=TrackingConfig(enabled=False), cluster=replace(settings.cluster, workers=1))
-    proven = _proven(folder, base)
+    proven = _proven(folder)
     if not proven:
         raise ConfigError(
             f"scan={settings.scan}: it calls no pair poisoned, and settings are compared by the pairs that it has proven; "
@@ -120,10 +120,9 @@ def make_plan(settings: DetectorSweepConfig) -> Plan:
     return Plan(config=settings, base=base, trials=trials, proven=proven, targets=targets, fingerprint=made_of)
 
 
-def _proven(folder: RunFolder, base: ScanConfig) -> tuple[str, ...]:
-    parts = [unit.index for unit in list_units(base.data)]
+def _proven(folder: RunFolder) -> tuple[str, ...]:
     found: list[str] = []
-    for table in read_parts(folder.verdicts, parts, ["uid", "verdict"]):
+    for table in Parts.of(folder.verdicts).tables(["uid", "verdict"]):
         found += table.filter(pc.equal(table.column("verdict"), Verdict.POISONED.value)).column("uid").to_pylist()
     return tuple(found)
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from clipsan.stages.model.clip import ModelConfig, load_clip
 from clipsan.stages.samples import Unit
-from clipsan.stages.sources import ParquetSource, SourceConfig, identity, list_units
+from clipsan.stages.sources import ParquetSource, SourceConfig, identity, list_pieces, list_units
 from clipsan.stages.training.batch import Role
 
 from ..core.commit import fingerprint
@@ -255,7 +255,7 @@ def read_scan(run: str) -> Scan:
     root = folder.root
     data: SourceConfig = validate(_SOURCE, record["config"]["data"], verb="scan")
     summary = read_summary(root)
-    units = list_units(data)
+    units = list_pieces(data)
     parts = len(list(folder.verdicts.glob("part-*.parquet")))
     if parts != len(units):
         raise ConfigError(f"scan={run}: it has verdicts of {parts} units, its data have {len(units)}: scan them again")

@@ -9,6 +9,9 @@ from typing import Any, Literal
 from clipsan.stages.detectors import Findings, TrustedMoments, build_suite
 from clipsan.stages.detectors.streaming import StreamingDetector
 from clipsan.stages.detectors.whitening import trusted_moments
+from clipsan.stages.samples import Unit
+from clipsan.stages.sources import list_units
+from clipsan.stages.sources.common import inside
 from clipsan.stages.verdicts import Cut, Judge, Reason
 
 from ..core.commit import FingerprintError, missing_parts
@@ -226,4 +229,13 @@ def write_copy(scan: Scan, kind: Literal["clean", "quarantine"]) -> None:
         out=scan.folder.root / kind,
     )
     write = scan.over_parts(f"write {kind}", f"work/write-{kind}", plan.verdict_fingerprint)
-    write.do({unit.index: unit for unit in plan.pairs.units}, work)
+    write.do({unit.index: (unit, _parts_of(unit, plan.pairs.units)) for unit in list_units(plan.pairs.source)}, work)
+
+
+def _parts_of(unit: Unit, pieces: Sequence[Unit]) -> list[int]:
+    """Return the pieces that a unit was cut into: a copy has the files that its data set has."""
+    return [
+        piece.index
+        for piece in pieces
+        if piece.path == unit.path and piece.shard == unit.shard and inside(unit, piece.start)
+    ]

@@ -12,7 +12,7 @@ from clipsan.stages.embed import CACHE_COLUMNS, EmbedConfig
 from clipsan.stages.model.clip import ModelConfig, load_clip
 from clipsan.stages.oracle import OracleConfig
 from clipsan.stages.samples import Unit
-from clipsan.stages.sources import SourceConfig, identity, list_units
+from clipsan.stages.sources import SourceConfig, identity, list_pieces
 from clipsan.stages.stage import check_chain, config
 from clipsan.stages.verdicts import Decision, Judge, OddLimits, Reason
 
@@ -151,8 +151,8 @@ def make_plan(settings: ScanConfig) -> Plan:
     Raises:
         ConfigError, ValueError, OSError: no data, an unreadable model, an unknown layer, an absent manifest.
     """
-    units = list_units(settings.data)
-    trusted_units = list_units(settings.trusted) if settings.trusted is not None else []
+    units = list_pieces(settings.data)
+    trusted_units = list_pieces(settings.trusted) if settings.trusted is not None else []
     if settings.manifest is not None and not Path(settings.manifest).exists():
         raise ConfigError(
             f"manifest={settings.manifest}: no such file; give the manifest.parquet that `clipsan poison` wrote, or null"

@@ -23,6 +23,7 @@ __all__ = [
     "UnitWriter",
     "WebDataset",
     "identity",
+    "list_pieces",
     "list_units",
     "open_writer",
     "read_unit",
@@ -33,6 +34,11 @@ __all__ = [
 def list_units(source: SourceConfig) -> list[Unit]:
     """Return the units of work of a data set (see `SourceConfig.list_units`)."""
     return source.list_units()
+
+
+def list_pieces(source: SourceConfig) -> list[Unit]:
+    """Return the units of work of a data set, cut as finely as a scan takes them (see `SourceConfig.pieces`)."""
+    return source.pieces(source.list_units())
 
 
 def read_unit(source: SourceConfig, unit: Unit) -> Iterator[RawPair]:

@@ -3,10 +3,11 @@
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, ClassVar, Protocol, Self
@@ -25,6 +26,10 @@ CAPTION_SUFFIXES = (".txt", ".caption", ".text", ".cap", ".caption.txt")
 """Suffixes of files that hold nothing but a caption, the one that open_clip reads first."""
 JSON_SUFFIXES = (".json", ".captions.json", ".caption.json")
 MAX_LABEL = 2**31 - 1
+PIECES = 512
+"""A data set of fewer units is cut into about as many pieces: several for each worker of a large machine."""
+LEAST_ROWS = 128
+"""Pairs of a piece at the least: fewer cost more to schedule and to commit than a fast model takes for them."""
 MAX_DETAIL = 300
 """Characters of a detail: what a stranger's file makes of it stays readable."""
 
@@ -72,6 +77,14 @@ class SourceConfig(Family):
         Its `copy` and `replace` take pairs in the order in which `read_unit` yields them (leaving some out is fine) and
         return the uid that the pair has in the written data set.
         """
+
+    def pieces(self, units: Sequence[Unit]) -> list[Unit]:
+        """Return the units cut finer, for passes that keep many workers busy to their end; a format that cannot, as they are.
+
+        Each piece lies in one unit, and all of them hold the same pairs in the same order. Where the cuts lie depends on the
+        data alone, never on the workers.
+        """
+        return list(units)
 
     def about_pairs(self, units: Sequence[Unit]) -> int:
         """Return about how many pairs some units hold at the most, judged by the sizes of their shards."""
@@ -355,6 +368,36 @@ def number_units(files: list[tuple[Found, list[tuple[int, int]]]]) -> list[Unit]
         Unit(i, file.relative, file.path, start, stop, file.size_bytes or 0)
         for i, (file, start, stop) in enumerate(flat)
     ]
+
+
+def rows_a_piece(total: int) -> int:
+    """Return the rows of a piece of a data set of `total` rows: whole batches of the usual sizes."""
+    return LEAST_ROWS * max(1, -(-total // (PIECES * LEAST_ROWS)))
+
+
+def refined(units: Sequence[Unit], cuts: Callable[[Unit], Sequence[int]]) -> list[Unit]:
+    """Return the units, each cut again at the positions within it that `cuts` names, and numbered anew."""
+    found: list[Unit] = []
+    for unit in units:
+        inner = [at for at in cuts(unit) if at > unit.start and inside(unit, at)]
+        found += [replace(unit, start=start, stop=stop) for start, stop in pairwise([unit.start, *inner, unit.stop])]
+    return [replace(unit, index=index) for index, unit in enumerate(found)]
+
+
+def thinned(units: Sequence[Unit], fine: Sequence[Unit]) -> list[Unit]:
+    """Return the units, cut where those of a finer list of the same rows begin, at no more than about PIECES places."""
+    starts: dict[tuple[str, str], list[int]] = {}
+    for unit in fine[:: max(1, -(-len(fine) // PIECES))]:
+        starts.setdefault((unit.path, unit.shard), []).append(unit.start)
+    least = LEAST_ROWS // 2
+    return refined(
+        units,
+        lambda unit: [
+            at
+            for at in starts.get((unit.path, unit.shard), ())
+            if at >= unit.start + least and (unit.stop < 0 or at <= unit.stop - least)
+        ],
+    )
 
 
 def inside(unit: Unit, position: int) -> bool:

@@ -4,7 +4,7 @@ import json
 import posixpath
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,8 @@ from .common import (
     CAPTION_SUFFIXES,
     IMAGE_SUFFIXES,
     JSON_SUFFIXES,
+    LEAST_ROWS,
+    PIECES,
     Bad,
     SourceConfig,
     SourceError,
@@ -32,6 +34,7 @@ from .common import (
     printable,
     settle_paths,
     slices,
+    thinned,
 )
 from .hints import json_hint
 from .rows import Row, RowsEnd, count_rows, header, image_suffix, load_image, rows, walk
@@ -102,6 +105,11 @@ class FolderSource(SourceConfig):
                 )
             files += here
         return number_units(files)
+
+    def pieces(self, units: Sequence[Unit]) -> list[Unit]:
+        if len(units) >= PIECES or self.unit_rows <= LEAST_ROWS:
+            return list(units)
+        return thinned(units, replace(self, unit_rows=LEAST_ROWS).list_units())
 
     def read_unit(self, unit: Unit) -> Iterator[RawPair]:
         """Yield the pairs of a slice. The key is the image's path in the folder; its second row is a duplicate."""

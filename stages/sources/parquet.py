@@ -1,6 +1,6 @@
 """Parquet files of pairs: image bytes, Hugging Face's struct of bytes and path, or image paths."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import field, replace
 from pathlib import Path
@@ -9,10 +9,11 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..files import MAX_FILE_BYTES, Found, PathError, find, open_input, roots_of
+from ..files import MAX_FILE_BYTES, Found, PathError, find, is_address, open_input, roots_of
 from ..samples import RawPair, Reject, Unit, hash_uid
 from ..stage import Count, config
 from .common import (
+    PIECES,
     Bad,
     LabelCaptions,
     SourceConfig,
@@ -28,7 +29,9 @@ from .common import (
     number_units,
     output_shard,
     printable,
+    refined,
     row_key,
+    rows_a_piece,
     settle_paths,
     slices,
 )
@@ -41,6 +44,8 @@ BATCH_BYTES = 512 * 2**20
 """A value that stands once in a file's dictionary may unfold in every row: so many bytes a batch come of it at most."""
 STREAM_BYTES = 8 * 2**20
 """Read-ahead of one column: a whole column of images may be larger than memory."""
+GROUP_PIECES = 32
+"""Pieces of one row group, at the most: each reads the group from its start."""
 GROUP_ROWS = 1024
 GROUP_BYTES = 64 * 2**20
 """A row group is written when it has this many rows or bytes."""
@@ -87,6 +92,19 @@ class ParquetSource(SourceConfig):
             cuts = list(pool.map(lambda file: _cut(self, file), files))
         return number_units(list(zip(files, cuts, strict=True)))
 
+    def pieces(self, units: Sequence[Unit]) -> list[Unit]:
+        """Return the units cut finer, between row groups and within large ones, which are read from their start."""
+        if len(units) >= PIECES:
+            return list(units)
+        paths = sorted({unit.path for unit in units})
+        with ThreadPoolExecutor(max_workers=16) as pool:
+            groups = dict(zip(paths, pool.map(_groups, paths), strict=True))
+        rows = rows_a_piece(sum(map(sum, groups.values())))
+        return refined(
+            units,
+            lambda unit: _cuts_of(unit, groups[unit.path], rows, 1 if is_address(unit.path) else GROUP_PIECES),
+        )
+
     def read_unit(self, unit: Unit) -> Iterator[RawPair]:
         """Yield the pairs of a slice, a few hundred rows in memory at a time, only the columns that it needs."""
         row = unit.start
@@ -129,6 +147,28 @@ def _cut(source: ParquetSource, file: Found) -> list[tuple[int, int]]:
         return [(0, -1)]  # read_unit reports it as a damaged shard
     _check_schema(source, file.path, schema)
     return pack_groups([metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)], source.unit_rows)
+
+
+def _groups(path: str) -> list[int]:
+    """Return the rows of each row group; none where that cannot be read."""
+    try:
+        with open_input(path) as opened:
+            metadata = pq.ParquetFile(opened).metadata
+            return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    except (PathError, pa.ArrowException, OSError):
+        return []
+
+
+def _cuts_of(unit: Unit, groups: list[int], rows: int, at_most: int) -> list[int]:
+    """Return where pieces of about `rows` rows begin in a unit, for at most so many pieces of one row group."""
+    starts, row = [unit.start], 0
+    for count in groups:
+        begin, end = max(row, unit.start), row + count if unit.stop < 0 else min(row + count, unit.stop)
+        if begin < end and end - starts[-1] > rows:
+            parts = min(-(-(end - begin) // rows), -(-at_most * (end - begin) // count))
+            starts += [at for i in range(parts) if (at := begin + i * (end - begin) // parts) > starts[-1]]
+        row += count
+    return starts
 
 
 def pack_groups(groups: list[int], limit: int) -> list[tuple[int, int]]:

@@ -6,7 +6,7 @@ that every pair can be made alone, with the same pixels and caption that a copy 
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -49,6 +49,9 @@ class PoisonedSource(SourceConfig):
             raise SourceError(f"{self.path}: {plan.data.path} changed since the plan was made; {remedy}")
         # A worker finds the plan from the unit alone, in whatever folder it runs.
         return [replace(unit, path=absolute_path(self.path)) for unit in found]
+
+    def pieces(self, units: Sequence[Unit]) -> list[Unit]:
+        return load_plan(self.path).data.pieces(units)
 
     def read_unit(self, unit: Unit) -> Iterator[RawPair]:
         """Yield every pair of a unit of `list_units`: treated where the plan changes it, else the clean pair itself."""

@@ -1,7 +1,7 @@
 """CSV and TSV tables that name image files beside a caption."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -10,6 +10,8 @@ from ..files import PathError, find, roots_of
 from ..samples import RawPair, Unit, hash_uid
 from ..stage import Count, config
 from .common import (
+    LEAST_ROWS,
+    PIECES,
     LabelCaptions,
     SourceConfig,
     SourceError,
@@ -26,6 +28,7 @@ from .common import (
     row_key,
     settle_paths,
     slices,
+    thinned,
 )
 from .hints import CAPTION_NAMES, IMAGE_NAMES, likely, list_names
 from .rows import (
@@ -102,6 +105,11 @@ class TableSource(SourceConfig):
                     labels=self.captions_from_labels,
                 )
         return number_units([(file, slices(count_rows(file.path, self.delimiter), self.unit_rows)) for file in files])
+
+    def pieces(self, units: Sequence[Unit]) -> list[Unit]:
+        if len(units) >= PIECES or self.unit_rows <= LEAST_ROWS:
+            return list(units)
+        return thinned(units, replace(self, unit_rows=LEAST_ROWS).list_units())
 
     def read_unit(self, unit: Unit) -> Iterator[RawPair]:
         """Yield the pairs of a slice. Rows before it are parsed too: a key that one of them has is a duplicate."""

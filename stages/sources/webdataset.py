@@ -4,18 +4,19 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..files import MAX_FILE_BYTES, PathError, find, open_input
+from ..files import MAX_FILE_BYTES, PathError, find, is_address, open_input
 from ..samples import RawPair, Reject, Unit, hash_uid
 from ..stage import Count, config
 from .common import (
     CAPTION_SUFFIXES,
     IMAGE_SUFFIXES,
     JSON_SUFFIXES,
+    PIECES,
     TRAINED_SUFFIXES,
     Bad,
     SourceConfig,
@@ -31,6 +32,7 @@ from .common import (
     number_units,
     output_shard,
     printable,
+    refined,
     settle_paths,
     slices,
 )
@@ -41,6 +43,10 @@ NAME = re.compile(r"((?:.*/)?[^./][^./]*)(\.[^/]+)", re.DOTALL)
 """Key and suffix as the webdataset library splits a name: at the first dot after the last slash."""
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 SORT = "if its other half stands elsewhere in the tar, repack it with `tar --sort=name`"
+PIECE_BYTES = 2 * 2**20
+"""Of a piece, at the least."""
+TAR_PIECES = 16
+"""Pieces of one tar, at the most: each walks the headers from the start of the tar."""
 UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]")
 
 
@@ -81,6 +87,24 @@ class WebDataset(SourceConfig):
         files = find(self.path, SUFFIXES)
         cuts = [[(0, -1)] if _gzipped(self, file) else slices(file.size_bytes or 0, self.unit_bytes) for file in files]
         return number_units(list(zip(files, cuts, strict=True)))
+
+    def pieces(self, units: Sequence[Unit]) -> list[Unit]:
+        """Return the units cut finer; of a gzipped tar, or one on an object store, what lies before a cut would be read again."""
+        if len(units) >= PIECES:
+            return list(units)
+        least = max(PIECE_BYTES, -(-sum({unit.path: unit.size_bytes for unit in units}.values()) // PIECES))
+        whole = {
+            path
+            for path in {unit.path for unit in units}
+            if is_address(path) or _is_compressed(path) or _holds_gzip(path)
+        }
+
+        def cuts(unit: Unit) -> list[int]:
+            size = (unit.stop if unit.stop >= 0 else unit.size_bytes) - unit.start
+            limit = max(least, unit.size_bytes // TAR_PIECES)
+            return [] if unit.path in whole else [unit.start + start for start, _ in slices(size, limit)]
+
+        return refined(units, cuts)
 
     def read_unit(self, unit: Unit) -> Iterator[RawPair]:
         """Yield the pairs whose first header lies in the unit.
@@ -135,12 +159,20 @@ class Part:
 
 
 def _gzipped(source: WebDataset, file: Any) -> bool:
-    if file.relative.lower().endswith(SUFFIXES[1:]):
+    if _is_compressed(file.relative):
         return True
     if (file.size_bytes or 0) <= source.unit_bytes:
         return False
+    return _holds_gzip(file.path)
+
+
+def _is_compressed(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES[1:])
+
+
+def _holds_gzip(path: str) -> bool:
     try:
-        with open_input(file.path) as opened:
+        with open_input(path) as opened:
             return bool(opened.read(2) == b"\x1f\x8b")
     except (PathError, OSError):
         return False
