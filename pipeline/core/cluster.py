@@ -85,7 +85,7 @@ def check_pool(pool: PoolConfig) -> None:
     """
     if not pool.resources:
         return
-    start_ray()
+    join_ray()
     if _offered(pool.resources):
         return
     if pool.wait_s and _autoscaled(pool):
@@ -150,6 +150,8 @@ class _Session:
     cluster: ClusterConfig
     until: ExitStack
     started: bool = False
+    pools: dict[Any, Any] = field(default_factory=dict)
+    """Workers of passes, by what they take of a machine; each has an `end()`."""
 
 
 _SESSION: ContextVar[_Session | None] = ContextVar("_SESSION", default=None)
@@ -157,7 +159,7 @@ _SESSION: ContextVar[_Session | None] = ContextVar("_SESSION", default=None)
 
 @contextmanager
 def ray_session(cluster: ClusterConfig) -> Iterator[None]:
-    """Have Ray for the length of a job: the first that needs it starts or joins it (`start_ray`), the end of the job ends it.
+    """Have Ray for the length of a job: the first that needs it starts or joins it (`join_ray`), the end of the job ends it.
 
     Within another session that one's Ray serves, and an instance that runs in this process already stays as it is.
     """
@@ -165,19 +167,39 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
         yield
         return
     with ExitStack() as until:
-        before = _SESSION.set(_Session(cluster, until))
+        session = _Session(cluster, until)
+        before = _SESSION.set(session)
         try:
             yield
         finally:
             _SESSION.reset(before)
+            _end_pools(session.pools)
 
 
-def start_ray() -> None:
+def join_ray() -> None:
     """Start or join the Ray of the session around this, if that has not been done; outside of a session one must be running."""
     session = _SESSION.get()
     if session is not None and not session.started:
         session.until.enter_context(_running(session.cluster))
         session.started = True
+
+
+def start_ray() -> None:
+    """Have Ray for something else than passes: their workers end, because they hold CPUs and GPUs that it will want."""
+    join_ray()
+    _end_pools(session_pools() or {})
+    _settle_data_context()
+
+
+def session_pools() -> dict[Any, Any] | None:
+    """Return the workers of the session around this, which end with it; None outside of one."""
+    session = _SESSION.get()
+    return None if session is None else session.pools
+
+
+def _end_pools(pools: dict[Any, Any]) -> None:
+    while pools:
+        pools.popitem()[1].end()
 
 
 @contextmanager
@@ -199,7 +221,6 @@ def _running(cluster: ClusterConfig) -> Iterator[None]:
         if started:
             with _silent_stderr(), _own_sigterm():
                 _init(ray, cluster)
-        _settle_data_context()
         try:
             yield
         finally:

@@ -4,7 +4,6 @@ Only names and small records travel between processes; bytes are read, and resul
 """
 
 import pickle
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,8 +14,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from .cluster import ClusterConfig, PoolConfig, start_ray
+from .cluster import ClusterConfig, PoolConfig
 from .commit import Key, missing_parts, write_json, write_part
+from .pool import workers
 from .progress import Progress
 from .run_folder import RunFolder
 
@@ -71,8 +71,7 @@ class Pass:
     fingerprint: str = ""
     """Of everything that decides its parts."""
     loads_model: bool = False
-    """Whether its workers hold a model: where they have a share of a GPU, a pool of actors keeps it and gives the GPU back when
-    the pass ends. Otherwise the pieces are tasks, whose processes Ray keeps warm from pass to pass."""
+    """Whether its workers hold a model, and so need the GPU where workers have a share of one."""
     ordered: bool = False
     """Whether records come in the order of the pieces (for sums whose rounding must not depend on timing)."""
     pairs: int | None = None
@@ -162,43 +161,17 @@ class Pass:
         return _Committer(self.home, rejected, self.fingerprint)
 
     def _on_ray(self, rows: Sequence[tuple[Any, Any]], task: "_Task", *, total: int) -> Iterator[Done]:
-        start_ray()
-        import ray
-        from ray.data import DataContext
-
-        context = DataContext.get_current()
-        before = context.execution_options.preserve_order
-        context.execution_options.preserve_order = self.ordered
-        dataset = ray.data.from_items([{"row": pickle.dumps(row)} for row in rows], override_num_blocks=len(rows))
-        cluster, pool = self.cluster, self.pool or PoolConfig()
-        gpus = cluster.gpus_per_worker if pool.gpus_per_worker is None else pool.gpus_per_worker
-        gpus = gpus if self.loads_model else 0
-        size = min(pool.workers or cluster.worker_count(), len(rows))
-        packed = (ray.put(task), cluster.threads_per_worker)
-        if gpus:
-            # A pool that may shrink outlives the loss of a node whose workers fit nowhere else.
-            compute = ray.data.ActorPoolStrategy(
-                min_size=1, max_size=size, initial_size=size, max_tasks_in_flight_per_actor=2
-            )
-            place = {"num_gpus": gpus, "fn_constructor_args": packed}
-        else:
-            compute = ray.data.TaskPoolStrategy(size)
-            place = {"fn_args": packed}
-        mapped = dataset.map(
-            _Opened if gpus else _in_warm_process,
-            compute=compute,
-            num_cpus=cluster.threads_per_worker,
-            resources=pool.resources or None,
-            **place,
-        )
-        try:
-            with self._progress(total, len(rows)) as progress:
-                for row in mapped.iter_rows():
-                    done: Done = pickle.loads(row["done"])
-                    progress.advance(pairs=done.pairs, errors=done.errors)
-                    yield done
-        finally:
-            context.execution_options.preserve_order = before
+        pool = self.pool or PoolConfig()
+        size = pool.workers or self.cluster.worker_count()
+        packed = [pickle.dumps(row) for row in rows]
+        with (
+            workers(self.cluster, pool, with_model=self.loads_model) as found,
+            self._progress(total, len(rows)) as progress,
+        ):
+            for record in found.each(task, packed, size=size, ordered=self.ordered):
+                done: Done = pickle.loads(record)
+                progress.advance(pairs=done.pairs, errors=done.errors)
+                yield done
 
 
 _HERE: ContextVar[bool] = ContextVar("_HERE", default=False)
@@ -250,44 +223,17 @@ class _Task:
             self.commit(_keys(key), done)
         return replace(done, parts=(), rejected=None)
 
-
-KEEP_S = 30.0
-"""How long an idle process holds what `open` loaded."""
-_KEPT: dict[str, "_Opened"] = {}
-_RELEASE: list[threading.Timer] = []
+    def open(self) -> "_Opened":
+        return _Opened(self, self.work.open())
 
 
-def _in_warm_process(row: dict[str, Any], task: Any, threads: int) -> dict[str, Any]:
-    """Do a piece with what this process opened for the piece before, if that was of the same pass."""
-    while _RELEASE:
-        _RELEASE.pop().cancel()
-    key = task.hex()
-    opened = _KEPT.get(key)
-    if opened is None:
-        _KEPT.clear()  # two passes' models need not fit into memory together
-        opened = _KEPT[key] = _Opened(task, threads)
-    try:
-        return opened(row)
-    finally:
-        timer = threading.Timer(KEEP_S, _KEPT.clear)
-        timer.daemon = True
-        timer.start()
-        _RELEASE.append(timer)
-
-
+@dataclass(frozen=True, slots=True)
 class _Opened:
-    """A work opened in one process, with pinned threads."""
+    """A work opened in one process."""
 
-    def __init__(self, task: Any, threads: int) -> None:
-        import ray
-        import torch
+    task: _Task
+    tools: Any
 
-        torch.set_num_threads(threads)
-        self._task: _Task = ray.get(task)
-        self._tools = self._task.work.open()
-        self._node = ray.get_runtime_context().get_node_id()
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        key, piece = pickle.loads(row["row"])
-        done = self._task.do(key, piece, self._tools)
-        return {"done": pickle.dumps(replace(done, node=self._node))}
+    def __call__(self, piece: bytes, node: str) -> bytes:
+        key, own = pickle.loads(piece)
+        return pickle.dumps(replace(self.task.do(key, own, self.tools), node=node))

@@ -102,10 +102,10 @@ def test_threads_are_those_of_a_worker_and_come_back(doubling: Pass, tmp_path: P
 def test_workers_are_asked_for_where_there_is_much_to_do_or_a_place_to_do_it(
     doubling: Pass, tmp_path: Path, changes: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse() -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("Ray is started")
 
-    monkeypatch.setattr(module, "start_ray", refuse)
+    monkeypatch.setattr(module, "workers", refuse)
     large = replace(doubling, **changes)
     with pytest.raises(RuntimeError, match="Ray is started"):
         large.do({0: 1}, Doubling(tmp_path))
