@@ -41,6 +41,11 @@ class ClusterConfig:
     """A pass over a data set of fewer pairs is done by this process itself, and Ray is not started for it: workers take seconds
     to start. 0: always by workers, as on a cluster that is joined and wherever a pass has GPUs or nodes of its own."""
 
+    @property
+    def device(self) -> str:
+        """Where a worker's model runs, by torch's name."""
+        return "cuda" if self.gpus_per_worker else "cpu"
+
     def worker_count(self) -> int:
         """Return the number of workers, as given or one for each group of threads that this process may run at once."""
         return self.workers or max(1, cpus() // self.threads_per_worker)

@@ -107,8 +107,7 @@ def _embed(plan: Plan, folder: RunFolder, pairs: DataSet, *, name: str = "embed"
         pairs=pairs.source.about_pairs(pairs.units),
         loads_model=True,
     )
-    device = "cuda" if settings.cluster.gpus_per_worker else "cpu"
-    work = EmbedWork(pairs.source, settings.model, settings.embed, device)
+    work = EmbedWork(pairs.source, settings.model, plan.embed, settings.cluster.device)
     embed.do({unit.index: unit for unit in pairs.units}, work)
     return Parts.of(embed.home)
 

@@ -1,14 +1,13 @@
 """What a scan is asked to do, checked and resolved before any worker starts."""
 
-import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from clipsan.stages.detectors import DetectorsConfig, build_suite
-from clipsan.stages.embed import CACHE_COLUMNS, EmbedConfig
+from clipsan.stages.embed import CACHE_COLUMNS, EmbedConfig, Precision
 from clipsan.stages.model.clip import ModelConfig, load_clip
 from clipsan.stages.oracle import OracleConfig
 from clipsan.stages.samples import Unit
@@ -17,13 +16,14 @@ from clipsan.stages.stage import check_chain, config
 from clipsan.stages.verdicts import Decision, Judge, OddLimits, Reason
 
 from ..core.cluster import ClusterConfig, check_private
-from ..core.commit import fingerprint
+from ..core.commit import FingerprintError, fingerprint, missing_parts
 from ..core.config import ConfigError, as_tree
+from ..core.run_folder import RunFolder
 from ..proof.inquiry import ProofConfig, proof_fingerprint
 from ..proof.views import Views
 from ..tracking.record import TrackingConfig
 
-EMBED_VERSION = 1
+EMBED_VERSION = 2
 SCORE_VERSION = 7
 VERDICT_VERSION = 1
 """Raised when the code of a pass comes to give another result, so that old parts are refused and not mixed in."""
@@ -82,12 +82,12 @@ class DataSet:
 
     @classmethod
     def of(cls, source: SourceConfig, units: list[Unit], model_fingerprint: str, embed: EmbedConfig) -> "DataSet":
-        """Return a data set, as this model embeds it."""
+        """Return a data set, as this model embeds it in a precision that is settled."""
         tree = {
             "version": EMBED_VERSION,
             **identity(source, units),
             "model": model_fingerprint,
-            "embed": as_tree(dataclasses.replace(embed, decode_threads=None)),
+            "embed": as_tree(replace(embed, decode_threads=None)),
         }
         return cls(source=source, units=units, fingerprint=fingerprint(tree))
 
@@ -100,6 +100,8 @@ class Plan:
     pairs: DataSet
     trusted: DataSet | None
     model_fingerprint: str
+    embed: EmbedConfig
+    """With the precision that this scan's machine, or the earlier run, has."""
     layers: list[str]
     scale: float
     """The model's exp(logit_scale)."""
@@ -159,10 +161,10 @@ def make_plan(settings: ScanConfig) -> Plan:
         )
     clip = load_clip(settings.model, "cpu")
     layers = clip.layers(settings.embed.layers)
-    pairs = DataSet.of(settings.data, units, clip.fingerprint, settings.embed)
+    pairs, embed = _as_embedded(settings, units, clip.fingerprint)
     trusted = None
     if settings.trusted is not None:
-        trusted = DataSet.of(settings.trusted, trusted_units, clip.fingerprint, settings.embed)
+        trusted = DataSet.of(settings.trusted, trusted_units, clip.fingerprint, embed)
     suite = build_suite(settings.detectors, pairs=0, trusted=None)
     scored = fingerprint(
         {
@@ -184,6 +186,7 @@ def make_plan(settings: ScanConfig) -> Plan:
         pairs=pairs,
         trusted=trusted,
         model_fingerprint=clip.fingerprint,
+        embed=embed,
         layers=layers,
         scale=clip.scale,
         columns=check_chain(CACHE_COLUMNS, [*suite.chain, Views, Judge]),
@@ -191,3 +194,29 @@ def make_plan(settings: ScanConfig) -> Plan:
         proof_fingerprint=proven,
         verdict_fingerprint=fingerprint(judged),
     )
+
+
+def _as_embedded(settings: ScanConfig, units: list[Unit], model_fingerprint: str) -> tuple[DataSet, EmbedConfig]:
+    """Return the pairs, and how they are embedded: in the precision of the machine, or in that of the earlier run.
+
+    A scan that takes embeddings which a GPU made may run where there is none.
+    """
+    device = settings.cluster.device
+    made = settings.embed.precision_on(device)
+    choices: list[Precision] = [made]
+    if settings.embeddings is not None and settings.embed.precision == "auto":
+        choices.append("f32" if made == "bf16" else "bf16")
+    found = [replace(settings.embed, precision=precision) for precision in choices]
+    sets = [DataSet.of(settings.data, units, model_fingerprint, embed) for embed in found]
+    earlier = 0
+    if len(sets) > 1:
+        folder = RunFolder(Path(str(settings.embeddings)).expanduser().resolve()).embeddings
+        earlier = next((i for i, one in enumerate(sets) if _has_part(folder, one)), 0)
+    return sets[earlier], found[earlier]
+
+
+def _has_part(folder: Path, pairs: DataSet) -> bool:
+    try:
+        return bool(pairs.units) and not missing_parts(folder, [pairs.units[0].index], pairs.fingerprint)
+    except FingerprintError:
+        return False

@@ -38,7 +38,8 @@ class EmbedWork(Work):
     device: str
 
     def open(self) -> Embedder:
-        return Embedder(load_clip(self.model, self.device), self.settings)
+        precision = self.settings.precision_on(self.device)
+        return Embedder(load_clip(self.model, self.device, precision=precision), self.settings)
 
     def do(self, piece: Unit, tools: Embedder) -> Done:
         embedded, rejected = tools(read_unit(self.source, piece))

@@ -174,6 +174,13 @@ class Clip:
         self, images: torch.Tensor, layers: Sequence[str] = ()
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Return unit vectors `[B, D] float32` and the pooled features of the named blocks `[B, P] float32`."""
+        unit, narrow = self.image_features(images, layers)
+        return unit.cpu().numpy(), {name: values.cpu().numpy() for name, values in narrow.items()}
+
+    def image_features(
+        self, images: torch.Tensor, layers: Sequence[str] = ()
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """As `encode_images`, but on the model's device: nothing waits for it."""
         pooled: dict[str, torch.Tensor] = {}
         with ExitStack() as stack, torch.inference_mode():
             for name in layers:
@@ -184,17 +191,20 @@ class Clip:
                 features = self.model.encode_image(self.normalise(images), normalize=False)
             unit = torch.nn.functional.normalize(features.float(), dim=-1)
             narrow = {name: self._narrow(pooled[name]) for name in layers}
-        return unit.cpu().numpy(), {name: values.cpu().numpy() for name, values in narrow.items()}
+        return unit, narrow
 
     def encode_text(self, captions: Sequence[str] | torch.Tensor) -> np.ndarray:
         """Return unit vectors `[B, D] float32`; a caption that occurs twice in the batch is encoded once."""
         tokens = captions if isinstance(captions, torch.Tensor) else self.tokenize(captions)
         unique, rows = torch.unique(tokens, dim=0, return_inverse=True)
+        return np.asarray(self.text_features(unique).cpu()[rows])
+
+    def text_features(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return unit vectors `[B, D] float32` of `[B, context_length]` tokens, on the model's device."""
         with torch.inference_mode():
             with self._autocast():
-                features = self.model.encode_text(unique.to(self.device), normalize=False)
-            unit = torch.nn.functional.normalize(features.float(), dim=-1).cpu()
-        return np.asarray(unit[rows])
+                features = self.model.encode_text(tokens.to(self.device), normalize=False)
+            return torch.nn.functional.normalize(features.float(), dim=-1)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16")
