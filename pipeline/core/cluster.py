@@ -24,39 +24,6 @@ from .stop import Terminated
 
 
 @config
-class ClusterConfig:
-    """What the job may use."""
-
-    address: str | None = None
-    """Ray cluster to join ("auto", "ray://host:10001"); null starts a private one on this machine."""
-    workers: Annotated[int, Field(ge=1)] | None = None
-    """Worker processes of a pass; null takes one a CPU."""
-    threads_per_worker: Annotated[int, Field(ge=1)] = 1
-    """Torch and OpenMP threads of a worker; workers times threads should not exceed the CPUs."""
-    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs of a worker of the embed pass and of training; fractions share a GPU."""
-    object_store_mb: Annotated[int, Field(ge=80)] = 1024
-    """Size of the private instance's object store."""
-    alone_below_pairs: Annotated[int, Field(ge=0)] = 2000
-    """A pass over a data set of fewer pairs is done by this process itself, and Ray is not started for it: workers take seconds
-    to start. 0: always by workers, as on a cluster that is joined and wherever a pass has GPUs or nodes of its own."""
-
-    @property
-    def device(self) -> str:
-        """Where a worker's model runs, by torch's name."""
-        return "cuda" if self.gpus_per_worker else "cpu"
-
-    def worker_count(self) -> int:
-        """Return the number of workers, as given or one for each group of threads that this process may run at once."""
-        return self.workers or max(1, cpus() // self.threads_per_worker)
-
-    def describe(self) -> str:
-        """Return the workers and where they run, for --dry-run."""
-        where = "a private Ray on this machine" if self.address is None else f"Ray at {self.address}"
-        return f"{self.worker_count()} x {self.threads_per_worker} threads, {self.gpus_per_worker:g} GPU each, {where}"
-
-
-@config
 class PoolConfig:
     """The workers of a pass that needs machines of its own, as a cluster gives GPUs to the oracle and CPUs to decoding."""
 
@@ -68,6 +35,48 @@ class PoolConfig:
     """What a worker takes of the resources that nodes of a cluster were started with, as `oracle: 1`: it runs on those nodes only."""
     wait_s: Annotated[float, Field(ge=0)] = 0.0
     """Seconds that an autoscaler has to start the first node with these resources; 0: one must be there already."""
+
+
+@config
+class ClusterConfig:
+    """What the job may use."""
+
+    address: str | None = None
+    """Ray cluster to join ("auto", "ray://host:10001"); null starts a private one on this machine."""
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """Worker processes of a pass; null takes one a CPU."""
+    threads_per_worker: Annotated[int, Field(ge=1)] = 1
+    """Torch and OpenMP threads of a worker; workers times threads should not exceed the CPUs."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs of a worker of the embed pass and of training; fractions share a GPU."""
+    encoders: PoolConfig | None = None
+    """Workers of the embed pass that hold the model, while all other CPUs read and decode; null: every worker does both, unless
+    workers have GPUs."""
+    object_store_mb: Annotated[int, Field(ge=80)] = 1024
+    """Size of the private instance's object store; half of it is what decoded pairs may take on their way to the encoders."""
+    alone_below_pairs: Annotated[int, Field(ge=0)] = 2000
+    """A pass over a data set of fewer pairs is done by this process itself, and Ray is not started for it: workers take seconds
+    to start. 0: always by workers, as on a cluster that is joined and wherever a pass has GPUs or nodes of its own."""
+
+    @property
+    def apart(self) -> PoolConfig | None:
+        """The encoders of the embed pass; None where each worker does both."""
+        return PoolConfig() if self.encoders is None and self.gpus_per_worker else self.encoders
+
+    @property
+    def device(self) -> str:
+        """Where the model of the embed pass runs, by torch's name."""
+        given = None if self.encoders is None else self.encoders.gpus_per_worker
+        return "cuda" if (self.gpus_per_worker if given is None else given) else "cpu"
+
+    def worker_count(self) -> int:
+        """Return the number of workers, as given or one for each group of threads that this process may run at once."""
+        return self.workers or max(1, cpus() // self.threads_per_worker)
+
+    def describe(self) -> str:
+        """Return the workers and where they run, for --dry-run."""
+        where = "a private Ray on this machine" if self.address is None else f"Ray at {self.address}"
+        return f"{self.worker_count()} x {self.threads_per_worker} threads, {self.gpus_per_worker:g} GPU each, {where}"
 
 
 def check_private(pool: PoolConfig, cluster: ClusterConfig) -> None:
@@ -295,10 +304,17 @@ def _init(ray: Any, cluster: ClusterConfig) -> None:
     if cluster.address is not None:
         ray.init(address=cluster.address, **common)
         return
+    # Decoders of a stream take every CPU that there is.
+    taken = cluster.worker_count() * cluster.threads_per_worker
+    taken = (
+        max(taken, cpus())
+        if cluster.workers is None or (cluster.apart is not None and cluster.gpus_per_worker)
+        else taken
+    )
     # One logical CPU more than the workers take: a pool that holds every CPU leaves none for Ray Data's own tasks, and the job hangs.
     ray.init(
         address="local",
-        num_cpus=cluster.worker_count() * cluster.threads_per_worker + 1,
+        num_cpus=taken + 1,
         include_dashboard=False,
         object_store_memory=cluster.object_store_mb * 2**20,
         **common,

@@ -19,6 +19,7 @@ from .commit import Key, missing_parts, write_json, write_part
 from .pool import workers
 from .progress import Progress
 from .run_folder import RunFolder
+from .stream import Commit, stream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +73,9 @@ class Pass:
     """Of everything that decides its parts."""
     loads_model: bool = False
     """Whether its workers hold a model, and so need the GPU where workers have a share of one."""
+    encoders: PoolConfig | None = None
+    """Workers of a stream's second half; None: workers do the whole of a piece. Otherwise the work has two halves, see
+    `core.stream`, and its pass a folder for the pairs that it could not use."""
     ordered: bool = False
     """Whether records come in the order of the pieces (for sums whose rounding must not depend on timing)."""
     pairs: int | None = None
@@ -112,11 +116,14 @@ class Pass:
         if _HERE.get() or self._is_small():
             yield from self._here(rows, task, total=len(named))
             return
+        if self.encoders is not None:
+            yield from self._streamed(rows, work, self.encoders, total=len(named))
+            return
         yield from self._on_ray(rows, task, total=len(named))
 
     def _is_small(self) -> bool:
         """Whether to start workers would take longer than the work."""
-        cluster, pool = self.cluster, self.pool or PoolConfig()
+        cluster, pool = self.cluster, self.pool or self.encoders or PoolConfig()
         placed = cluster.address is not None or cluster.gpus_per_worker or pool.gpus_per_worker or pool.resources
         return not placed and self.pairs is not None and self.pairs < cluster.alone_below_pairs
 
@@ -172,6 +179,18 @@ class Pass:
                 done: Done = pickle.loads(record)
                 progress.advance(pairs=done.pairs, errors=done.errors)
                 yield done
+
+    def _streamed(
+        self, rows: Sequence[tuple[Any, Any]], work: Any, encoders: PoolConfig, *, total: int
+    ) -> Iterator[Done]:
+        assert self.run is not None
+        assert self.rejected is not None
+        blocks = self.run.work / "blocks" / self.name.replace(" ", "-")
+        commit = Commit(self.home, self.run.root / self.rejected, blocks, self.fingerprint)
+        with self._progress(total, len(rows)) as progress:
+            for done in stream(rows, work, commit, self.cluster, encoders):
+                progress.advance(pairs=done.pairs, errors=done.errors)
+                yield Done(pairs=done.pairs, errors=done.errors)
 
 
 _HERE: ContextVar[bool] = ContextVar("_HERE", default=False)

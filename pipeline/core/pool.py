@@ -60,7 +60,7 @@ def workers(cluster: ClusterConfig, pool: PoolConfig, *, with_model: bool) -> It
     join_ray()
     gpus = cluster.gpus_per_worker if pool.gpus_per_worker is None else pool.gpus_per_worker
     place = Place(cluster.threads_per_worker, gpus if with_model else 0.0, tuple(sorted(pool.resources.items())))
-    _check_gpus(cluster, place)
+    check_gpus(cluster, place.gpus)
     pools = session_pools()
     if pools is not None:
         yield pools.setdefault(place, Pool(place))
@@ -72,12 +72,17 @@ def workers(cluster: ClusterConfig, pool: PoolConfig, *, with_model: bool) -> It
         own.end()
 
 
-def _check_gpus(cluster: ClusterConfig, place: Place) -> None:
+def check_gpus(cluster: ClusterConfig, share: float) -> None:
+    """Refuse workers that would wait for a GPU for ever.
+
+    Raises:
+        ConfigError: each is to have a share of one, and a private Ray finds none.
+    """
     import ray
 
-    if place.gpus and cluster.address is None and ray.cluster_resources().get("GPU", 0) < place.gpus:
+    if share and cluster.address is None and ray.cluster_resources().get("GPU", 0) < share:
         raise ConfigError(
-            f"gpus_per_worker={place.gpus:g}: this machine has no GPU that Ray finds; leave it at 0, or join a cluster "
+            f"gpus_per_worker={share:g}: this machine has no GPU that Ray finds; leave it at 0, or join a cluster "
             "(cluster.address)"
         )
 

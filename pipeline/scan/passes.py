@@ -106,6 +106,7 @@ def _embed(plan: Plan, folder: RunFolder, pairs: DataSet, *, name: str = "embed"
         fingerprint=pairs.fingerprint,
         pairs=pairs.source.about_pairs(pairs.units),
         loads_model=True,
+        encoders=settings.cluster.apart,
     )
     work = EmbedWork(pairs.source, settings.model, plan.embed, settings.cluster.device)
     embed.do({unit.index: unit for unit in pairs.units}, work)

@@ -1,6 +1,6 @@
 """The passes of the scan: what a worker does to one part."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ import pyarrow as pa
 from clipsan.stages.detectors.density import DensityConfig, score_group
 from clipsan.stages.detectors.ensemble import Ensemble
 from clipsan.stages.detectors.streaming import StreamingDetector
-from clipsan.stages.embed import FACT_FIELDS, EmbedConfig, Embedder
-from clipsan.stages.model.clip import Inputs, ModelConfig, load_clip, resolve_model
+from clipsan.stages.embed import FACT_FIELDS, Block, EmbedConfig, Embedder, Encoder, Preparer
+from clipsan.stages.model.clip import Clip, Inputs, ModelConfig, load_clip, resolve_model
 from clipsan.stages.report.figures import overlay, thumbnail
 from clipsan.stages.samples import Unit, seeded_hash
 from clipsan.stages.sources import SourceConfig, read_unit
@@ -30,7 +30,7 @@ GROUP_ROWS = 65_536
 
 @dataclass(frozen=True)
 class EmbedWork(Work):
-    """Pass 1: the embeddings of a unit, and the pairs of it that have none."""
+    """Pass 1: the embeddings of a unit, and the pairs of it that have none; whole, or in two halves (see core.stream)."""
 
     source: SourceConfig
     model: ModelConfig
@@ -38,8 +38,7 @@ class EmbedWork(Work):
     device: str
 
     def open(self) -> Embedder:
-        precision = self.settings.precision_on(self.device)
-        return Embedder(load_clip(self.model, self.device, precision=precision), self.settings)
+        return Embedder(self._load(), self.settings)
 
     def do(self, piece: Unit, tools: Embedder) -> Done:
         embedded, rejected = tools(read_unit(self.source, piece))
@@ -49,6 +48,21 @@ class EmbedWork(Work):
             parts=(embedded,),
             rejected=rejected,
         )
+
+    def open_reader(self) -> Preparer:
+        return Preparer(Inputs(resolve_model(self.model)), self.settings, self.device)
+
+    def read(self, piece: Unit, tools: Preparer) -> Iterator[Block]:
+        return tools(read_unit(self.source, piece))
+
+    def open_encoder(self) -> Encoder:
+        return Encoder(self._load(), self.settings)
+
+    def encode(self, block: Block, tools: Encoder) -> tuple[pa.Table, pa.Table]:
+        return tools(block), block.rejected
+
+    def _load(self) -> Clip:
+        return load_clip(self.model, self.device, precision=self.settings.precision_on(self.device))
 
 
 @dataclass(frozen=True)
