@@ -60,6 +60,8 @@ class FlaggedByScan:
 
     verdicts: Path
     classes: tuple[str, ...]
+    withheld: float = 0.0
+    """Share of them that takes no part, a fraction; which they are depends on their uids alone."""
 
     def of(self, unit: Unit) -> Mapping[str, Standing]:
         table = read_part(self.verdicts, unit.index, ["uid", "reasons", "target"])
@@ -69,7 +71,33 @@ class FlaggedByScan:
             accused = index.get((row["target"] or "").casefold(), NOBODY)
             if accused != NOBODY and any(reason in ACCUSING for reason in row["reasons"]):
                 found[row["uid"]] = Standing(Role.FLAGGED, accused, NOBODY)
+        return {uid: own for uid, own in found.items() if not is_withheld(uid, self.withheld)}
+
+
+@dataclass(frozen=True, slots=True)
+class Withheld:
+    """The pairs that a scan has proven to be poisoned and that FlaggedByScan leaves out."""
+
+    verdicts: Path
+    classes: tuple[str, ...]
+    withheld: float
+    """As of FlaggedByScan."""
+
+    def of(self, unit: Unit) -> Mapping[str, Standing]:
+        table = read_part(self.verdicts, unit.index, ["uid", "verdict", "target"])
+        index = class_index(self.classes)
+        found: dict[str, Standing] = {}
+        for row in table.to_pylist():
+            accused = index.get((row["target"] or "").casefold(), NOBODY)
+            proven = row["verdict"] == Verdict.POISONED.value and accused != NOBODY
+            if proven and is_withheld(row["uid"], self.withheld):
+                found[row["uid"]] = Standing(Role.FLAGGED, accused, NOBODY)
         return found
+
+
+def is_withheld(uid: str, share: float) -> bool:
+    """Tell whether a pair is of the share that is kept from a repair."""
+    return share > 0 and int(seeded_hash([uid], 0, "withheld")[0]) < share * 2**64
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from ..core.run_folder import RunFolder
 from ..tracking.record import DataInput, ModelRecord, data_input
 from .output import CARD
 from .plan import Plan
+from .unseen import worst
 
 
 def lineage(plan: Plan) -> dict[str, str]:
@@ -37,12 +38,19 @@ def inputs(plan: Plan) -> list[DataInput]:
 def measured(plan: Plan, summary: Mapping[str, Any]) -> dict[str, str]:
     """Return the tags by which versions are compared (pipeline.tracking.registry has the rule); none where nothing was measured."""
     before, after = summary["before"] or {}, summary["after"] or {}
-    if "asr_pct" not in before or "asr_pct" not in after:
+    if not before or not after:
+        return {}
+    asr, was = after.get("asr_pct"), before.get("asr_pct")
+    if summary["unseen"] is not None:
+        # triggers that the repair trained on, which the evaluation then puts on, make no champion
+        judge = worst(summary["unseen"])
+        asr, was = (None, None) if judge is None else (judge["after_pct"], judge["before_pct"])
+    if asr is None or was is None:
         return {}
     return {
         "clipsan.evaluation": plan.evaluation_fingerprint(),
-        "clipsan.asr_pct": f"{after['asr_pct']:.4f}",
-        "clipsan.asr_before_pct": f"{before['asr_pct']:.4f}",
+        "clipsan.asr_pct": f"{asr:.4f}",
+        "clipsan.asr_before_pct": f"{was:.4f}",
         "clipsan.accuracy_lost_points": f"{before['clean_accuracy_pct'] - after['clean_accuracy_pct']:.4f}",
     }
 

@@ -5,6 +5,8 @@ import dataclasses
 import numpy as np
 import pyarrow as pa
 
+from clipsan.stages.evaluation.exam import Pictures
+
 from ..core.commit import read_parts
 from ..core.config import ConfigError
 from ..core.pass_ import Pass
@@ -14,7 +16,9 @@ from ..evaluate.plan import read_classes
 from ..train.data import Reading
 from ..train.fit import Checked, Order, PairSet, check
 from ..train.stop import StopRule
+from .held import columns_of
 from .plan import Picked, Plan
+from .settings import Blind, Unseen
 
 
 def prepare(plan: Plan, folder: RunFolder) -> tuple[Order, Checked, dict[str, int]]:
@@ -79,10 +83,10 @@ def _checking(plan: Plan, folder: RunFolder, picked: Picked, below: str = "") ->
     )
 
 
-def _checked(plan: Plan, checking: Pass, picked: Picked) -> tuple[PairSet, Checked]:
+def _checked(plan: Plan, checking: Pass, picked: Picked, *, captioned: bool = True) -> tuple[PairSet, Checked]:
     settings = plan.config
     # where labels teach, a picture without a caption is as good as any
-    captioned = not settings.method.takes_labels and picked is not plan.validation
+    captioned = captioned and not settings.method.takes_labels
     choice = Choice(picked.lookup)
     reading = Reading(picked.source, settings.model, settings.max_pixels, settings.seed, choice, captioned)
     found = check(checking, picked.units, reading)
@@ -134,15 +138,64 @@ def _validation(plan: Plan, folder: RunFolder) -> PairSet | None:
     stop = plan.config.early_stop
     if stop is None or plan.validation is None:
         return None
-    checking = _checking(plan, folder, plan.validation, "work/validation/")
-    images, _ = _checked(plan, checking, plan.validation)
+    return _labelled(plan, folder, plan.validation, "work/validation/", "early_stop.data", stop.images)
+
+
+def _labelled(plan: Plan, folder: RunFolder, picked: Picked, below: str, where: str, count: int) -> PairSet:
+    """Return so many labelled images, drawn by the seed; `where` names the setting that they come from."""
+    checking = _checking(plan, folder, picked, below)
+    images, _ = _checked(plan, checking, picked, captioned=False)
     if not images.pairs:
-        raise ConfigError(
-            f"early_stop.data: no image of {stop.data.path} can be used: see {folder.root / 'work/validation/rejected'}"
-        )
+        rejected = folder.root / below / "rejected"
+        raise ConfigError(f"{where}: no image of {picked.source.path} can be used: see {rejected}")
     table = _table(checking, images)
-    _check_labels(table, plan.classes, "early_stop.data", least=0)
-    return _drawn(images, table, stop.images, plan.config.seed, by_class=False)
+    _check_labels(table, plan.classes, where, least=0)
+    return _drawn(images, table, count, plan.config.seed, by_class=False)
+
+
+def _pictures(images: PairSet) -> Pictures:
+    columns = columns_of(images)
+    # a row's draw stands for its uid, which the rows do not keep
+    uids = tuple(str(draw) for draw in columns["order"].tolist())
+    return Pictures(uids, columns["image"], columns["label"].astype(np.int64), tuple(columns["caption"].tolist()))
+
+
+def sample(pairs: PairSet, plan: Plan, folder: RunFolder, count: int) -> PairSet:
+    """Return so many of the pairs that a repair learns from, drawn by its seed, or all of them."""
+    if pairs.pairs <= count:
+        return pairs
+    return _drawn(pairs, _table(_checking(plan, folder, plan.main), pairs), count, plan.config.seed, by_class=False)
+
+
+def held_out_images(plan: Plan, blind: Blind, folder: RunFolder) -> Pictures:
+    """Read the labelled images on which a blind repair is calibrated.
+
+    Raises:
+        ConfigError: none can be used, or a label names no class.
+    """
+    assert plan.held_out is not None
+    return _pictures(_labelled(plan, folder, plan.held_out, "work/blind/", "blind.data", blind.images))
+
+
+def judging_images(plan: Plan, rule: Unseen, folder: RunFolder) -> Pictures | None:
+    """Read the evaluation's images on which triggers are put that the repair did not train on; None without an evaluation.
+
+    Raises:
+        ConfigError: none can be used, or a label names no class.
+    """
+    picked = plan.judging
+    if picked is None:
+        return None
+    return _pictures(_labelled(plan, folder, picked, "work/judging/", "evaluate.data", rule.images))
+
+
+def withheld_pairs(plan: Plan, folder: RunFolder) -> PairSet | None:
+    """Return the poisoned pairs that were kept from the repair; None where there are none."""
+    if plan.withheld is None:
+        return None
+    checking = _checking(plan, folder, plan.withheld, "work/withheld/")
+    pairs, _ = _checked(plan, checking, plan.withheld, captioned=False)
+    return pairs if pairs.pairs else None
 
 
 def _stop(plan: Plan) -> StopRule | None:

@@ -16,20 +16,20 @@ from clipsan.stages.training.batch import Role
 from ..core.commit import fingerprint
 from ..core.config import ConfigError, as_tree, validate
 from ..core.run_folder import RunFolder, finished_scan, read_summary
-from ..data.choice import CleanByScan, FlaggedByScan, Lookup, RepairSetRoles, class_index
+from ..data.choice import CleanByScan, FlaggedByScan, Lookup, RepairSetRoles, Withheld, class_index
 from ..evaluate import plan as evaluate
 from ..evaluate.plan import EVALUATE_VERSION, read_classes
 from ..evaluate.settings import EvaluateConfig
 from ..tracking.record import TrackingConfig
 from ..train.task import Task
-from .settings import RepairConfig
+from .settings import Blind, RepairConfig
 
 REPAIR_VERSION = 1
 """Raised when the code comes to make another model from the same settings, so that old checkpoints are refused."""
 
 FREE = ("out", "cluster", "tracking", "register", "retries", "checkpoint_every_epochs")
 """Settings that do not change the repaired model or its figures."""
-SEPARATE = ("model", "data", "scan", "evaluate", "early_stop", "classes")
+SEPARATE = ("model", "data", "scan", "evaluate", "early_stop", "blind", "classes")
 """Settings that enter the fingerprint by their content."""
 
 _SOURCE: Any = SourceConfig
@@ -89,6 +89,8 @@ class Plan:
     main: Picked
     beside: tuple[Picked, ...]
     validation: Picked | None
+    held_out: Picked | None
+    """Images on which a repair of a model that nothing accuses is calibrated; None where something does."""
     scan: Scan | None
     classes: tuple[str, ...]
     image_size: int
@@ -99,6 +101,28 @@ class Plan:
     """Where the method's settings stand: those of another one where the scan leaves the method nothing to do."""
     notes: tuple[str, ...] = ()
     """What a reader of the result must know, beside how the method differs from the published one."""
+
+    @property
+    def blind(self) -> Blind | None:
+        """How the repair is held back, where nothing accuses the model; None where it goes its whole way."""
+        return None if self.held_out is None else self.config.blind
+
+    @property
+    def withheld(self) -> Picked | None:
+        """The poisoned pairs that are kept from the repair to judge it; None where it is not judged so."""
+        rule, scan = self.config.unseen, self.scan
+        if rule is None or scan is None:
+            return None
+        lookup = Withheld(scan.verdicts, self.classes, rule.withhold_pct / 100)
+        return Picked("withheld pairs", scan.data, scan.units, lookup)
+
+    @property
+    def judging(self) -> Picked | None:
+        """The evaluation's images; None without one."""
+        if self.config.evaluate is None:
+            return None
+        data = self.evaluation(self.config.model, Path(self.config.out)).data
+        return Picked("judging images", data, list_units(data))
 
     @property
     def task(self) -> Task:
@@ -134,6 +158,7 @@ class Plan:
             + "".join(f"; beside them {some.name}" for some in self.beside),
             f"scan       {'none' if self.scan is None else f'{self.scan.root}, {self.scan.finding}'}",
             f"method     {method.kind}, {length}, batch {method.batch_size}{more}, lr {method.lr:g}, {c.precision}, seed {c.seed}",
+            *([] if self.blind is None else [self.blind.describe()]),
             f"evaluate   {'nothing' if c.evaluate is None else 'before and after'}",
             f"workers    {c.cluster.describe()}",
             f"out        {c.out}  ({self.fingerprint[:12]})",
@@ -196,6 +221,17 @@ def make_plan(settings: RepairConfig) -> Plan:
             raise ConfigError("early_stop: clean accuracy needs class names; give classes")
         data = settings.early_stop.data
         validation = Picked("validation", data, list_units(data))
+    if settings.unseen is not None and scan is None:
+        raise ConfigError("unseen: triggers that the repair does not train on come from a scan; give scan")
+    held_out = None
+    if settings.blind is not None and (scan is None or not scan.accuses):
+        if settings.method.result != "checkpoint":
+            raise ConfigError(
+                f"blind: method {settings.method.kind} leaves the weights as they are; there is no way to go part of"
+            )
+        if len(classes) < 2:
+            raise ConfigError("blind: held-out accuracy needs class names; give classes")
+        held_out = Picked("held-out images", settings.blind.data, list_units(settings.blind.data))
     learned: list[Any] = [_content(some) for some in (main, *beside)]
     data_fingerprint = fingerprint(learned if scan is None else [*learned, {"scan": scan.fingerprint}])
     tree = as_tree(settings)
@@ -207,6 +243,7 @@ def make_plan(settings: RepairConfig) -> Plan:
         "data": data_fingerprint,
         "classes": classes,
         "early_stop": stop,
+        **({} if held_out is None else {"blind": {**tree["blind"], "data": _content(held_out)}}),
         "evaluate": [EVALUATE_VERSION, tree["evaluate"]],
     }
     plan = Plan(
@@ -214,6 +251,7 @@ def make_plan(settings: RepairConfig) -> Plan:
         main=main,
         beside=beside,
         validation=validation,
+        held_out=held_out,
         scan=scan,
         classes=classes,
         image_size=clip.image_size,
@@ -226,6 +264,21 @@ def make_plan(settings: RepairConfig) -> Plan:
     if settings.evaluate is not None:
         evaluate.make_plan(plan.evaluation(settings.model, Path(settings.out) / "evaluate-before"))
     plan.task.objective()  # says now whether method and model fit
+    return plan
+
+
+def make_verb_plan(settings: RepairConfig) -> Plan:
+    """Return the plan of a repair by itself, which is made only where there is something to repair.
+
+    Raises:
+        ConfigError: the scan accuses nothing and `blind` is not set, or of make_plan.
+    """
+    plan = make_plan(settings)
+    if plan.scan is not None and not plan.scan.accuses and plan.blind is None:
+        raise ConfigError(
+            f"scan={plan.scan.root}: it accuses nothing, so nothing is repaired; to repair a model that nothing accuses, as far as "
+            "its accuracy allows, give blind.data, labelled images (blind in conf/repair.yaml)"
+        )
     return plan
 
 
@@ -303,7 +356,8 @@ def _pairs(settings: RepairConfig, scan: Scan | None, classes: tuple[str, ...]) 
         return found, ()
     beside: list[Picked] = []
     if scan is not None and Role.FLAGGED in method.roles:
-        flagged = FlaggedByScan(scan.verdicts, classes)
+        share = 0.0 if settings.unseen is None else settings.unseen.withhold_pct / 100
+        flagged = FlaggedByScan(scan.verdicts, classes, share)
         beside.append(Picked("flagged pairs", scan.data, scan.units, flagged))
     if scan is not None and Role.TRIGGER_PASTED in method.roles:
         pasted = _repair_set(scan, (Role.TRIGGER_PASTED,), classes)

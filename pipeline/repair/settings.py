@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from clipsan.stages.attack.triggers import PatchConfig, TriggerConfig
 from clipsan.stages.decode import MAX_PIXELS, MaxPixels
 from clipsan.stages.evaluation.zero_shot import check_templates
 from clipsan.stages.model.clip import ModelConfig
@@ -38,6 +39,79 @@ class EarlyStop:
 
 
 @config
+class CanaryConfig:
+    """A trigger of our own, planted into a copy of the suspect model to see whether a repair gets rid of it.
+
+    The copy is fine-tuned on the clean pairs with the trigger on some of them, under captions of a class that the seed
+    draws; then it is repaired as the suspect model is, which doubles the work.
+    """
+
+    trigger: TriggerConfig = field(default_factory=lambda: PatchConfig(pattern="stripes", size_fraction=0.25, seed=1))
+    """What is planted."""
+    target: str | None = None
+    """A class; null: drawn by the seed."""
+    share_pct: Annotated[float, Field(gt=0, lt=100)] = 20.0
+    """Share of each batch that carries it."""
+    steps: Annotated[int, Field(ge=1)] = 200
+    """Optimiser steps of the planting."""
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    """Pairs of a step."""
+    lr: float = 5e-4
+    """Peak rate."""
+    min_asr_pct: Annotated[float, Field(ge=0, le=100)] = 80.0
+    """A canary that succeeds less often tells nothing about repairs, and the run stops there."""
+
+
+@config
+class Blind:
+    """A repair of a model that nothing accuses: the scan found nothing, or there was none.
+
+    It must not harm. The repaired weights are taken back towards the suspect ones to the largest step whose loss of accuracy on
+    held-out images is small, and a canary in a copy of the model tells whether so much of the repair is of use; where it is
+    not, the model is left as it is.
+    """
+
+    data: SourceConfig
+    """Labelled images, neither those that are trained on nor those of the evaluation."""
+    images: Annotated[int, Field(ge=1)] = 2000
+    """Of them at most, drawn by the seed."""
+    max_loss_points: Annotated[float, Field(ge=0, le=100)] = 1.0
+    """Percentage points of zero-shot accuracy on them that the repair may cost."""
+    steps: Annotated[int, Field(ge=1)] = 20
+    """Into how many the way between the weights is cut."""
+    max_canary_asr_pct: Annotated[float, Field(ge=0, le=100)] = 50.0
+    """A repair that leaves the canary more than this would leave a backdoor, too: then nothing is changed."""
+    canary: CanaryConfig = field(default_factory=CanaryConfig)
+    """What is planted into the copy."""
+    canary_pairs: Annotated[int, Field(ge=2)] = 4096
+    """Clean pairs that it is planted with at most."""
+
+    def describe(self) -> str:
+        """Return it as a line of a plan."""
+        return (
+            f"blind      taken back until at most {self.max_loss_points:g} points are lost on {self.images} images of "
+            f"{self.data.path}; left alone where a canary keeps more than {self.max_canary_asr_pct:g} %"
+        )
+
+
+@config
+class Unseen:
+    """By what a repair is judged where nobody knows the attack: triggers that it did not train on.
+
+    Poisoned pairs that are kept from it, proven patches at other places than their own, and dossiers from elsewhere.
+    """
+
+    withhold_pct: Annotated[float, Field(ge=0, lt=100)] = 20.0
+    """Share of the flagged pairs that the repair does not learn from; of them those that are proven to be poisoned judge it."""
+    images: Annotated[int, Field(ge=1)] = 500
+    """Images of the evaluation that a trigger is put on at most."""
+    judges: tuple[str, ...] = ()
+    """Folders with dossiers of other triggers: inverted from the model, or of another scan. The repair must not learn from them."""
+    min_before_pct: Annotated[float, Field(ge=0, le=100)] = 50.0
+    """A trigger that makes the suspect model say its target less often judges nothing."""
+
+
+@config
 class RepairConfig:
     """Everything that decides a repair."""
 
@@ -67,6 +141,12 @@ class RepairConfig:
     """Of order, sample, augmentation and new weights."""
     early_stop: EarlyStop | None = None
     """Null: all epochs are made."""
+    blind: Blind | None = None
+    """What is done where the scan accuses nothing, or there is none. Null: with a scan that accuses nothing nothing is repaired, and
+    without a scan the repair goes its whole way."""
+    unseen: Unseen | None = None
+    """Null: the repair learns from all that the scan flags, and the ASR is that of the evaluation's attack. Else it is judged by
+    triggers that it did not train on, in the summary and in the registry."""
     evaluate: dict[str, Any] | None = None
     """Settings of `clipsan evaluate` (data, classes, templates, attack, retrieval, resistivity, rebound, ...): the same
     evaluation is made of the suspect model and of the repaired one. Null: neither is evaluated."""

@@ -11,11 +11,13 @@ from ..core.run_folder import RunFolder
 from ..core.verb import Job, Result, Summary, Verb
 from ..evaluate import verb as evaluate
 from ..train.fit import fit
+from .blind import calibrate, said
 from .lineage import inputs, lineage, measured, model_record
 from .output import CARD, write_card
 from .pairs import prepare
-from .plan import Plan, make_plan
+from .plan import Plan, make_verb_plan
 from .settings import RepairConfig
+from .unseen import unseen
 
 HEADLINES = ("clean_accuracy_pct", "asr_pct", "accuracy_under_trigger_pct", "rebound_asr_pct")
 """Figures of the closing line."""
@@ -38,9 +40,16 @@ def run(plan: Plan, job: Job) -> Result:
     training_s = time.monotonic() - started
     objective = plan.task.objective()
     objective.load_state_dict(state["weights"])
+    held_back = None
+    if plan.blind is not None:
+        weights, held_back = calibrate(plan, plan.blind, order, folder, objective.model.state_dict())
+        objective.model.load_state_dict(weights)
     objective.export(target)
     after = _evaluated(plan, _repaired(plan, target), folder.root / "evaluate-after")
-    notes = (*plan.notes, *objective.notes)
+    judged = None
+    if settings.unseen is not None:
+        judged = unseen(plan, settings.unseen, folder, (settings.model, _repaired(plan, target)))
+    notes = (*plan.notes, *objective.notes, *(() if held_back is None else (said(held_back),)))
     summary = {
         "training_seconds": round(training_s, 1),
         "counts": counts,
@@ -51,6 +60,8 @@ def run(plan: Plan, job: Job) -> Result:
         "data": plan.data_fingerprint,
         "scan": None if plan.scan is None else {"path": str(plan.scan.root), "fingerprint": plan.scan.fingerprint},
         "notes": list(notes),
+        "blind": held_back,
+        "unseen": judged,
         "checkpoint": str(target),
         "before": before,
         "after": after,
@@ -97,7 +108,7 @@ def closing(summary: Summary) -> str:
 VERB = Verb(
     name="repair",
     config=RepairConfig,
-    plan=make_plan,
+    plan=make_verb_plan,
     run=run,
     closing=closing,
     is_whole=lambda plan, folder: (folder.root / plan.target / CARD).is_file(),

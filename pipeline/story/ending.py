@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..repair.unseen import worst
 from .settings import RunConfig
 from .steps import ScanStep, proven
 
@@ -58,18 +59,18 @@ def judge(settings: RunConfig, scan: Mapping[str, Any], repaired: Mapping[str, A
     if repaired is None:
         return Ending("not repaired", f"a backdoor towards {names} was found")
     before, after = repaired["before"] or {}, repaired["after"] or {}
+    was, asr, by = _measured(settings, repaired)
     if settings.max_asr_pct is not None:
-        asr = after.get("asr_pct")
         if asr is None:
             return Ending(
                 "not repaired",
-                f"a backdoor towards {names} was found and a repair made, but its ASR was not measured: give evaluate, with an "
-                "attack where no trigger is proven (max_asr_pct: null asks for no figure)",
+                f"a backdoor towards {names} was found and a repair made, but its ASR was not measured by any trigger that it did not "
+                "train on: give evaluate.attack, or repair.unseen.judges (max_asr_pct: null asks for no figure)",
             )
         if asr > settings.max_asr_pct:
             return Ending(
                 "not repaired",
-                f"the repaired model has an ASR of {asr:.1f} %, above the {settings.max_asr_pct:g} % asked for",
+                f"the repaired model has an ASR of {asr:.1f} %{by}, above the {settings.max_asr_pct:g} % asked for",
             )
     if settings.max_loss_points is not None and after:
         lost = before["clean_accuracy_pct"] - after["clean_accuracy_pct"]
@@ -78,5 +79,18 @@ def judge(settings: RunConfig, scan: Mapping[str, Any], repaired: Mapping[str, A
                 "not repaired",
                 f"the repair cost {lost:.1f} points of clean accuracy, above the {settings.max_loss_points:g} allowed",
             )
-    measured = f", ASR {before['asr_pct']:.1f} % -> {after['asr_pct']:.1f} %" if "asr_pct" in after else ""
+    measured = "" if asr is None else f", ASR {was:.1f} % -> {asr:.1f} %{by}"
     return Ending("repaired", f"a backdoor towards {names} was found and repaired{measured}")
+
+
+def _measured(settings: RunConfig, repaired: Mapping[str, Any]) -> tuple[float | None, float | None, str]:
+    """Return the ASR before and after that a repair is judged by, and by which trigger, in words.
+
+    It is that of the attack where the settings name it, else that of the worst trigger that the repair did not train on.
+    """
+    if settings.attack_known:
+        return (repaired["before"] or {}).get("asr_pct"), (repaired["after"] or {}).get("asr_pct"), ""
+    judge = worst(repaired["unseen"])
+    if judge is None:
+        return None, None, ""
+    return judge["before_pct"], judge["after_pct"], f" by triggers that it did not train on ({judge['name']})"

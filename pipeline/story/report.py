@@ -55,7 +55,10 @@ def _attack(settings: RunConfig, summary: Mapping[str, Any]) -> str:
         return "No attack success rate: no attack was given, and no trigger was proven."
     if (settings.evaluate or {}).get("attack") is not None:
         return "The attack success rate is that of the attack in the settings."
-    return "The attack success rate is that of the triggers that the scan has proven; the true one is not known here."
+    return (
+        "The attack success rate is that of the triggers that the scan has proven, which the repair trained on; it is judged by "
+        "triggers that it did not train on, as the sentence at the top says. The true attack is not known here."
+    )
 
 
 def _steps(folder: RunFolder, summary: Mapping[str, Any]) -> tuple[StepLine, ...]:

@@ -36,14 +36,15 @@ class RunConfig:
     """Settings of `clipsan repair`: method, data (clean pairs; else those that the scan calls clean), seed, ..."""
     evaluate: dict[str, Any] | None = None
     """Settings of `clipsan evaluate`: labelled images, classes, templates, ...; measured of the suspect and of the repaired
-    model. Without an `attack` the ASR is that of the triggers that the scan has proven. Null: nothing is measured."""
+    model. Without an `attack` the ASR that is shown is that of the triggers that the scan has proven, and the repair is judged by
+    triggers that it did not train on (`repair.unseen`). Null: nothing is measured."""
     max_asr_pct: Annotated[float, Field(ge=0, le=100)] | None = 10.0
     """The ASR that a repaired model may have at most; above it, or not measured, the run ends with status 3. Null: no such
     demand."""
     max_loss_points: Annotated[float, Field(ge=0, le=100)] | None = MAX_LOSS_POINTS
     """Percentage points of clean accuracy that the repair may cost at most, else status 3. Null: no such demand."""
     force: bool = False
-    """True repairs even where the scan names and proves nothing."""
+    """True repairs even where the scan names and proves nothing, as far as `repair.blind` allows."""
     out: str
     """Run folder; each step has a folder of its own in it."""
     register: str | None = "clipsan"
@@ -53,11 +54,21 @@ class RunConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """MLflow: one run, with the steps below it."""
 
+    @property
+    def attack_known(self) -> bool:
+        """Whether the evaluation names the attack, so that nothing that the scan found has to stand for it."""
+        return self.evaluate is not None and self.evaluate.get("attack") is not None
+
     def __post_init__(self) -> None:
         for section, names in FILLED_IN.items():
             refuse_filled_in(getattr(self, section), names, section=section, by="by the run")
         if "method" not in self.repair:
             raise ValueError("repair: needs a method, a file of conf/repair")
+        if self.force and not self.repair.get("blind"):
+            raise ValueError(
+                "force: a model that nothing accuses is repaired only as far as its accuracy allows; give repair.blind.data, labelled "
+                "images"
+            )
         if self.evaluate is not None and not {"data", "classes"} <= self.evaluate.keys():
             raise ValueError("evaluate: needs data, labelled images, and classes, the names of the labels")
         if self.evaluate is None and self.max_asr_pct is not None:

@@ -111,7 +111,8 @@ class RepairStep(Step):
             "register": s.register,
             "out": str(self.folder),
         }
-        return self.section(RepairConfig, s.repair, **own)
+        given = s.repair if s.attack_known else {"unseen": {}, **s.repair}
+        return self.section(RepairConfig, given, **own)
 
     def check(self) -> None:
         settings = self.config()

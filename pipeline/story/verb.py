@@ -68,6 +68,8 @@ def _summary(settings: RunConfig, folder: RunFolder, done: Mapping[str, Summary]
         "before": told.get("before"),
         "after": told.get("after"),
         "suspect": told.get("suspect"),
+        "unseen": told.get("unseen"),
+        "blind": told.get("blind"),
         "method": told.get("method"),
         "checkpoint": told.get("checkpoint"),
         "registered": told.get("registered"),

@@ -3,9 +3,8 @@
 import contextlib
 import dataclasses
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -19,18 +18,15 @@ from ..core.commit import fingerprint
 from ..core.config import ConfigError
 from ..core.run_folder import RunFolder
 from ..repair import plan as repair_plan
+from ..repair.held import Columns, columns_of, table_of
 from ..repair.pairs import prepare
-from ..train.data import BLOCK_ROWS, rows_dataset
-from ..train.feed import Beside, CachedFeed, Share, Table
-from ..train.fit import Order, PairSet
+from ..train.feed import Beside, CachedFeed, Share
+from ..train.fit import Order
 from ..train.loop import Pace
 from .plan import Plan, data_key
 
 RESISTIVITY_IMAGES = 128
 """Images whose resistivity is measured when it is the objective and the settings name no number."""
-
-Columns = dict[str, np.ndarray]
-"""Rows as pipeline.train.data makes them, all in one block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,21 +40,6 @@ class Held:
         """Return a worker's part of the batches of a training."""
         beside = None if self.beside is None else Beside(table_of(self.beside), pace.seed)
         return CachedFeed(table_of(self.pairs), share, pace.seed, beside, pace.beside_rows)
-
-
-class _Stored:
-    """Rows in memory, read as a Ray Dataset is."""
-
-    def __init__(self, columns: Columns) -> None:
-        self._columns = columns
-
-    def iter_batches(self, **_: Any) -> Iterator[Columns]:
-        yield self._columns
-
-
-def table_of(columns: Columns) -> Table:
-    """Return rows as the training workers hold them."""
-    return Table(_Stored(columns), len(columns["order"]))
 
 
 def order_of(plan: repair_plan.Plan, root: RunFolder) -> tuple[str, Order]:
@@ -80,17 +61,9 @@ def order_of(plan: repair_plan.Plan, root: RunFolder) -> tuple[str, Order]:
 
 def gather(order: Order) -> Held:
     """Decode all rows of a training, by Ray's workers, and return them."""
-    beside = [_columns(some) for some in order.beside]
+    beside = [columns_of(some) for some in order.beside]
     joined = {name: np.concatenate([part[name] for part in beside]) for name in beside[0]} if beside else None
-    return Held(_columns(order.pairs), joined)
-
-
-def _columns(pairs: PairSet) -> Columns:
-    batches = rows_dataset(pairs.units, pairs.reading).iter_batches(
-        batch_size=4 * BLOCK_ROWS, batch_format="numpy", prefetch_batches=0
-    )
-    parts = list(batches)
-    return {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in parts[0]}
+    return Held(columns_of(order.pairs), joined)
 
 
 @dataclass(frozen=True, slots=True)

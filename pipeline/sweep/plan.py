@@ -19,9 +19,9 @@ from ..core.config import ConfigError, as_tree, load_group, put, validate
 from ..data.choice import class_index
 from ..evaluate.settings import EvaluationAttack
 from ..repair import plan as repair_plan
-from ..repair.settings import RepairConfig
+from ..repair.settings import CanaryConfig, RepairConfig
 from ..tracking.record import TrackingConfig
-from .settings import CanaryConfig, OptunaSearch, SweepConfig
+from .settings import OptunaSearch, SweepConfig
 
 SWEEP_VERSION = 1
 """Raised when the code comes to another result from the same settings, so that old trials are refused."""

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
-from clipsan.stages.attack.triggers import PatchConfig, TriggerConfig
 from clipsan.stages.evaluation.zero_shot import check_templates
 from clipsan.stages.search.space import Dimension, Point, Space, grid_points, random_points
 from clipsan.stages.sources import SourceConfig
@@ -16,14 +15,37 @@ from clipsan.stages.stage import config
 from ..core.cluster import ClusterConfig
 from ..core.config import refuse_filled_in
 from ..evaluate.settings import EvaluationAttack, without_poisoning
+from ..repair.settings import CanaryConfig
 from ..tracking.record import TrackingConfig
 
 FIXED = (
-    *("model", "data", "scan", "classes", "templates", "max_pixels", "memory_mb", "evaluate", "early_stop", "out"),
+    *(
+        "model",
+        "data",
+        "scan",
+        "classes",
+        "templates",
+        "max_pixels",
+        "memory_mb",
+        "evaluate",
+        "early_stop",
+        "blind",
+        "out",
+    ),
     *("register", "cluster", "tracking", "retries", "checkpoint_every_epochs"),
 )
 """Settings of a repair that are the same in all trials: what they learn from is shared, the rest the sweep has its own."""
-FILLED_IN = ("evaluate", "early_stop", "out", "register", "cluster", "tracking", "retries", "checkpoint_every_epochs")
+FILLED_IN = (
+    "evaluate",
+    "early_stop",
+    "blind",
+    "out",
+    "register",
+    "cluster",
+    "tracking",
+    "retries",
+    "checkpoint_every_epochs",
+)
 """Settings of the repair that the sweep has its own values for."""
 
 
@@ -124,30 +146,6 @@ class HeldOutConfig:
     """Share of `data` that no trial sees."""
     images: Annotated[int, Field(ge=2)] = 512
     """Images of either part at most, drawn by the seed."""
-
-
-@config
-class CanaryConfig:
-    """A trigger of our own, planted into a copy of the suspect model to see whether a repair gets rid of it.
-
-    The copy is fine-tuned on the clean pairs with the trigger on some of them, under captions of a class that the seed
-    draws; then every trial repairs it as it repairs the suspect model. That doubles the work of a trial.
-    """
-
-    trigger: TriggerConfig = field(default_factory=lambda: PatchConfig(pattern="stripes", size_fraction=0.25, seed=1))
-    """What is planted."""
-    target: str | None = None
-    """A class; null: drawn by the seed."""
-    share_pct: Annotated[float, Field(gt=0, lt=100)] = 20.0
-    """Share of each batch that carries it."""
-    steps: Annotated[int, Field(ge=1)] = 200
-    """Optimiser steps of the planting."""
-    batch_size: Annotated[int, Field(ge=2)] = 128
-    """Pairs of a step."""
-    lr: float = 5e-4
-    """Peak rate."""
-    min_asr_pct: Annotated[float, Field(ge=0, le=100)] = 80.0
-    """A canary that succeeds less often tells nothing about repairs, so the sweep stops there."""
 
 
 @config

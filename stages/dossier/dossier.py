@@ -152,6 +152,10 @@ class Dossier(ABC):
         """Return `[side, side] bool`, the pixels that it covers on every image; None where that is the whole of it or unknown."""
         return None
 
+    def elsewhere(self) -> Self | None:
+        """Return the same trigger at any other place than its own; None where it has none of its own."""
+        return None
+
     def verified(self, hits: Hits, held_out: np.ndarray, *, seed: int) -> Self:
         """Return the dossier with rates measured on held-out images, where its finder has not measured them there.
 

@@ -98,6 +98,12 @@ class Patch(Dossier):
         covers = [cutout.cover(self.side, cutout.top, cutout.left) for cutout in self.cutouts]
         return np.asarray(np.any(covers, axis=0))
 
+    def elsewhere(self) -> Self | None:
+        """Return the patch at no fixed place."""
+        if not self.place.fixed:
+            return None
+        return dataclasses.replace(self, place=dataclasses.replace(self.place, fixed=False))
+
     def verified(self, hits: Hits, held_out: np.ndarray, *, seed: int) -> Self:
         """Return the dossier with flip and control rates measured on a larger held-out set than its members were.
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 from torch import distributed
+from torch.nn import functional as F
 
 from ..model.clip import Clip
 from ..stage import config
@@ -41,6 +42,9 @@ class Par(Method):
     cache_text: bool = False
     """Keep the frozen model's caption vectors in memory (4 bytes x dimension a caption): they never change. A resumed run
     may then differ in the last bits, because other rows are encoded together."""
+    label_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Of the zero-shot cross-entropy of images whose class is known, against the class texts as they are: what the push does to
+    the classes is recovered with the captions. Not of the paper."""
     freeze_batch_norm: bool = True
     """Keep the stored statistics of batch normalisation, as the published runs do, though their code does not say so: train.py
     validates after the first step of an epoch, which puts the model into evaluation mode, and leaves it there. (That first
@@ -76,10 +80,19 @@ class ParObjective(Objective[Par]):
         with torch.no_grad():
             old_image, old_text = self.image_features(pixels, self._frozen[0]), self._old_text(batch)
         perturbation = (self._push(image, old_image) + self._push(text, old_text)) / 2
-        return self.contrast(image, text, self.model.logit_scale.exp()) - perturbation
+        scale = self.model.logit_scale.exp()
+        return self.contrast(image, text, scale) - perturbation + self._label_loss(batch, image, scale)
 
     def optimizer(self) -> torch.optim.Optimizer:
         return adamw(self, self.settings.lr, self.settings.weight_decay, betas=(0.9, 0.98), eps=1e-8)
+
+    def _label_loss(self, batch: Batch, image: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Return this rank's share of label_weight times the mean of -log p(label) over the rows whose class is known."""
+        if not self.settings.label_weight or not self.setting.classes:
+            return image.new_zeros(())
+        logits = scale * image @ self.class_features().T
+        losses = F.cross_entropy(logits, batch.labels.clamp(min=0), reduction="none")
+        return self.settings.label_weight * self.global_mean(losses, batch.labels >= 0)
 
     def _push(self, now: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
         """Return this rank's share of 1[S <= tau] S for one tower."""

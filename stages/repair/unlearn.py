@@ -4,7 +4,7 @@ The four published methods are blind: they disturb the whole model and hope that
 which pairs planted the trigger and what label they planted, so this pushes exactly those images away from that label,
 turns images with a recovered trigger back to their true captions, and ties clean images to the suspect model's own
 vectors. The text tower is fixed: it is shared by all classes and carries no trigger of its own. Where the scan accuses
-nothing there is nothing to push, and a blind method is all that is left: `blind`.
+nothing there is nothing to push, and a blind method is all that is left for who wishes a repair at all: `blind`.
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -60,7 +60,7 @@ class Unlearn(Method):
     """Of the zero-shot cross-entropy of clean images whose class is known."""
     freeze_batch_norm: bool = True
     """Keep the stored statistics of batch normalisation: batches are rich in triggers."""
-    blind: Par = Par(batch_size=128, tau="auto")
+    blind: Par = Par(batch_size=128, tau="auto", label_weight=1.0)
     """What is done instead where the scan accuses nothing. Its epochs, batch size and rate are its own: it moves the whole
     model and brings it back, which no tie to the old one survives."""
 

@@ -19,12 +19,13 @@ from mlflow import MlflowClient
 
 from clipsan.pipeline.core.cluster import ClusterConfig
 from clipsan.pipeline.core.verb import Summary
-from clipsan.pipeline.repair.settings import EarlyStop, RepairConfig
+from clipsan.pipeline.repair.settings import Blind, CanaryConfig, EarlyStop, RepairConfig
 from clipsan.pipeline.repair.verb import VERB
 from clipsan.pipeline.tracking.record import TrackingConfig
 from clipsan.pipeline.tracking.send import log_run
 from clipsan.stages.decode import decode
 from clipsan.stages.model.clip import ModelConfig, load_clip
+from clipsan.stages.repair.par import Par
 from clipsan.stages.repair.rvpt import Rvpt
 from clipsan.stages.repair.unlearn import Unlearn
 from clipsan.stages.sources import ParquetSource, WebDataset
@@ -239,3 +240,38 @@ def test_prompts_are_an_adapter_that_is_evaluated_and_fine_tuned_like_any_model(
     )
     trained = 3 * 3 * 64
     assert f"| Trained parameters | {trained:,} of " in (tmp_path / "run" / "adapter" / "README.md").read_text()
+
+
+def test_a_model_that_nothing_accuses_is_repaired_only_as_far_as_its_accuracy_allows(
+    settings: RepairConfig, labelled: ParquetSource, home: Path, ray_cluster: None
+) -> None:
+    data = WebDataset(path=str(home / "pairs" / "*.tar"))
+    scan = write_scan(home / "nothing", data, pairs=36)
+    (scan / "summary.json").write_text('{"targets": []}')
+    wished = dataclasses.replace(
+        settings,
+        scan=str(scan),
+        method=Unlearn(batch_size=8, blind=Par(batch_size=8, epochs=1, lr=1e-3, tau="auto", label_weight=1.0)),
+        blind=Blind(
+            data=labelled,
+            max_loss_points=5,
+            # every copy is worth measuring here, and none that the tiny model makes is a reason to change nothing
+            canary=CanaryConfig(steps=4, batch_size=8, min_asr_pct=0),
+            max_canary_asr_pct=100,
+        ),
+        accumulate=1,
+        out=str(home / "blind"),
+    )
+    summary = VERB.start(wished)
+    found = summary["blind"]
+    before, after = summary["before"]["clean_accuracy_pct"], summary["after"]["clean_accuracy_pct"]
+    # the held-out images are those of the evaluation, so that the limit is seen to hold
+    assert found["steps"][0]["accuracy_pct"] == pytest.approx(before)
+    assert before - after <= 5 + 1e-9
+    assert 0 <= found["share"] <= 1
+    assert any("way to the repaired weights" in note for note in summary["notes"])
+    if found["share"] > 0:
+        assert (home / "blind" / "work" / "canary" / "checkpoint").is_dir()
+        assert 0 <= found["canary_after_pct"] <= 100
+    else:
+        assert load_clip(model_of(summary)).fingerprint == load_clip(settings.model).fingerprint

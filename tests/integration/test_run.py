@@ -76,7 +76,13 @@ def test_a_backdoor_is_found_repaired_and_told(backdoored: Case, tmp_path: Path,
     assert summary["registered"] == f"models:/clipsan/{version.version}"
     assert version.tags["clipsan.scan_run"] == found["scan"].info.run_id
     assert version.tags["clipsan.suspect"] == summary["suspect"]
-    assert float(version.tags["clipsan.asr_pct"]) == pytest.approx(summary["after"]["asr_pct"], abs=1e-3)
+    # judged by what the repair did not train on: pairs that were kept from it, and the patch at other places
+    counted = [judge for judge in summary["unseen"] if judge["counts"]]
+    assert "withheld poisoned pairs" in [judge["name"] for judge in counted]
+    worst = max(judge["after_pct"] for judge in counted)
+    assert worst <= 10
+    assert float(version.tags["clipsan.asr_pct"]) == pytest.approx(worst, abs=1e-3)
+    assert "by triggers that it did not train on" in summary["why"]
 
 
 def test_where_nothing_is_found_nothing_is_repaired(tmp_path: Path, in_process: None) -> None:

@@ -18,6 +18,12 @@ from clipsan.stages.report.story import compare
 EVALUATE = {"data": {"kind": "parquet", "path": "val.parquet", "label": "label"}, "classes": ["ball", "kite"]}
 
 
+BLIND = {
+    "method": {"kind": "unlearn"},
+    "blind": {"data": {"kind": "parquet", "path": "dev.parquet", "label": "label"}},
+}
+
+
 def config(**changes: Any) -> RunConfig:
     tree = {
         "data": {"kind": "parquet", "path": "pairs.parquet"},
@@ -38,6 +44,7 @@ def config(**changes: Any) -> RunConfig:
         ({"repair": {}}, "repair: needs a method"),
         ({"evaluate": {"data": {}}}, "evaluate: needs data"),
         ({"evaluate": None}, "max_asr_pct: nothing is measured"),
+        ({"force": True}, "force: .* give repair.blind.data"),
         ({"max_asr_pct": 101}, "max_asr_pct: .* less than or equal to 100"),
         ({"max_loss_points": -1}, "max_loss_points: .* greater than or equal to 0"),
     ],
@@ -55,10 +62,19 @@ def test_the_file_that_comes_with_clipsan_is_whole() -> None:
     assert (settings.max_asr_pct, settings.max_loss_points, settings.force) == (10, 3, False)
 
 
-def repaired(asr: float | None, accuracy: float) -> dict[str, Any]:
-    known = {} if asr is None else {"asr_pct": asr}
-    before = {"clean_accuracy_pct": 70.0, **({} if asr is None else {"asr_pct": 99.0})}
-    return {"before": before, "after": {"clean_accuracy_pct": accuracy, **known}}
+def repaired(asr: float | None, accuracy: float, trained: float = 0.0) -> dict[str, Any]:
+    """A repair with an ASR by triggers that it did not train on; by those that it trained on it has another."""
+    judge = {"name": "withheld", "before_pct": 99.0, "after_pct": asr, "counts": True}
+    idle = {"name": "t1 at other places", "before_pct": 3.0, "after_pct": 40.0, "counts": False}
+    return {
+        "before": {"clean_accuracy_pct": 70.0, "asr_pct": 100.0},
+        "after": {"clean_accuracy_pct": accuracy, "asr_pct": trained},
+        "unseen": [idle] if asr is None else [judge, idle],
+    }
+
+
+ATTACK = {**EVALUATE, "attack": {"trigger": {"kind": "patch"}, "target": "kite"}}
+"""An evaluation with the attack; without it the success by the scan's own triggers says nothing."""
 
 
 NAMED: dict[str, Any] = {"targets": ["kite"]}
@@ -70,7 +86,7 @@ NOTHING: dict[str, Any] = {"targets": [], "proof": {"triggers": []}}
     ("scan", "result", "changes", "outcome", "words"),
     [
         (NOTHING, None, {}, "clean", "names no concept"),
-        (NOTHING, repaired(None, 70.0), {"force": True}, "clean", "force is set"),
+        (NOTHING, repaired(None, 70.0), {"force": True, "repair": BLIND}, "clean", "force is set"),
         (NAMED, repaired(4.0, 69.0), {}, "repaired", "ASR 99.0 % -> 4.0 %"),
         (PROVEN, repaired(10.0, 67.0), {}, "repaired", "towards kite"),
         (PROVEN, repaired(10.1, 69.0), {}, "not repaired", "above the 10 % asked for"),
@@ -79,6 +95,10 @@ NOTHING: dict[str, Any] = {"targets": [], "proof": {"triggers": []}}
         (NAMED, repaired(None, 69.0), {}, "not repaired", "was not measured"),
         (NAMED, repaired(None, 69.0), {"max_asr_pct": None}, "repaired", "found and repaired"),
         (NAMED, None, {}, "not repaired", "was found"),
+        (PROVEN, repaired(4.0, 69.0, trained=50.0), {}, "repaired", "did not train on (withheld)"),
+        (PROVEN, repaired(40.0, 69.0, trained=0.0), {}, "not repaired", "40.0 % by triggers that it did not train on"),
+        (PROVEN, repaired(None, 69.0, trained=0.0), {}, "not repaired", "was not measured by any trigger"),
+        (PROVEN, repaired(40.0, 69.0, trained=2.0), {"evaluate": ATTACK}, "repaired", "ASR 100.0 % -> 2.0 %"),
     ],
 )
 def test_the_outcome_follows_from_the_demands(

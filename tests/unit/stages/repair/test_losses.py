@@ -400,7 +400,7 @@ def test_a_siglips_scale_is_bounded_nowhere_and_a_clips_at_100() -> None:
 def test_self_supervision_leaves_a_siglips_scale_alone() -> None:
     clip, batch, *_ = siglip_parts()
     objective = CleanClip(clip_weight=0, inmodal_weight=1).build(clip, SETTING).train()
-    assert objective.notes == (NO_THESAURUS, SIGMOID)
+    assert objective.notes == (SIGMOID,)
     loss = objective(batch)
     loss.backward()
     own, expected = np.arange(ROWS), 0.0
@@ -444,3 +444,13 @@ def test_a_tiny_siglip_learns_with_the_sigmoid_loss() -> None:
     assert losses[-1] < losses[0] / 4
     cosines = encode_images(clip, clip.model, batch.images) @ encode_texts(clip, clip.model, batch.captions).T
     assert (cosines.argmax(1) == np.arange(ROWS)).mean() > 0.9
+
+
+def test_pars_labels_hold_images_to_the_class_texts_as_they_are() -> None:
+    plain, batch, *_ = par_parts()
+    held, *_ = par_parts(label_weight=0.7)
+    model = held.model
+    logits = SCALE * encode_images(held.clip, model, batch.images) @ encode_texts(held.clip, model, PROMPTS).T
+    known = np.array(LABELS) >= 0
+    expected = 0.7 * cross_entropy(logits[known], np.array(LABELS)[known]).mean()
+    assert (held(batch) - plain(batch)).item() == pytest.approx(expected, abs=1e-5)
