@@ -43,6 +43,8 @@ MAX_TERMS = 200_000
 
 def normalise(caption: str) -> str:
     """Return the caption in Unicode NFKC, lower case, straight apostrophes, single spaces."""
+    if caption.isascii():  # is in this form already
+        return " ".join(caption.lower().split())
     text = unicodedata.normalize("NFKC", caption).replace("\u2019", "'").casefold()
     return " ".join(text.split())
 
@@ -131,14 +133,20 @@ class Vocabulary:
         """Return `[N, C] float32`, 1 where the caption holds a term of the concept. A pair can have several or none."""
         columns: list[int] = []
         ends = [0]
+        terms = self.terms
+        phrases = [tuple(term.split(" ")) for term in terms if " " in term]
+        begins = frozenset((len(phrase), phrase[0]) for phrase in phrases)
+        widths = range(2, self.longest + 1)
         for caption in captions:
             sequence = words(caption)
-            found = {
-                self.terms[phrase]
-                for width in range(1, self.longest + 1)
-                for i in range(len(sequence) - width + 1)
-                if (phrase := " ".join(sequence[i : i + width])) in self.terms
-            }
+            found = {terms[word] for word in sequence if word in terms}
+            for width in widths:
+                for i in range(len(sequence) - width + 1):
+                    # few words begin a phrase: the others are not joined to one
+                    if (width, sequence[i]) in begins:
+                        index = terms.get(" ".join(sequence[i : i + width]))
+                        if index is not None:
+                            found.add(index)
             columns.extend(sorted(found))
             ends.append(len(columns))
         values = np.ones(len(columns), dtype=np.float32)

@@ -63,11 +63,20 @@ def write_part(folder: Path, key: Key, table: pa.Table, fingerprint: str) -> Pat
     metadata = {**(table.schema.metadata or {}), FINGERPRINT_KEY: fingerprint.encode()}
     table = table.replace_schema_metadata(metadata)
     sink = io.BytesIO()
-    with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
+    with pq.ParquetWriter(sink, table.schema, compression="zstd", use_dictionary=_repeating(table.schema)) as writer:
         writer.write_table(table)
         writer.add_key_value_metadata({CHECKSUM_KEY: "0" * CHECKSUM_DIGITS})
     _write(path, _sealed(sink.getbuffer()))
     return path
+
+
+def _repeating(schema: pa.Schema) -> list[str]:
+    """Return the columns whose values repeat: all but vectors, for which a dictionary takes four times as long to read."""
+    return [f"{x.name}.list.element" if pa.types.is_list(x.type) else x.name for x in schema if not _is_vector(x.type)]
+
+
+def _is_vector(column: pa.DataType) -> bool:
+    return bool(pa.types.is_fixed_size_list(column))
 
 
 def write_text(path: Path, text: str) -> None:

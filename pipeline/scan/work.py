@@ -129,8 +129,9 @@ class ScoreWork(Work):
         table = self.embeddings.read(piece)
         columns: dict[str, Any] = {"uid": table.column("uid"), "caption": table.column("caption")}
         for detector, state in zip(self.detectors, self.states, strict=True):
-            columns |= {name: np.asarray(v, np.float32) for name, v in detector.score(state, table).items()}
-            columns |= {name: pa.array(said, pa.string()) for name, said in detector.texts(state, table).items()}
+            scores, texts = detector.tell(state, table)
+            columns |= {name: np.asarray(v, np.float32) for name, v in scores.items()}
+            columns |= {name: pa.array(said, pa.string()) for name, said in texts.items()}
         columns |= mean_ranks([read_part(self.density, density_key(p, piece)) for p in range(self.permutations)])
         return Done(pairs=table.num_rows, parts=(pa.table(columns),))
 

@@ -237,12 +237,16 @@ class ConceptSpectral(StreamingDetector):
 
     def score(self, state: SpectralState, table: pa.Table) -> Columns:
         """Return `concept_spectral`; 1 and above is accused."""
-        return {"concept_spectral": self._scores(state, table).max(axis=1).clip(min=-1.0).astype(np.float32)}
+        return self.tell(state, table)[0]
 
     def texts(self, state: SpectralState, table: pa.Table) -> dict[str, list[str]]:
         """Return `concept`: under which each pair scores highest."""
-        names = concept_names(state)
-        return {"concept": [names[c] for c in self._scores(state, table).argmax(axis=1)]}
+        return self.tell(state, table)[1]
+
+    def tell(self, state: SpectralState, table: pa.Table) -> tuple[Columns, dict[str, list[str]]]:
+        scores, names = self._scores(state, table), concept_names(state)
+        highest = scores.max(axis=1).clip(min=-1.0).astype(np.float32)
+        return {"concept_spectral": highest}, {"concept": [names[c] for c in scores.argmax(axis=1)]}
 
     def findings(self, state: SpectralState) -> Mapping[str, Any]:
         """Return the concepts by falling gap, with the numbers behind it."""

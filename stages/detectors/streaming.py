@@ -85,6 +85,10 @@ class StreamingDetector(ABC):
         """Return what it says of each row in words, a column each."""
         return {}
 
+    def tell(self, state: Any, table: pa.Table) -> tuple[Columns, dict[str, list[str]]]:
+        """Return what `score` and `texts` return; overridden where both need the same work."""
+        return self.score(state, table), self.texts(state, table)
+
     def findings(self, state: Any) -> Mapping[str, Any]:
         """Return what the final state says about the data set as a whole (JSON-like), for summary and report."""
         return {}
