@@ -60,7 +60,17 @@ def test_rules_of_the_settings(settings: RepairConfig, data: WebDataset) -> None
 
 def test_the_shipped_file_and_every_method_are_valid(data: WebDataset) -> None:
     given = ["model.path=suspect", "data=webdataset", f"data.path={data.path}"]
-    for name in ("finetune", "cleanclip", "cleanclip-supervised", "par", "rvpt", "eftclip", "unlearn"):
+    for name in (
+        "finetune",
+        "cleanclip",
+        "cleanclip-supervised",
+        "par",
+        "rvpt",
+        "eftclip",
+        "unlearn",
+        "tbar",
+        "project",
+    ):
         found = load(RepairConfig, None, [f"method={name}", *given], verb="repair")
         assert found.method.kind == name.replace("-", "_")
     with pytest.raises(ConfigError, match=r"method=nothing: no nothing.yaml in conf/repair; there are cleanclip"):
