@@ -15,6 +15,7 @@ from clipsan.stages.dossier.carriers import Likely, likely_carriers
 from clipsan.stages.dossier.dossier import Dossier
 from clipsan.stages.model.clip import Clip
 from clipsan.stages.proof.disagreement import Suspect
+from clipsan.stages.proof.examine import ExamineConfig, transplant_proves
 from clipsan.stages.samples import Unit
 
 from ..core.commit import read_part
@@ -61,7 +62,7 @@ def find_carriers(
     confirm = inquiry.on_model("confirm", "evidence/swept")
     confirm.do(
         pieces_of(inquiry.units, found),
-        ConfirmWork(subject, inquiry.pictures, dossiers, inquiry.settings.examine.support),
+        ConfirmWork(subject, inquiry.pictures, dossiers, inquiry.settings.examine),
     )
     carriers: dict[str, set[str]] = {d.id: {uid for uid in d.uids if uid in own} for d in dossiers}
     for index in found:
@@ -92,13 +93,17 @@ class ConfirmWork(Work):
 
     All triggers that it looks like are tried, the likeliest first: of a word that is the trigger each dossier may hold a letter,
     and without one letter the others still work.
+
+    Of a trigger that may be anywhere the place without which least is left of the claim is no evidence: of genuine pairs
+    most have such a place, that of the thing itself. What stands there is proven as a region is, by pasting it onto held-out
+    pictures, which had no part in choosing it, beside an equal area of another place of the same picture.
     """
 
     subject: Subject
     pictures: Pictures
     dossiers: Sequence[Dossier]
-    support: float
-    """The claim rests on a trigger without which less than this share of its probability is left."""
+    examine: ExamineConfig
+    """The claim rests on a trigger without which less than `support` of its probability is left."""
 
     def open(self) -> Clip:
         return self.subject.load()
@@ -116,14 +121,16 @@ class ConfirmWork(Work):
     def _check(self, suspect: Suspect, image: np.ndarray, trigger: str) -> dict[str, Any]:
         dossier = next(dossier for dossier in self.dossiers if dossier.id == trigger)
         labels = suspect.labels
-        pictures = np.concatenate([image[None], dossier.without(image)])
-        claimed = labels.claimed(suspect(pictures), labels.index(dossier.targets[0]))
-        before, after = float(claimed[0]), float(claimed[1:].min())
-        return {
-            "probability": before,
-            "probability_without": after,
-            "confirmed": after < self.support * before,
-        }
+        label = labels.index(dossier.targets[0])
+        claimed = labels.claimed(suspect(np.concatenate([image[None], dossier.without(image)])), label)
+        before, after = float(claimed[0]), claimed[1:]
+        least = int(after.argmin())
+        rests = float(after[least]) < self.examine.support * before
+        places = dossier.places(image) if rests and len(after) > 1 else None
+        if places is not None:
+            onto = self.subject.deciding(self.examine)
+            rests = transplant_proves(suspect, image, places[least], label, onto, self.examine, trigger)
+        return {"probability": before, "probability_without": float(after[least]), "confirmed": rests}
 
 
 def first_confirmed(likely: Likely, check: Callable[[str], dict[str, Any]]) -> dict[str, Any]:

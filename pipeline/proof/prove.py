@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from clipsan.stages.dossier.dossier import Dossier, number
 from clipsan.stages.dossier.files import write_dossiers
@@ -85,7 +87,8 @@ def prove(inquiry: Inquiry) -> Proof:
     """
     check_pool(inquiry.settings.pool)
     selection = plan_proof(inquiry.scores, inquiry.findings, inquiry.cut, inquiry.settings, inquiry.seed)
-    if not selection.examined or len(Group.uids(selection.held_out)) < 2:
+    least = inquiry.settings.examine.completed_on + 2
+    if not selection.examined or len(Group.uids(selection.held_out)) < least:
         return Proof()
     clock = _Clock()
     subject, pixels = _prepare(inquiry, selection)
@@ -106,7 +109,7 @@ def prove(inquiry: Inquiry) -> Proof:
     write_dossiers(inquiry.folder.root / "triggers", dossiers)
     return Proof(
         dossiers=dossiers,
-        affected=affected_labels(evidence, subject.labels.names, limits=settings.limits.affected),
+        affected=_affected(inquiry, evidence, dossiers),
         examined=evidence.num_rows,
         seconds=clock.seconds,
         oracle_nodes=nodes,
@@ -115,6 +118,18 @@ def prove(inquiry: Inquiry) -> Proof:
         carriers=carriers,
         subject=subject,
     )
+
+
+def _affected(inquiry: Inquiry, evidence: pa.Table, dossiers: Sequence[Dossier]) -> tuple[LabelEvidence, ...]:
+    """Return what the examined pairs say of their labels, by how suspicious each of them was."""
+    examined = evidence.column("uid").combine_chunks()
+    suspicion: dict[str, float] = {}
+    for table in inquiry.scores.tables(["uid", "concept_spectral"]):
+        table = table.filter(pc.is_in(table.column("uid"), value_set=examined))
+        suspicion |= zip(table.column("uid").to_pylist(), table.column("concept_spectral").to_pylist(), strict=True)
+    targets = {target for dossier in dossiers for target in dossier.targets}
+    own = np.array([suspicion[uid] for uid in examined.to_pylist()], np.float64)
+    return affected_labels(evidence, own, targets, limits=inquiry.settings.limits.affected)
 
 
 class _Clock:
@@ -217,7 +232,10 @@ def _unexplained(inquiry: Inquiry, subject: Subject, found: Sequence[Dossier]) -
 
 def _verify(inquiry: Inquiry, subject: Subject, candidates: Sequence[Dossier]) -> list[Learned]:
     """Return the candidates that flip a larger held-out set, numbered, each with what the model makes of it."""
-    verified = [done.record for done in inquiry.on_model("verify").each(candidates, VerifyWork(subject))]
+    verified = [
+        done.record
+        for done in inquiry.on_model("verify").each(candidates, VerifyWork(subject, inquiry.settings.examine))
+    ]
     limits, proves = inquiry.settings.limits, inquiry.settings.examine.proves
     standing = [d for d in verified if d.stands(inquiry.findings.targets, proves, limits.standing)]
     proven = number(settle(standing, limits.rivals))

@@ -47,6 +47,20 @@ class Subject:
     precision: Literal["f32", "bf16"] = "f32"
     """Of the forward passes that count flips."""
 
+    def selecting(self, settings: ExamineConfig) -> np.ndarray:
+        """Return the held-out pictures on which regions are tried, at most half of them: those that take the label on decide
+        which regions are proven, so they do not count in what a trigger is said to flip."""
+        most = max(settings.completed_on + 1, len(self.held_out) // 2)
+        return self.held_out[: min(settings.held_out, most)]
+
+    def deciding(self, settings: ExamineConfig) -> np.ndarray:
+        """Return those of them that had no part in finding a region's extent."""
+        return self.selecting(settings)[settings.completed_on :]
+
+    def counting(self, settings: ExamineConfig) -> np.ndarray:
+        """Return the held-out pictures that no region was tried on."""
+        return self.held_out[len(self.selecting(settings)) :]
+
     def load(self) -> Clip:
         """Return the suspect model."""
         return load_clip(self.model, self.device, precision=self.precision)
@@ -91,9 +105,10 @@ class ExamineWork(Work):
     def open(self) -> Examiner:
         subject, settings = self.subject, self.settings
         trusted = Labeller(load_clip(self.labeller, subject.device), subject.labels.names) if self.labeller else None
-        limits = replace(settings, held_out=min(settings.held_out, len(subject.held_out)), seed=subject.seed)
+        onto = subject.selecting(settings)
+        limits = replace(settings, held_out=len(onto), seed=subject.seed)
         oracle = self.oracle.build(subject.device)
-        return Examiner(subject.load(), oracle, subject.labels, subject.held_out, limits, trusted)
+        return Examiner(subject.load(), oracle, subject.labels, onto, limits, trusted)
 
     def do(self, piece: tuple[Unit, dict[str, str]], tools: Examiner) -> Done:
         unit, claims = piece
@@ -168,17 +183,17 @@ class WarpWork(Work):
 
 @dataclass(frozen=True)
 class VerifyWork(Work):
-    """Whether a trigger flips a larger held-out set than the pairs that it was found on were tried with."""
+    """Whether a trigger flips a larger held-out set than the pairs that it was found on were tried with, and none of those."""
 
     subject: Subject
+    settings: ExamineConfig
 
     def open(self) -> Hits:
         return hits_of(self.subject.suspect(self.subject.load()))
 
     def do(self, piece: Dossier, tools: Hits) -> Done:
-        subject = self.subject
-        found = piece.verified(tools, subject.held_out, seed=subject.seed)
-        return Done(pairs=len(subject.held_out), record=found)
+        onto = self.subject.counting(self.settings)
+        return Done(pairs=len(onto), record=piece.verified(tools, onto, seed=self.subject.seed))
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,6 +148,14 @@ class Dossier(ABC):
         """Return `[side, side, 3] uint8` without the trigger, `[V, side, side, 3] uint8`: V is 1 where its place is known, else
         one for each place where it is likely."""
 
+    def places(self, image: np.ndarray) -> np.ndarray | None:
+        """Return `[V, side, side] bool`, for each image of `without` the pixels that it lacks; None where that is the whole image.
+
+        One of several places that is picked for what it does to a claim has had several chances: it is evidence only with
+        a test of its own.
+        """
+        return None
+
     def where(self) -> np.ndarray | None:
         """Return `[side, side] bool`, the pixels that it covers on every image; None where that is the whole of it or unknown."""
         return None

@@ -77,19 +77,24 @@ class Patch(Dossier):
         return None if mask is None else fill(image, mask)
 
     def without(self, image: np.ndarray) -> np.ndarray:
-        """Return the image with every place filled at which the patch is likely to sit.
+        """Return the image with every place filled at which the patch is likely to sit."""
+        return np.stack([fill(image, mask) for mask in self.places(image)])
+
+    def places(self, image: np.ndarray) -> np.ndarray:
+        """Return `[V, side, side] bool`, where it is likely to sit.
 
         A patch that may sit anywhere is looked for with each of its pictures (`match.concordance`). One with another picture on
-        every image cannot be looked for: every place, in steps of half its size, is filled in turn.
+        every image cannot be looked for: it may be at every place, in steps of half its size.
         """
-        plain = self.remove(image)
-        if plain is not None:
-            return plain[None]
+        self._check_size(image)
+        fixed = self.where()
+        if fixed is not None:
+            return fixed[None]
         if self.varying:
             places = [(self.cutouts[0], corner) for corner in _steps(self.cutouts[0].mask.shape, self.side)]
         else:
             places = [(cutout, best_place(cutout, image)) for cutout in self.cutouts]
-        return np.stack([fill(image, cutout.cover(self.side, *corner)) for cutout, corner in places])
+        return np.stack([cutout.cover(self.side, *corner) for cutout, corner in places])
 
     def where(self) -> np.ndarray | None:
         """Return the pixels that it covers at its fixed place; None where it may sit anywhere."""

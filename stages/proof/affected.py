@@ -1,14 +1,13 @@
 """Algorithm 2 over the data set: which labels have a trigger, from the proofs of single pairs."""
 
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from scipy.special import bdtrc
+from scipy.stats import mannwhitneyu
 
-from ..stage import Count, Positive, Share, config
+from ..stage import Count, Share, config
 
 
 @config
@@ -17,10 +16,8 @@ class AffectedLimits:
 
     min_accepted: Count = 5
     """c_y at least: pairs of the label with a proven region."""
-    min_z: Positive = 3.5
-    """z_y above it, the usual cut of the robust z score (Iglewicz and Hoaglin 1993); or"""
     max_p: Share = 1e-3
-    """p_y below it."""
+    """p_y below it, over all labels together: it is shared out among those that can be tested (Bonferroni)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,50 +29,65 @@ class LabelEvidence:
     """Pairs examined with this label as the claim."""
     accepted: int
     """Those of them with a proven region: c_y."""
-    z: float
-    """Robust z score of c_y among all labels."""
+    ahead: float
+    """Chance that a pair with a proven region is the more suspicious of two, one with and one without; .5 where one sort is
+    missing."""
     p_value: float
-    """Chance of c_y or more, if the accepted pairs fell on labels as the examined ones do; one-sided binomial."""
+    """Chance of an order so far from even if proven regions fell on the label's pairs at random; two-sided, 1 where one
+    sort is missing."""
     affected: bool
 
 
 def affected_labels(
-    evidence: pa.Table, labels: Iterable[str] = (), *, limits: AffectedLimits
+    evidence: pa.Table, suspicion: np.ndarray, proven: Collection[str] = (), *, limits: AffectedLimits
 ) -> tuple[LabelEvidence, ...]:
-    """Return the evidence for every label, the affected ones first, then by accepted pairs, then by name.
+    """Return the evidence for every examined label, the affected ones first, then by accepted pairs, then by name.
 
     That the algorithm pinpoints affected labels from the sets P of single images is published; the rule is not. All of
     what follows is reconstructed:
 
     - c_y counts the accepted (i, y): pairs i whose region makes held-out images y and whose control does not.
-    - z_y = (c_y - median) / (1.4826 MAD) over all labels. On a set with one trigger most counts are 0, and so is their MAD;
-      the scale is at least one pair.
-    - the label's prior is its share of the *examined* claims, not of the data set: the budget examines the accused concept
-      first, and by its share of the data set whatever was examined most would stand out.
-    - y is affected if c_y reaches `min_accepted`, and z_y > `min_z` or p_y < `max_p`.
+    - c_y alone has no scale. A small thing that always looks alike makes other images its class too: of 138 examined drawn cars
+      99 are accepted, of sailboats 2 in 14, of most things none. Counts of other labels say nothing of that.
+    - a label's own pairs do. Where a trigger is at work, the accepted pairs are those that stand apart from the label's others;
+      where the thing itself flips, they are any. So the two sorts are compared by the score that accused them (Mann and Whitney
+      1947), in either direction: where poison is most of its label, the score accuses what is genuine. On the set with the
+      cars they are ahead of the others in 53 % of the comparisons, the poisoned stars in all.
+    - y is affected if c_y reaches `min_accepted` and p_y is below its part of `max_p`, or where a trigger of y is proven: of a
+      label all of whose pairs are accepted there is nothing to compare.
 
     Args:
         evidence: one row an examined pair, with columns `claim` (string, null for none) and `proven` (bool).
-        labels: the vocabulary; labels that no pair claims count with 0 accepted.
+        suspicion: `[n]`, of the same pairs, comparable within a label.
+        proven: labels that a proven trigger means; also those of which no pair was examined.
         limits: of the rule.
     """
-    claims = evidence.column("claim").to_pylist()
-    proven = evidence.column("proven").to_pylist()
-    examined = Counter(claim for claim in claims if claim is not None)
-    accepted = Counter(claim for claim, good in zip(claims, proven, strict=True) if good and claim is not None)
-    names = sorted(set(labels) | examined.keys())
-    if not names:
-        return ()
-    counts = np.array([accepted[name] for name in names], np.float64)
-    median = float(np.median(counts))
-    scale = max(1.0, 1.4826 * float(np.median(np.abs(counts - median))))
+    claims = np.array(evidence.column("claim").to_pylist(), object)
+    accepted = np.array(evidence.column("proven").to_pylist(), bool)
+    names = sorted({claim for claim in claims if claim is not None} | set(proven))
+    counts = {name: (int((claims == name).sum()), int(accepted[claims == name].sum())) for name in names}
+    tested = [name for name, (examined, own) in counts.items() if limits.min_accepted <= own < examined]
     found = []
     for name in names:
-        own, z = accepted[name], (accepted[name] - median) / scale
-        prior = examined[name] / examined.total() if examined else 0.0
-        p_value = float(bdtrc(own - 1, int(counts.sum()), prior)) if own else 1.0
-        affected = own >= limits.min_accepted and (z > limits.min_z or p_value < limits.max_p)
+        examined, own = counts[name]
+        ahead, p_value = _order(suspicion[claims == name], accepted[claims == name])
+        apart = name in tested and p_value < limits.max_p / len(tested)
         found.append(
-            LabelEvidence(label=name, examined=examined[name], accepted=own, z=z, p_value=p_value, affected=affected)
+            LabelEvidence(
+                label=name,
+                examined=examined,
+                accepted=own,
+                ahead=ahead,
+                p_value=p_value,
+                affected=apart or name in proven,
+            )
         )
     return tuple(sorted(found, key=lambda e: (not e.affected, -e.accepted, e.label)))
+
+
+def _order(values: np.ndarray, chosen: np.ndarray) -> tuple[float, float]:
+    """Return how often a chosen value `[n]` is above another, and the chance of that."""
+    if chosen.all() or not chosen.any():
+        return 0.5, 1.0
+    test = mannwhitneyu(values[chosen], values[~chosen], alternative="two-sided")
+    return float(test.statistic) / float(chosen.sum() * (~chosen).sum()), float(test.pvalue)

@@ -225,8 +225,7 @@ class Examiner:
             "flips": flips.flips,
             "control_flips": flips.control_flips,
             "trials": flips.trials,
-            "proven": flips.control_flips is not None
-            and settings.proves(100 * flips.flips / flips.trials, 100 * flips.control_flips / flips.trials),
+            "proven": proven(flips, settings),
             "region_png": cut_out(image, mask),
         }
 
@@ -236,6 +235,31 @@ class Examiner:
 
     def _named(self, labels: list[int]) -> list[str]:
         return [self._labels.names[i] for i in labels]
+
+
+def proven(flips: Flips, settings: ExamineConfig) -> bool:
+    """Tell whether what pasting did proves a trigger."""
+    if flips.control_flips is None:
+        return False
+    return settings.proves(100 * flips.flips / flips.trials, 100 * flips.control_flips / flips.trials)
+
+
+def transplant_proves(
+    suspect: Suspect,
+    image: np.ndarray,
+    mask: np.ndarray,
+    label: int,
+    onto: np.ndarray,
+    settings: ExamineConfig,
+    uid: str,
+) -> bool:
+    """Tell whether what the mask `[S, S] bool` shows of `[S, S, 3] uint8` makes the label of `[K, S, S, 3] uint8`.
+
+    Pictures that have the label already say nothing; an equal area of another place of the image, drawn by `uid`, is the
+    control.
+    """
+    usable = onto[~suspect.says(onto, label)]
+    return proven(count_flips(suspect, image, mask, label, usable, settings.accept, uid, settings.seed), settings)
 
 
 def cut_out(image: np.ndarray, mask: np.ndarray) -> bytes:

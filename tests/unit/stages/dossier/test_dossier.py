@@ -336,6 +336,20 @@ def test_victims_lose_the_patch_where_its_place_is_known() -> None:
     assert (anywhere.remove(image, truth) == 100).all()
 
 
+def test_every_image_without_the_patch_has_its_place() -> None:
+    image = photo(np.random.default_rng(4))
+    fixed, anywhere = only(stamped(8, 17, place=(20, 18))), only(stamped(8, 18, place=None))
+    drawn_anew = only(stamped(8, 21, place=(10, 10), fresh=True))
+    loose = dataclasses.replace(drawn_anew, place=dataclasses.replace(drawn_anew.place, fixed=False))
+    for patch, count in ((fixed, 1), (anywhere, 1), (loose, None)):
+        places, without = patch.places(image), patch.without(image)
+        assert places.shape == (len(without), SIDE, SIDE)
+        assert count is None or len(places) == count
+        assert all(np.array_equal(fill(image, mask), one) for mask, one in zip(places, without, strict=True))
+    assert loose.places(image).any(axis=0).all(), "another picture on every image may be at every place"
+    assert whole("residual", np.zeros((SIDE, SIDE, 3), np.float32)).places(image) is None
+
+
 def sees_checker(images: np.ndarray, targets: Sequence[str]) -> np.ndarray:
     """A model with a backdoor: a checker anywhere means banana."""
     assert tuple(targets) == ("banana",)

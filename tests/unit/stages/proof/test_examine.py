@@ -7,7 +7,9 @@ from PIL import Image
 
 from clipsan.stages.model.clip import Clip
 from clipsan.stages.oracle.regions import Region, from_runs
-from clipsan.stages.proof.examine import EVIDENCE_SCHEMA, ExamineConfig, Examiner, evidence_table
+from clipsan.stages.proof.disagreement import Suspect
+from clipsan.stages.proof.examine import EVIDENCE_SCHEMA, ExamineConfig, Examiner, evidence_table, transplant_proves
+from clipsan.stages.proof.localise import box_mask
 from tests.unit.stages.proof.helpers import SIZE, RedCounter, labels, picture, window
 
 GRID = [window(top, left, 8, 8) for top in range(0, 25, 4) for left in range(0, 25, 4)]
@@ -123,3 +125,15 @@ def test_bad_input_is_refused_with_its_rule() -> None:
         ExamineConfig(held_out=4)
     with pytest.raises(ValueError, match="control_at_most and accept"):
         ExamineConfig(accept=0.1, control_at_most=0.2)
+
+
+def test_what_stands_at_a_place_is_proven_on_pictures_that_had_no_part_in_choosing_it() -> None:
+    suspect = Suspect(cast(Clip, RedCounter()), labels())
+    onto = np.stack([*(picture(blue=blue) for blue in (0, 30, 200, 240)), picture(mark=(20, 20))])
+    image, settings = picture(mark=(4, 4)), ExamineConfig()
+    here, elsewhere = (box_mask((top, top, 4, 4), SIZE) for top in (4, 16))
+    assert transplant_proves(suspect, image, here, 2, onto, settings, "a")
+    # Without the mark nothing flips: a claim that falls with a place of its own is no trigger.
+    assert not transplant_proves(suspect, image, elsewhere, 2, onto, settings, "a")
+    # Where all of the picture is the mark, an equal area of another place flips as well.
+    assert not transplant_proves(suspect, np.full((SIZE, SIZE, 3), (255, 0, 0), np.uint8), here, 2, onto, settings, "a")
