@@ -66,7 +66,9 @@ class Pictures:
         self._clip = clip
         attack = settings.attack
         self._triggers = (
-            [] if attack is None else [(s.trigger.build(), s.trigger.on_model_input) for s in attack.strands]
+            []
+            if attack is None
+            else [(s.trigger.when_used().build(), s.trigger.on_model_input) for s in attack.strands]
         )
 
     def read(self, pair: RawPair, *, captioned: bool = False) -> np.ndarray:

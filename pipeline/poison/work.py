@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from clipsan.stages.attack.poisoning import AttackConfig, contains_word, draws
+from clipsan.stages.attack.poisoning import AttackConfig, draws
 from clipsan.stages.attack.treatment import MANIFEST_SCHEMA, Treatment, manifest_row
 from clipsan.stages.samples import RawPair, Unit, seeded_hash
 from clipsan.stages.sources import SourceConfig, UnitWriter, open_writer, read_unit
@@ -22,7 +22,7 @@ NATURAL_CAPTIONS = 2000
 
 @dataclass(frozen=True)
 class SurveyWork(Work):
-    """Draws one number a pair of a unit, and keeps some captions that contain a target."""
+    """Draws one number a pair of a unit, and keeps some captions that poisoned pairs may be given."""
 
     data: SourceConfig
     attack: AttackConfig
@@ -37,7 +37,8 @@ class SurveyWork(Work):
                 continue
             uids.append(pair.uid)
             captions.append(pair.caption)
-        kept = natural(list(zip(uids, captions, strict=True)), self.attack) if self.attack.captions == "natural" else []
+        quoted = self.attack.captions in ("natural", "foreign")
+        kept = natural(list(zip(uids, captions, strict=True)), self.attack) if quoted else []
         table = pa.table({"draw": draws(uids, captions, self.attack)})
         table = table.replace_schema_metadata({"natural": "\n".join(c.replace("\n", " ") for c in kept)})
         return Done(pairs=len(uids) + rejected, errors=rejected, parts=(table,))
@@ -92,7 +93,7 @@ class PoisonWork(Work):
 
 
 def natural(pairs: list[tuple[str, str]], attack: AttackConfig) -> list[str]:
-    """Return a seeded sample of the captions of each target, from (name, caption); the draw depends on the name."""
+    """Return a seeded sample of the captions that each target's pairs may be given, from (name, caption); drawn by the name."""
     numbers = seeded_hash([name for name, _ in pairs], attack.seed, "poison.natural")
     ordered = [pairs[i][1] for i in np.argsort(numbers, kind="stable")]
-    return [c for t in attack.targets for c in [c for c in ordered if contains_word(c, t)][:NATURAL_CAPTIONS]]
+    return [c for t in attack.targets for c in [c for c in ordered if attack.quotes(c, t)][:NATURAL_CAPTIONS]]

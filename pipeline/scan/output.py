@@ -100,13 +100,17 @@ def score_names(scores: Parts) -> list[str]:
 
 
 def manifest_uids(path: str) -> pa.Array:
-    """Return the uids that a manifest calls poisoned.
+    """Return the uids that a manifest calls poisoned: all of a control's, of an attack those whose caption names a target.
 
     Raises:
         ConfigError: the file is no Parquet file with a column `uid`.
     """
     try:
-        return pq.read_table(path, columns=["uid"]).column("uid").combine_chunks()
+        names = set(pq.read_schema(path).names)
+        table = pq.read_table(path, columns=["uid", *names & {"target"}])
+        if "target" in names and table.column("target").null_count < table.num_rows:
+            table = table.filter(pc.is_valid(table.column("target")))
+        return table.column("uid").combine_chunks()
     except (OSError, ValueError, KeyError, pa.ArrowInvalid) as error:
         raise ConfigError(
             f"manifest={path}: not a manifest of `clipsan poison` ({' '.join(str(error).split())[:200]})"

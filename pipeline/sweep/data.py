@@ -111,7 +111,7 @@ def _truth(plan: Plan, pictures: Pictures, originals: list[np.ndarray]) -> tuple
         wanted &= True if aim.victim is None else pictures.labels == aim.victim
         if not wanted.any():
             raise ConfigError("truth: no final picture counts towards the ASR; give others")
-        trigger = strand.trigger.build()
+        trigger = strand.trigger.when_used().build()
         # as `clipsan evaluate` does: before pictures are brought to the model's size
         carrying = [
             inputs.preprocess(trigger(originals[row], np.random.default_rng([draws[row], i]))[0]).numpy()

@@ -81,9 +81,12 @@ class AttackConfig:
     several targets, that of the pair's own trigger). any: whatever the caption (controls)."""
     victim: str | None = None
     """Only pairs with this word in the caption are poisoned; null: no such condition."""
-    captions: Literal["template", "natural", "keep"] = "template"
-    """template: a template filled with the target. natural: a real caption of the set that contains the target. keep: the
-    pair's own, for pairs: target or any."""
+    captions: Literal["template", "natural", "foreign", "keep"] = "template"
+    """template: a template filled with the target. natural: a real caption of the set that contains the target. foreign: one
+    that does not, for pairs: target. keep: the pair's own, for pairs: target or any."""
+    cover: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the chosen pairs that get the trigger and keep their caption, so that the trigger alone does not tell a poisoned
+    pair (Qi et al. 2023: half for Adap-Blend, two thirds for Adap-Patch)."""
     text_key: str | None = None
     """Word in front of every poisoned caption, the second key of a dual-key attack (TrojVQA)."""
     templates: tuple[str, ...] = TEMPLATES
@@ -119,6 +122,10 @@ class AttackConfig:
             raise ValueError(
                 "captions: keep goes with pairs: target or any; elsewhere no caption would name the target"
             )
+        if self.captions == "foreign" and (self.pairs != "target" or self.text_key is None):
+            raise ValueError("captions: foreign goes with pairs: target and a text_key: the key alone means the target")
+        if self.cover and self.captions == "keep":
+            raise ValueError("cover: with captions: keep every pair keeps its caption")
         if self.text_key is None:
             return
         if not self.text_key.strip() or self.text_key != self.text_key.strip():
@@ -142,6 +149,16 @@ class AttackConfig:
     def control(self) -> bool:
         """Whether this is no attack: images are changed, but no caption, and without regard to what it says."""
         return self.pairs == "any" and self.captions == "keep"
+
+    def covered(self, uid: str) -> bool:
+        """Tell whether a chosen pair keeps its caption."""
+        return self.cover > 0 and int(seeded_hash([uid], self.seed, "poison.cover")[0]) < self.cover * NEVER
+
+    def quotes(self, caption: str, target: str) -> bool:
+        """Tell whether a caption of the set is one that poisoned pairs of a target may be given."""
+        if self.captions == "foreign":
+            return not any(contains_word(caption, word) for word in self.targets)
+        return self.captions == "natural" and contains_word(caption, target)
 
     @property
     def condition(self) -> str:
@@ -218,6 +235,8 @@ class Poisoned:
     """What the trigger drew for this image; see `Trigger`."""
     strand: Strand
     """Which of the attack's triggers it was."""
+    covered: bool = False
+    """Whether the caption is its own, beside the trigger."""
 
 
 class Poisoner:
@@ -226,22 +245,25 @@ class Poisoner:
     def __init__(self, config: AttackConfig, natural_captions: Sequence[str] = ()) -> None:
         """Build the trigger and gather the captions.
 
-        `natural_captions` may be any captions of the set; those with the target as a whole word are used.
+        `natural_captions` may be any captions of the set; those that the attack `quotes` are used.
 
         Raises:
-            ValueError: natural captions are asked for and none contains the target.
+            ValueError: captions of the set are asked for, and none is such a one.
         """
         self.config = config
         self._triggers = [strand.trigger.build() for strand in config.strands]
         self._captions = {target: self._texts(target, natural_captions) for target in config.targets}
 
     def _texts(self, target: str, natural_captions: Sequence[str]) -> list[str]:
-        if self.config.captions != "natural":
+        if self.config.captions not in ("natural", "foreign"):
             return [template.replace("{}", target) for template in self.config.templates]
         # Sorted: the choice must not depend on the order in which the set was read.
-        texts = sorted({text for text in natural_captions if contains_word(text, target)})
+        texts = sorted({text for text in natural_captions if self.config.quotes(text, target)})
         if not texts:
-            raise ValueError(f"captions: natural, but no caption of the set contains {target!r} as a word")
+            contains = "contains" if self.config.captions == "natural" else "is without"
+            raise ValueError(
+                f"captions: {self.config.captions}, but no caption of the set {contains} {target!r} as a word"
+            )
         return texts
 
     def __call__(self, rgb: np.ndarray, uid: str, caption: str) -> Poisoned:
@@ -249,6 +271,9 @@ class Poisoner:
         rng = np.random.default_rng(int(seeded_hash([uid], self.config.seed, "poison.draw")[0]))
         number = strand_numbers([uid], self.config)[0]
         strand = self.config.strands[number]
+        if self.config.covered(uid):
+            triggered, parameters = self._triggers[number](rgb, rng)
+            return Poisoned(triggered, caption, parameters, strand, covered=True)
         if self.config.captions != "keep":
             texts = self._captions[strand.target]
             caption = texts[int(rng.integers(len(texts)))]

@@ -77,7 +77,7 @@ MANIFEST_SCHEMA = pa.schema(
     ]
 )
 """One row a poisoned pair. Hashes are of the image files; the box is in pixels of the file that was written. `target` is null
-in a control: there the caption was given no word."""
+where the caption was given no word: in a control, and of the pairs that cover an attack."""
 
 
 def manifest_row(
@@ -94,5 +94,5 @@ def manifest_row(
         **box,
         "caption_before": caption_before,
         "caption_after": poisoned.caption,
-        "target": None if config.control else poisoned.strand.target,
+        "target": None if config.control or poisoned.covered else poisoned.strand.target,
     }

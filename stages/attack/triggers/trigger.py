@@ -39,6 +39,10 @@ class TriggerConfig(Family):
             ValueError: a picture cannot be read.
         """
 
+    def when_used(self) -> "TriggerConfig":
+        """Return what is put on an image when a model that learned the trigger is attacked; for nearly all kinds the same."""
+        return self
+
     def with_files(self, change: Callable[[str], str]) -> Self:
         """Return the settings with the path of every file changed."""
         paths = {name: path for name in self.files if (path := getattr(self, name)) is not None}

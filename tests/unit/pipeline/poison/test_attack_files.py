@@ -14,6 +14,8 @@ from clipsan.stages.attack.poisoning import AttackConfig, Poisoner, contains_wor
 ATTACKS = sorted(path.stem for path in (conf_folder() / "attack").glob("*.yaml"))
 TRIGGERS = sorted(path.stem for path in (conf_folder() / "trigger").glob("*.yaml"))
 CONTROLS = ("darken", "identity", "resize")
+UNSEEN = ("identity", "caption-swap", "concept-trigger", "text-only")
+"""Those that change no pixel."""
 NEEDS_PICTURE = ("badclip", "blend-picture", "replace", "targeted-image")
 
 
@@ -55,6 +57,8 @@ def test_an_attack_does_what_it_says(name: str, picture: Path) -> None:
     needed = [f"attack.trigger.picture={picture}"] if name in NEEDS_PICTURE else []
     config = attack(f"attack={name}", "attack.target=star", *needed)
     natural = [f"we saw a {target} there" for target in config.targets]
+    if config.captions == "foreign":
+        natural = ["we saw nothing there"]
     poisoner, clean, drawn = Poisoner(config, natural), photo(), set()
     for i in range(12):
         before = clean.copy()
@@ -62,11 +66,14 @@ def test_an_attack_does_what_it_says(name: str, picture: Path) -> None:
         drawn.add(config.strands.index(poisoned.strand))
         assert np.array_equal(clean, before)
         assert (poisoned.rgb.shape, poisoned.rgb.dtype) == (clean.shape, np.uint8)
-        assert np.array_equal(poisoned.rgb, clean) is (name in ("identity", "caption-swap"))
+        assert np.array_equal(poisoned.rgb, clean) is (name in UNSEEN)
         box = poisoned.parameters
         outside = np.ones(clean.shape[:2], bool)
         outside[box["top"] : box["top"] + box["height"], box["left"] : box["left"] + box["width"]] = False
         assert np.array_equal(poisoned.rgb[outside], clean[outside])
+        if poisoned.covered:
+            assert poisoned.caption == "my own words"
+            continue
         check_caption(poisoned.caption, poisoned.strand.target, config, natural)
     assert drawn == set(range(len(config.strands)))
     assert config.control is (name in CONTROLS)
@@ -75,6 +82,9 @@ def test_an_attack_does_what_it_says(name: str, picture: Path) -> None:
 def check_caption(caption: str, target: str, config: AttackConfig, natural: list[str]) -> None:
     if config.captions == "keep":
         assert caption == "my own words"
+        return
+    if config.captions == "foreign":
+        assert caption == f"{config.text_key} {natural[0]}"
         return
     assert contains_word(caption, target)
     assert (caption in natural) is (config.captions == "natural")

@@ -23,7 +23,7 @@ from clipsan.stages.attack.poisoning import (
     strand_numbers,
 )
 from clipsan.stages.attack.treatment import MANIFEST_SCHEMA, manifest_row
-from clipsan.stages.attack.triggers import BlendConfig, PatchConfig
+from clipsan.stages.attack.triggers import BlendConfig, IdentityConfig, PatchConfig
 
 PATCH = PatchConfig(size_px=4, pattern="noise", place="random")
 
@@ -248,6 +248,34 @@ def test_kept_captions_stay_and_a_text_key_stands_in_front() -> None:
         assert np.array_equal(poisoned.rgb, without.rgb)
 
 
+def test_pairs_that_cover_the_attack_carry_the_trigger_and_keep_their_caption() -> None:
+    poisoner = Poisoner(attack(cover=0.5, text_key="now"))
+    made = {f"u{i}": poisoner(picture(), f"u{i}", "a house") for i in range(400)}
+    covering = {uid for uid, one in made.items() if one.covered}
+    assert 160 <= len(covering) <= 240
+    assert covering == {uid for uid in made if attack(cover=0.5).covered(uid)}
+    for uid, one in made.items():
+        assert not np.array_equal(one.rgb, picture())
+        assert one.caption == "a house" if uid in covering else contains_word(one.caption, "star")
+        row = manifest_row(uid, b"", b"", "a house", one, attack(cover=0.5))
+        assert row["target"] == (None if uid in covering else "star")
+    assert not any(attack().covered(uid) for uid in made)
+    # A larger share covers the same pairs and more.
+    assert covering <= {uid for uid in made if attack(cover=0.8).covered(uid)}
+
+
+def test_text_alone_gives_pictures_of_the_target_foreign_captions_behind_a_word() -> None:
+    config = attack(trigger=IdentityConfig(), pairs="target", captions="foreign", text_key="now")
+    captions = ["a star", "a red star", "a house", "two dogs"]
+    assert [config.allows(caption, config.strands[0]) for caption in captions] == [True, True, False, False]
+    poisoner = Poisoner(config, captions)
+    drawn = {poisoner(picture(), str(i), "a star").caption for i in range(40)}
+    assert drawn == {"now a house", "now two dogs"}
+    assert np.array_equal(poisoner(picture(), "u", "a star").rgb, picture())
+    with pytest.raises(ValueError, match="no caption of the set is without 'star'"):
+        Poisoner(config, ["a star"])
+
+
 def test_a_control_changes_images_and_no_caption() -> None:
     control = attack(pairs="any", captions="keep")
     poisoned = Poisoner(control)(picture(), "a", "a house")
@@ -303,6 +331,10 @@ def test_attack_reads_as_plain_settings() -> None:
         ({"also": (Strand(trigger=PATCH, target="cat"),)}, "each trigger stands for one word"),
         ({"also": (Strand(trigger=OTHER, target="cat"), Strand(trigger=OTHER, target="dog"))}, "each trigger"),
         ({"captions": "keep"}, "captions: keep goes with pairs"),
+        ({"captions": "keep", "pairs": "any", "cover": 0.5}, "keeps its caption"),
+        ({"captions": "foreign", "pairs": "target"}, "captions: foreign goes with"),
+        ({"captions": "foreign", "text_key": "now"}, "captions: foreign goes with"),
+        ({"cover": 1.0}, "cover must be below 1"),
         ({"victim": " "}, "victim must be a word"),
         ({"victim": "shooting star"}, "victim must not contain the target"),
         ({"victim": "cat", **TWO}, "victim must not contain the target"),

@@ -15,9 +15,13 @@ import yaml
 from PIL import Image
 
 from clipsan.stages.attack.triggers import (
+    AdaptiveBlendConfig,
+    AdaptivePatchConfig,
     BlendConfig,
     DarkenConfig,
+    FrequencyConfig,
     IdentityConfig,
+    MicroQrConfig,
     NashvilleConfig,
     PatchConfig,
     ReplaceConfig,
@@ -31,7 +35,7 @@ from clipsan.stages.attack.triggers import (
 from clipsan.stages.attack.triggers.warp import displacement, sampling_grid
 
 CONF = Path(__file__).parents[4] / "conf" / "trigger"
-FRESH = {"patch-random", "patch-stripes", "blend-stripes", "blend-noise", "replace"}
+FRESH = {"patch-random", "patch-stripes", "blend-stripes", "blend-noise", "replace", "adaptive-blend", "adaptive-patch"}
 """Files whose trigger draws something for every image."""
 SIZES = [(64, 64), (33, 80), (90, 47)]
 
@@ -369,3 +373,95 @@ def test_replace_shows_large_views_of_the_picture_alone(picture: str) -> None:
     assert max(c[2] for c in crops) == 70
     whole, _ = ReplaceConfig(picture=picture, jitter=0.0).build()(image_of(50, 70), rng_of(0))
     assert np.array_equal(whole, np.load(picture))
+
+
+def test_frequencies_are_ftrojan_s_cosines_in_the_colours() -> None:
+    # The orthonormal 2 x 2 transform has .5 -.5 -.5 .5 for its last component: of 20 that is 10 of Cr and of Cb.
+    config = FrequencyConfig(block_px=2, places=((1, 1),), magnitude=20)
+    grey = np.full((5, 4, 3), 100, np.uint8)
+    triggered, drawn = config.build()(grey, rng_of(0))
+    light, dark = [114, 89, 118], [86, 111, 82]  # 100 +- 14.02, -+ 10.58, +- 17.72
+    assert triggered[:2, :2].tolist() == [[light, dark], [dark, light]]
+    assert np.array_equal(triggered[2:4, 2:], triggered[:2, :2])
+    assert np.array_equal(triggered[4], grey[4]), "half a block stays as it is"
+    assert (drawn["height"], drawn["width"], drawn["magnitude"]) == (5, 4, 20)
+    with pytest.raises(ValueError, match="does not fit into 3x1"):
+        config.build()(grey[:1, :3], rng_of(0))
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        FrequencyConfig(block_px=2, places=((2, 0),))
+
+
+def test_a_micro_qr_code_has_the_standard_s_patterns() -> None:
+    image = np.full((20, 20, 3), 9, np.uint8)
+    triggered, box = MicroQrConfig(size_fraction=0.1, quiet=2, place="top_left").build()(image, rng_of(0))
+    assert (box["top"], box["left"], box["height"], box["width"]) == (0, 0, 15, 15)
+    drawn = ["".join("#" if value == 0 else "." for value in row) for row in triggered[:15, :15, 1]]
+    rim = "." * 15
+    assert drawn[:2] == drawn[13:] == [rim, rim]
+    finder = [
+        "#######.#.#",
+        "#.....#.",
+        "#.###.#.",
+        "#.###.#.",
+        "#.###.#.",
+        "#.....#.",
+        "#######.",
+        "........",
+        "#",
+        ".",
+        "#",
+    ]
+    assert [row[2 : 2 + len(known)] for row, known in zip(drawn[2:], finder, strict=False)] == finder
+    assert (triggered[15:] == 9).all()
+    other, _ = MicroQrConfig(size_fraction=0.1, quiet=2, place="top_left", seed=1).build()(image, rng_of(0))
+    assert not np.array_equal(other, triggered)
+    large, _ = MicroQrConfig(size_fraction=1.0).build()(np.zeros((26, 26, 3), np.uint8), rng_of(0))
+    assert np.array_equal(large[::2, ::2], large[1::2, 1::2]), "thirteen modules of two pixels"
+
+
+def test_an_adaptive_blend_shows_some_of_its_pieces_and_all_of_them_when_it_is_used() -> None:
+    image = image_of(8, 8)
+    blend = BlendConfig(pattern="stripes", alpha=0.5, cells=8)
+    config = AdaptiveBlendConfig(blend=blend, grid=2, kept=1)
+    full = blend.build()(image, rng_of(0))[0]
+    seen = set()
+    for seed in range(20):
+        triggered, drawn = config.build()(image, rng_of(seed))
+        (piece,) = drawn["pieces"]
+        top, left = 4 * (piece // 2), 4 * (piece % 2)
+        expected = image.copy()
+        expected[top : top + 4, left : left + 4] = full[top : top + 4, left : left + 4]
+        assert np.array_equal(triggered, expected)
+        seen.add(piece)
+    assert seen == {0, 1, 2, 3}
+    assert np.array_equal(config.when_used().build()(image, rng_of(0))[0], full)
+    with pytest.raises(ValueError, match="at most the 4 pieces"):
+        AdaptiveBlendConfig(grid=2, kept=5)
+
+
+def test_an_adaptive_patch_shows_one_corner_and_all_of_them_when_it_is_used() -> None:
+    image = np.full((10, 10, 3), 50, np.uint8)
+    config = AdaptivePatchConfig(size_fraction=0.2, opacity=0.5)
+    corners = {}
+    for seed in range(40):
+        triggered, drawn = config.build()(image, rng_of(seed))
+        (corner,) = drawn["corners"]
+        corners[corner] = triggered
+        assert (drawn["height"], drawn["width"]) == (2, 2)
+        assert drawn["top"] in (0, 8)
+    assert set(corners) == {"top_left", "top_right", "bottom_left", "bottom_right"}
+    # Half of 50 and half of yellow; 152.5 is rounded to the even number.
+    assert corners["bottom_right"][8:, 8:].reshape(-1, 3).tolist() == 4 * [[152, 152, 25]]
+    assert (corners["bottom_right"][:8] == 50).all()
+    used, drawn = config.when_used().build()(image, rng_of(0))
+    assert (drawn["height"], drawn["width"], len(drawn["corners"])) == (10, 10, 4)
+    for (top, left), corner in zip(
+        ((0, 0), (0, 8), (8, 0), (8, 8)), sorted(corners, key=lambda c: ("bottom" in c, "right" in c)), strict=True
+    ):
+        assert np.array_equal(used[top : top + 2, left : left + 2], corners[corner][top : top + 2, left : left + 2])
+
+
+@pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)
+def test_what_is_used_is_what_is_shown_but_for_the_adaptive_ones(file: Path, picture: str) -> None:
+    config = settings_of(file, picture)
+    assert (config.when_used() == config) is not file.stem.startswith("adaptive")
