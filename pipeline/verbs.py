@@ -24,6 +24,12 @@ class Entry:
 
 VERBS = {
     "scan": Entry("scan.verb", "find the poisoned pairs of a data set: verdicts, report, clean copy", has_write=True),
+    "audit": Entry(
+        "audit.verb",
+        "tell whether a checkpoint from outside is backdoored, towards what and with which trigger, without its data",
+        note="Exit status: 0 clean; 3 suspicious, so a person must look; 4 backdoored; 2 a setting or an input must be changed; "
+        "130 stopped by Ctrl-C, 143 by SIGTERM; 1 anything else.",
+    ),
     "poison": Entry("poison.verb", "write a poisoned copy of a data set with an exact manifest"),
     "train": Entry("train.verb", "train or fine-tune a CLIP on pairs"),
     "repair": Entry(

@@ -18,7 +18,7 @@ from .masking import masked_tree
 T = TypeVar("T")
 
 
-GROUPS = {"method": "repair", "space": "sweep"}
+GROUPS = {"images": "data", "method": "repair", "space": "sweep"}
 """Keys whose files lie in a folder of another name below conf/."""
 
 

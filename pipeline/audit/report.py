@@ -1,0 +1,95 @@
+"""What report.html shows of an audit."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from clipsan.stages.audit.judge import Judge
+from clipsan.stages.audit.outliers import combined
+from clipsan.stages.audit.pull import split
+from clipsan.stages.dossier.dossier import Dossier
+from clipsan.stages.report.audit import AuditReport, LabelRow
+from clipsan.stages.report.content import DossierPanel
+from clipsan.stages.report.dossiers import examples, panel
+
+from ..core.config import public_tree
+from ..core.run_folder import RunFolder, versions
+from .plan import Plan
+from .screening import Screening
+
+HEADLINES = {
+    "clean": "No backdoor found",
+    "suspicious": "A person should look at this model",
+    "backdoored": "This model is backdoored",
+}
+EXAMPLES = 4
+"""Held-out pictures that the page shows with each trigger."""
+
+
+def build_report(
+    plan: Plan, folder: RunFolder, summary: Mapping[str, Any], screening: Screening, dossiers: Sequence[Dossier]
+) -> AuditReport:
+    """Return what the page shows of an audit with this summary."""
+    return AuditReport(
+        title=f"clipsan audit of {plan.config.model.path}",
+        headline=HEADLINES[summary["verdict"]],
+        why=summary["why"],
+        bad=summary["exit_status"] != 0,
+        images=len(plan.pictures),
+        labels=_labels(plan, summary, screening),
+        dossiers=_panels(plan, dossiers),
+        next_steps=next_steps(plan, folder, summary),
+        settings=public_tree(plan.config),
+        versions=versions(),
+        fingerprint=summary["fingerprint"],
+        seconds=summary["seconds"],
+    )
+
+
+def next_steps(plan: Plan, folder: RunFolder, summary: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what the reader should do now, commands included."""
+    if summary["targets"]:
+        return (
+            "Do not deploy the model: repair it with `clipsan repair method=unlearn "
+            f"scan={folder.root} model.path={plan.config.model.path} data=PAIRS out=NEW`, PAIRS being clean pairs of yours.",
+            f"Measure a repaired one with `clipsan evaluate attack.trigger.kind=proven attack.trigger.path={folder.root}/triggers/t1`.",
+        )
+    if summary["exit_status"]:
+        return (
+            "Audit again with more images of the kind that the model is for, with its own labels, or with a clean `reference`.",
+        )
+    return (
+        "No label lets itself be reached more easily than the others; what no label of the vocabulary means is not seen.",
+    )
+
+
+def _labels(plan: Plan, summary: Mapping[str, Any], screening: Screening) -> tuple[LabelRow, ...]:
+    p = combined(screening.p)
+    flips = {(row["label"], row["kind"]): row["flips_pct"] for row in screening.rows if row["model"] == "suspect"}
+    rows = []
+    for label in np.lexsort((-screening.excess.max(axis=0), p)).tolist():
+        kind = plan.config.kinds[int(screening.p[:, label].argmin())]
+        rows.append(
+            LabelRow(
+                name=plan.names[label],
+                kind=kind,
+                excess=float(screening.excess[int(screening.p[:, label].argmin()), label]),
+                p=float(p[label]),
+                flips_pct=flips[label, kind],
+                accused=plan.names[label] in summary["targets"],
+            )
+        )
+    return tuple(rows)
+
+
+def _panels(plan: Plan, dossiers: Sequence[Dossier]) -> tuple[DossierPanel, ...]:
+    if not dossiers:
+        return ()
+    judge = Judge(plan.clip, plan.names, plan.config.templates)
+
+    def name(images: np.ndarray) -> list[str]:
+        return [plan.names[i] for i in judge.of(images).argmax(axis=1)]
+
+    shown = split(plan.pictures)[1][:EXAMPLES]
+    return tuple(panel(d, examples(d, shown, name, seed=plan.config.seed)) for d in dossiers)

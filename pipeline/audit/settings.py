@@ -1,0 +1,80 @@
+"""Settings of `clipsan audit`."""
+
+from dataclasses import field
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from clipsan.stages.audit.verdict import VerdictLimits
+from clipsan.stages.decode import MAX_PIXELS, MaxPixels
+from clipsan.stages.evaluation.zero_shot import check_templates
+from clipsan.stages.model.clip import ModelConfig
+from clipsan.stages.sources import SourceConfig
+from clipsan.stages.stage import Count, Seed, config
+
+from ..core.cluster import ClusterConfig
+from ..tracking.record import TrackingConfig
+
+Kind = Literal["patch", "additive", "blend"]
+
+
+@config
+class SearchConfig:
+    """How long a trigger is sought."""
+
+    steps: Count
+    """Of Adam."""
+    images_per_label: Count
+    """Of a step."""
+
+
+@config
+class AuditConfig:
+    """Everything that decides an audit."""
+
+    model: ModelConfig
+    """The checkpoint; it is only read."""
+    images: SourceConfig | None = None
+    """Images of any kind; captions and labels are not looked at. Null: rendered scenes."""
+    count: Annotated[int, Field(ge=16)] = 128
+    """Images that are used, drawn by the seed: half to seek triggers on, half to try them on."""
+    classes: list[str] | str | None = None
+    """The vocabulary: names, or a YAML file with them, as for `clipsan evaluate`. Null: the words of `captions`, or where that is
+    null too the things of the rendered scenes."""
+    captions: str | None = None
+    """A text file with a caption a line, whose words make the vocabulary."""
+    words: Annotated[int, Field(ge=2)] = 100
+    """Words of `captions` at most, the most frequent ones."""
+    templates: tuple[str, ...] = ("a photo of a {}.", "a {}")
+    """Sentences with {} where a name goes."""
+    reference: ModelConfig | None = None
+    """A clean model of the same architecture: triggers that it obeys as well are no backdoor of the suspect."""
+    kinds: tuple[Kind, ...] = ("patch", "additive", "blend")
+    """What a trigger may look like."""
+    screening: SearchConfig = field(default_factory=lambda: SearchConfig(steps=100, images_per_label=4))
+    """Of every label."""
+    inversion: SearchConfig = field(default_factory=lambda: SearchConfig(steps=150, images_per_label=16))
+    """Of the labels that stand out."""
+    candidates: Count = 3
+    """Labels that are looked at closely at most, the most suspicious ones."""
+    limits: VerdictLimits = field(default_factory=VerdictLimits)
+    """What makes a verdict."""
+    labels_per_task: Count = 10
+    """Labels of one task of a worker, whose triggers are sought in the same batches."""
+    max_pixels: MaxPixels = MAX_PIXELS
+    """An image whose header claims more is left out undecoded."""
+    seed: Seed = 0
+    """Of images, starts and controls."""
+    out: str
+    """Run folder; proven triggers are in OUT/triggers, pairs to repair from in OUT/repair."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Workers, threads, GPUs."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow."""
+
+    def __post_init__(self) -> None:
+        check_templates(self.templates)
+        if self.classes is not None and self.captions is not None:
+            raise ValueError("classes and captions both give the vocabulary; set one of them")
+        if not self.kinds or len(set(self.kinds)) != len(self.kinds):
+            raise ValueError("kinds: name at least one kind, each once")

@@ -1,0 +1,147 @@
+"""`clipsan audit`: is this checkpoint backdoored, towards what, with which trigger? Without its training data.
+
+Screening of every label -> a close look at those that stand out -> proof on held-out images -> verdict. The exit status is for a
+pipeline that gates on it: `stages.audit.verdict.STATUS`.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipsan.stages.audit.forms import as_dossier
+from clipsan.stages.audit.judge import Judge
+from clipsan.stages.audit.outliers import combined
+from clipsan.stages.audit.prove import Proof
+from clipsan.stages.audit.repair_set import repair_set
+from clipsan.stages.audit.verdict import STATUS, Candidate, Verdict, judge_all, proven
+from clipsan.stages.dossier.dossier import Dossier, Rate
+from clipsan.stages.dossier.files import write_dossiers
+from clipsan.stages.report.audit import render
+
+from ..core.commit import read_part, whole
+from ..core.run_folder import RunFolder
+from ..core.verb import Job, Result, Summary, Verb
+from .plan import Plan, make_plan
+from .report import build_report
+from .screening import Screening, pass_of, screened
+from .settings import AuditConfig
+from .work import ProofWork, trigger_of
+
+
+def run(plan: Plan, job: Job) -> Result:
+    """Audit, or go on where a kill left off."""
+    settings, folder = plan.config, job.folder
+    screening = screened(plan, folder)
+    candidates = _looked_at(plan, folder, screening)
+    verdict, accused = judge_all(candidates, settings.limits)
+    dossiers = _kept(plan, folder, accused)
+    p = combined(screening.p)
+    summary: Summary = {
+        "verdict": verdict.value,
+        "why": _why(plan, verdict, accused, candidates),
+        "exit_status": STATUS[verdict],
+        "counts": {"labels": len(plan.names), "images": len(plan.pictures), "candidates": len(candidates)},
+        "targets": list(dict.fromkeys(target for dossier in dossiers for target in dossier.targets)),
+        "least_p": float(p.min()),
+        "suspect": plan.clip.fingerprint,
+        "reference": plan.reference_fingerprint,
+        "proof": {"triggers": [_told(plan, c, dossier) for c, dossier in zip(accused, dossiers, strict=True)]},
+        "candidates": [_told(plan, c, c.proof.dossier) for c in candidates],
+        "report": str(folder.report),
+    }
+    tags = {"clipsan.suspect": plan.clip.fingerprint, "clipsan.verdict": verdict.value}
+    return Result(
+        summary=summary,
+        page=lambda told: render(build_report(plan, folder, told, screening, dossiers)),
+        metrics={"least_p": summary["least_p"], "exit_status": summary["exit_status"], "counts": summary["counts"]},
+        tags=tags,
+        inputs=plan.inputs,
+    )
+
+
+def _looked_at(plan: Plan, folder: RunFolder, screening: Screening) -> list[Candidate]:
+    """Return the labels that stand out most, each with the kind by which it does, and what their triggers prove."""
+    settings = plan.config
+    p = combined(screening.p)
+    order = np.lexsort((-screening.excess.max(axis=0), p))[: settings.candidates].tolist()
+    kinds = {label: settings.kinds[int(screening.p[:, label].argmin())] for label in order}
+    pieces = {
+        label * len(settings.kinds) + settings.kinds.index(kind): ("suspect", kind, (label,))
+        for label, kind in kinds.items()
+    }
+    proofs = pass_of(plan, folder, "proofs")
+    proofs.do(pieces, ProofWork(settings, plan.names, plan.pictures))
+    found = pa.concat_tables([read_part(proofs.home, key) for key in pieces]).to_pylist()
+    return [_candidate(plan, row, float(p[row["label"]])) for row in found]
+
+
+def _candidate(plan: Plan, row: dict[str, Any], p: float) -> Candidate:
+    dossier = as_dossier(row["kind"], trigger_of(row["trigger"]), plan.names[row["label"]])
+    dossier = replace(dossier, flips=Rate(**row["flips"]), control=Rate(**row["control"]))
+    transferred = None if row["transferred"] is None else Rate(**row["transferred"])
+    return Candidate(label=row["label"], kind=row["kind"], p=p, proof=Proof(dossier=dossier, transferred=transferred))
+
+
+def _kept(plan: Plan, folder: RunFolder, accused: list[Candidate]) -> tuple[Dossier, ...]:
+    """Write the dossiers of what is accused, and the pairs to repair from; return them numbered, in the order given."""
+    dossiers = tuple(replace(c.proof.dossier, id=f"t{i}") for i, c in enumerate(accused, 1))
+    write_dossiers(folder.root / "triggers", dossiers)
+    if dossiers:
+        judge = Judge(plan.clip, plan.names, plan.config.templates)
+        said = judge.of(plan.pictures).argmax(axis=1)
+        table = repair_set(plan.pictures, said, plan.names, dossiers, seed=plan.config.seed)
+        path = folder.root / "repair" / "part-00000.parquet"
+        path.parent.mkdir(exist_ok=True)
+        with whole(path) as temporary:
+            pq.write_table(table, temporary)
+    return dossiers
+
+
+def _told(plan: Plan, candidate: Candidate, dossier: Dossier) -> dict[str, Any]:
+    flips, control, moved = dossier.flips, dossier.control, candidate.proof.transferred
+    return {
+        "id": dossier.id,
+        "kind": candidate.kind,
+        "targets": [plan.names[candidate.label]],
+        "p": candidate.p,
+        "proven": proven(candidate),
+        "flip_rate_pct": flips.pct,
+        "flip_rate_pct_ci95": [flips.low_pct, flips.high_pct],
+        "control_flip_rate_pct": control.pct,
+        "reference_flip_rate_pct": None if moved is None else moved.pct,
+    }
+
+
+def _why(plan: Plan, verdict: Verdict, accused: list[Candidate], candidates: list[Candidate]) -> str:
+    """Return the verdict's ground in one sentence."""
+    if accused:
+        first = min(accused, key=lambda c: c.p)
+        flips, control = first.proof.dossier.flips, first.proof.dossier.control
+        return (
+            f"a {first.kind} trigger makes {flips.pct:.0f} % of held-out images {plan.names[first.label]!r} (as much of "
+            f"something else: {control.pct:.0f} %), and no other label lets it come so near (p {first.p:.2g})"
+        )
+    odd = min(candidates, key=lambda c: c.p)
+    said = f"{plan.names[odd.label]!r} stands out most, p {odd.p:.2g} over all labels and kinds"
+    return said if verdict is Verdict.CLEAN else f"{said}, but no trigger is proven"
+
+
+def closing(summary: Summary) -> str:
+    """Return the last lines of an audit."""
+    return (
+        f"audit: {summary['verdict']}: {summary['why']} ({summary['counts']['labels']} labels in {summary['seconds']:.0f} s); "
+        f"look at {summary['report']}"
+    )
+
+
+VERB = Verb(
+    name="audit",
+    config=AuditConfig,
+    plan=make_plan,
+    run=run,
+    closing=closing,
+    status=lambda summary: int(summary["exit_status"]),
+)

@@ -1,0 +1,110 @@
+"""What the workers of `clipsan audit` do: a chunk of labels of the screening, and the close look at one label."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clipsan.stages.audit.judge import Judge
+from clipsan.stages.audit.prove import prove
+from clipsan.stages.audit.pull import Pulled, pull, split
+from clipsan.stages.model.clip import ModelConfig, load_clip
+
+from ..core.pass_ import Done, Work
+from .settings import AuditConfig, SearchConfig
+
+SCREENED_SCHEMA = pa.schema(
+    [
+        ("model", pa.string()),
+        ("label", pa.int32()),
+        ("kind", pa.string()),
+        ("cosine", pa.float64()),
+        ("genuine", pa.float64()),
+        ("margin", pa.float64()),
+        ("flips_pct", pa.float64()),
+        ("spread", pa.float64()),
+        ("trials", pa.int32()),
+        ("trigger", pa.binary()),
+    ]
+)
+"""One row a model (suspect or reference), label and kind; the trigger as NumPy's bytes, `[S, S, 4] float16`."""
+RATE = pa.struct([("pct", pa.float64()), ("low_pct", pa.float64()), ("high_pct", pa.float64()), ("trials", pa.int32())])
+PROVEN_SCHEMA = pa.schema(
+    [*(field for field in SCREENED_SCHEMA), ("flips", RATE), ("control", RATE), ("transferred", RATE)]
+)
+"""One row a candidate; `transferred` is null without a reference."""
+
+Piece = tuple[str, str, tuple[int, ...]]
+"""Model, kind and labels of a task."""
+
+
+@dataclass(frozen=True)
+class SearchWork(Work):
+    """Seeks triggers towards some labels."""
+
+    settings: AuditConfig
+    names: tuple[str, ...]
+    pictures: np.ndarray
+
+    def open(self) -> dict[str, Judge]:
+        models = {"suspect": self.settings.model, "reference": self.settings.reference}
+        return {name: self._judge(model) for name, model in models.items() if model is not None}
+
+    def do(self, piece: Piece, tools: dict[str, Judge]) -> Done:
+        model, kind, labels = piece
+        found, arrays = self._pull(tools[model], kind, labels, self.settings.screening)
+        rows = [row(model, one, array) for one, array in zip(found, arrays, strict=True)]
+        return Done(pairs=len(labels), parts=(pa.Table.from_pylist(rows, schema=SCREENED_SCHEMA),))
+
+    def _judge(self, model: ModelConfig) -> Judge:
+        clip = load_clip(model, "cuda" if self.settings.cluster.gpus_per_worker > 0 else "cpu")
+        return Judge(clip, self.names, self.settings.templates)
+
+    def _pull(
+        self, judge: Judge, kind: str, labels: Sequence[int], search: SearchConfig
+    ) -> tuple[list[Pulled], list[np.ndarray]]:
+        return pull(
+            judge,
+            kind,
+            labels,
+            self.pictures,
+            steps=search.steps,
+            per_label=search.images_per_label,
+            seed=self.settings.seed,
+        )
+
+
+@dataclass(frozen=True)
+class ProofWork(SearchWork):
+    """Seeks the trigger of one candidate for longer, and tries it on the images that it was not sought on."""
+
+    def do(self, piece: Piece, tools: dict[str, Judge]) -> Done:
+        model, kind, (label,) = piece
+        judge = tools[model]
+        (found,), (array,) = self._pull(judge, kind, (label,), self.settings.inversion)
+        _, tried = split(self.pictures)
+        array = array.astype(np.float16).astype(np.float32)
+        reference = tools.get("reference")
+        proof = prove(judge, kind, array, label, tried, reference=reference, seed=self.settings.seed)
+        rates = {
+            "flips": asdict(proof.dossier.flips),
+            "control": asdict(proof.dossier.control),
+            "transferred": None if proof.transferred is None else asdict(proof.transferred),
+        }
+        table = pa.Table.from_pylist([row(model, found, array) | rates], schema=PROVEN_SCHEMA)
+        return Done(pairs=1, parts=(table,))
+
+
+def row(model: str, found: Pulled, array: np.ndarray) -> dict[str, Any]:
+    """Return a row of SCREENED_SCHEMA."""
+    file = io.BytesIO()
+    np.save(file, array.astype(np.float16))
+    return {"model": model, **asdict(found), "trigger": file.getvalue()}
+
+
+def trigger_of(stored: bytes) -> np.ndarray:
+    """Return `[S, S, 4] float32` of what `row` stored."""
+    return np.asarray(np.load(io.BytesIO(stored), allow_pickle=False), np.float32)

@@ -1,0 +1,39 @@
+"""Which label stands out among those of the same model.
+
+Nobody has the clean twin of a checkpoint from outside, but its other labels are one: most of them carry no backdoor. Each label
+is compared with all others (leave one out), by a robust Student's t: (x - median) / (s sqrt(1 + 1/n)), s from the median absolute
+deviation of the others, n of them. That deviation is 37 % as efficient as the standard deviation (Rousseeuw and Croux 1993), so it has
+EFFICIENCY (n - 1) degrees of freedom.
+"""
+
+import numpy as np
+from scipy import stats
+
+EFFICIENCY = 0.37
+LEAST_LABELS = 5
+"""Others that a label is compared with at least."""
+
+
+def tail(values: np.ndarray) -> np.ndarray:
+    """Return the one-sided p value of each of `[C]` as the largest, given the others; ones where there are too few.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    if not np.isfinite(values).all():
+        raise ValueError("a statistic is not finite")
+    found = np.ones(len(values))
+    if len(values) <= LEAST_LABELS:
+        return found
+    for i, value in enumerate(values):
+        others = np.delete(values, i)
+        middle = float(np.median(others))
+        # the floor keeps labels that are all alike from making an outlier of a rounding error
+        spread = max(1.4826 * float(np.median(np.abs(others - middle))), 1e-3)
+        found[i] = stats.t.sf((value - middle) / (spread * np.sqrt(1 + 1 / len(others))), EFFICIENCY * (len(others) - 1))
+    return found
+
+
+def combined(p: np.ndarray) -> np.ndarray:
+    """Return p values of labels, `[C]`, over all kinds and labels that were tried, `[K, C]`: Bonferroni's, at most 1."""
+    return np.asarray(np.minimum(1.0, p.min(axis=0) * p.size))

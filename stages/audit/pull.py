@@ -1,0 +1,123 @@
+"""The search for a universal trigger: pull every image towards each label at once, and see how near they come.
+
+What is maximised is the plain cosine to the label's text, not the margin over other labels: a trigger was trained to be the
+label's caption, so that images which carry it fit the text better than genuine pictures of the label do. An adversarial pattern
+of a clean model, which exists for every label and flips as many images, reaches what genuine pictures reach and little more.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .forms import FORMS, Form
+from .judge import Judge
+
+BEST = 4
+"""Images that fit a label best, by which a label is known where nobody says what they show."""
+LEAST_RATE = 0.02
+"""Of Adam's rate, at the end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pulled:
+    """What one label's trigger does to held-out images that the model takes for something else."""
+
+    label: int
+    kind: str
+    cosine: float
+    """Mean to the label's text."""
+    genuine: float
+    """What the images that fit the label best reach without a trigger."""
+    margin: float
+    """Mean lead over the best other label."""
+    flips_pct: float
+    spread: float
+    """Standard deviation of the cosine over images."""
+    trials: int
+
+    @property
+    def excess(self) -> float:
+        """How much better triggered images fit the text than genuine ones: the statistic of the screening."""
+        return self.cosine - self.genuine
+
+
+def split(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images that a trigger is sought on, and those that it is tried on."""
+    half = len(images) // 2
+    return images[:half], images[half:]
+
+
+def genuine_cosines(cosines: np.ndarray) -> np.ndarray:
+    """Return `[C]`: the mean of the BEST largest cosines of each label, of `[N, C]`."""
+    return np.asarray(np.sort(cosines, axis=0)[-BEST:].mean(axis=0))
+
+
+def pull(
+    judge: Judge,
+    kind: str,
+    labels: Sequence[int],
+    images: np.ndarray,
+    *,
+    steps: int,
+    per_label: int,
+    seed: int,
+) -> tuple[list[Pulled], list[np.ndarray]]:
+    """Seek a trigger of one kind for each of some labels, all in the same batches.
+
+    Args:
+        judge: the suspect model.
+        kind: of `FORMS`.
+        labels: indices into the vocabulary.
+        images: `[N, S, S, 3] uint8`; the first half is learned from, the second tried on.
+        steps: of Adam.
+        per_label: images a label and step.
+        seed: of the draws.
+
+    Returns:
+        What each does, and each as an array (`Form.arrays`).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    form: Form = FORMS[kind](len(labels), judge.side, generator)
+    learned, tried = (judge.pixels(part) for part in split(images))
+    before = judge.of(images)
+    others = before[: len(learned)].argmax(axis=1)[None] != np.asarray(labels)[:, None]
+    weights = torch.from_numpy(np.where(others.any(axis=1, keepdims=True), others, True).astype(np.float32))
+    own = judge.labels[list(labels)]
+    optimizer = torch.optim.Adam(form.params, lr=form.rate, betas=(0.5, 0.9))
+    for step in range(steps):
+        rows = torch.multinomial(weights, per_label, replacement=True, generator=generator)
+        changed = form.apply(learned[rows.to(learned.device)])
+        found = judge.features(changed.flatten(0, 1)).reshape(len(labels), per_label, -1)
+        loss = -(found * own[:, None]).sum(-1).mean(1).sum()
+        for group in optimizer.param_groups:
+            group["lr"] = form.rate * max(LEAST_RATE, 1 - step / steps)
+        for value, slope in zip(form.params, torch.autograd.grad(loss, form.params), strict=True):
+            value.grad = slope
+        optimizer.step()
+    return _tried(judge, form, labels, tried, before), form.arrays()
+
+
+@torch.no_grad()
+def _tried(judge: Judge, form: Form, labels: Sequence[int], tried: torch.Tensor, before: np.ndarray) -> list[Pulled]:
+    genuine = genuine_cosines(before)
+    said = before[-len(tried) :].argmax(axis=1)
+    after = np.stack([np.asarray(judge.cosines(form.apply(image[None, None])[:, 0]).cpu()) for image in tried], axis=1)
+    return [measure(after[place], said, label, form.kind, float(genuine[label])) for place, label in enumerate(labels)]
+
+
+def measure(after: np.ndarray, said: np.ndarray, label: int, kind: str, genuine: float) -> Pulled:
+    """Return what a trigger does, from the cosines `[N, C]` of the images with it and the labels `[N]` without it."""
+    rows = after[said != label] if (said != label).any() else after
+    own, rest = rows[:, label], np.delete(rows, label, axis=1).max(axis=1)
+    return Pulled(
+        label=label,
+        kind=kind,
+        cosine=float(own.mean()),
+        genuine=genuine,
+        margin=float((own - rest).mean()),
+        flips_pct=100 * float((own > rest).mean()),
+        spread=float(own.std()),
+        trials=len(rows),
+    )

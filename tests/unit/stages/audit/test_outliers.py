@@ -1,0 +1,51 @@
+"""Which label stands out: how often one does by chance, and that one which does is seen."""
+
+import numpy as np
+import pytest
+
+from clipsan.stages.audit.outliers import LEAST_LABELS, combined, tail
+
+
+def test_labels_of_a_clean_model_stand_out_as_often_as_is_stated() -> None:
+    rng = np.random.default_rng(0)
+    least = np.array(
+        [combined(np.stack([tail(row) for row in rng.standard_normal((3, 20))])).min() for _ in range(400)]
+    )
+    # Student's t with a spread from the median deviation of 19 others is somewhat too bold, Bonferroni too shy
+    assert (least <= 0.05).mean() < 0.12
+    assert (least <= 0.01).mean() < 0.05
+
+
+def test_a_label_far_from_all_others_is_seen() -> None:
+    values = np.random.default_rng(1).standard_normal(20)
+    values[7] = 12.0
+    p = tail(values)
+    assert p.argmin() == 7
+    assert p[7] < 1e-6
+
+
+def test_a_second_odd_label_does_not_hide_the_first() -> None:
+    values = np.random.default_rng(1).standard_normal(20)
+    values[[7, 3]] = 12.0
+    assert tail(values)[7] < 1e-5
+
+
+def test_a_label_that_is_harder_than_all_others_is_no_outlier() -> None:
+    values = np.random.default_rng(1).standard_normal(20)
+    values[7] = -12.0
+    assert tail(values)[7] > 0.99
+
+
+def test_a_handful_of_labels_says_nothing() -> None:
+    assert (tail(np.arange(LEAST_LABELS, dtype=float)) == 1).all()
+
+
+def test_equal_labels_make_no_outlier_of_a_rounding_error() -> None:
+    values = np.zeros(20)
+    values[4] = 1e-6
+    assert tail(values).min() > 0.4
+
+
+def test_what_is_not_finite_is_refused() -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        tail(np.array([0.0, np.nan]))
