@@ -29,6 +29,7 @@ CLASSES = {
     "ClusterConfig": "pipeline.core.cluster",
     "TrackingConfig": "pipeline.tracking.record",
     "ScanConfig": "pipeline.scan.plan",
+    "AuditConfig": "pipeline.audit.settings",
     "PoisonConfig": "pipeline.poison.plan",
     "TrainConfig": "pipeline.train.plan",
     "RepairConfig": "pipeline.repair.settings",
@@ -53,6 +54,7 @@ CLASSES = {
 
 __all__ = [
     "Finished",
+    "audit",
     "bench",
     "evaluate",
     "poison",
@@ -117,6 +119,11 @@ class Finished:
 def scan(settings: Any = None, *overrides: str, **sections: Any) -> Finished:
     """Find the poisoned pairs of a data set: verdicts, report, clean copy."""
     return _done("scan", settings, overrides, sections)
+
+
+def audit(settings: Any = None, *overrides: str, **sections: Any) -> Finished:
+    """Tell whether a checkpoint is backdoored, towards what and with which trigger."""
+    return _done("audit", settings, overrides, sections)
 
 
 def poison(settings: Any = None, *overrides: str, **sections: Any) -> Finished:

@@ -45,6 +45,7 @@ def run(plan: Plan, job: Job) -> Result:
         "exit_status": STATUS[verdict],
         "counts": {"labels": len(plan.names), "images": len(plan.pictures), "candidates": len(candidates)},
         "targets": list(dict.fromkeys(target for dossier in dossiers for target in dossier.targets)),
+        "labels": list(plan.names),
         "least_p": float(p.min()),
         "suspect": plan.clip.fingerprint,
         "reference": plan.reference_fingerprint,

@@ -173,8 +173,8 @@ def finished(root: Path, fingerprint: str) -> dict[str, Any] | None:
     return read_summary(root) if fits else None
 
 
-def finished_scan(run: str) -> tuple[RunFolder, dict[str, Any]]:
-    """Return the folder of a finished scan that a setting `scan` names, and what its run.yaml holds.
+def finished_scan(run: str, verbs: tuple[str, ...] = ("scan",)) -> tuple[RunFolder, dict[str, Any]]:
+    """Return the folder of a finished scan that a setting `scan` names, and what its run.yaml holds; `verbs` may stand for a scan.
 
     Raises:
         ConfigError: there is no finished scan.
@@ -183,7 +183,7 @@ def finished_scan(run: str) -> tuple[RunFolder, dict[str, Any]]:
     if not folder.is_finished:
         raise ConfigError(f"scan={run}: no finished run of `clipsan scan` there")
     record = read_run_yaml(folder.root)
-    if record["verb"] != "scan":
+    if record["verb"] not in verbs:
         raise ConfigError(f"scan={run}: that folder holds a run of `clipsan {record['verb']}`")
     return folder, record
 

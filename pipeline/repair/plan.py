@@ -49,11 +49,12 @@ class Picked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scan:
-    """A finished scan that a repair builds on."""
+    """A finished scan that a repair builds on, or an audit, which has triggers and a compact set but no pairs."""
 
     root: Path
     fingerprint: str
-    data: SourceConfig
+    data: SourceConfig | None
+    """None of an audit."""
     units: list[Unit]
     targets: tuple[str, ...]
     concepts: tuple[str, ...]
@@ -304,8 +305,18 @@ def read_scan(run: str) -> Scan:
     Raises:
         ConfigError: the folder holds no finished scan, or its data have changed since.
     """
-    folder, record = finished_scan(run)
+    folder, record = finished_scan(run, ("scan", "audit"))
     root = folder.root
+    if record["verb"] == "audit":
+        summary = read_summary(root)
+        return Scan(
+            root=root,
+            fingerprint=record["fingerprint"],
+            data=None,
+            units=[],
+            targets=tuple(summary["targets"]),
+            concepts=tuple(sorted(summary["labels"])),
+        )
     data: SourceConfig = validate(_SOURCE, record["config"]["data"], verb="scan")
     summary = read_summary(root)
     units = list_pieces(data)
@@ -346,7 +357,7 @@ def _classes(settings: RepairConfig, scan: Scan | None) -> tuple[str, ...]:
 def _pairs(settings: RepairConfig, scan: Scan | None, classes: tuple[str, ...]) -> tuple[Picked, tuple[Picked, ...]]:
     """Return the pairs that an epoch goes over, and the small sets of which every batch has some."""
     method = settings.method
-    lacking = f"method {method.kind} {method.needs_scan}; give scan, a run folder of `clipsan scan`"
+    lacking = f"method {method.kind} {method.needs_scan}; give scan, a run folder of `clipsan scan` or `clipsan audit`"
     if method.needs_scan is not None and scan is None:
         raise ConfigError(lacking)
     if Role.PAIR not in method.roles:
@@ -355,7 +366,7 @@ def _pairs(settings: RepairConfig, scan: Scan | None, classes: tuple[str, ...]) 
             raise ConfigError(f"{lacking} with an oracle")
         return found, ()
     beside: list[Picked] = []
-    if scan is not None and Role.FLAGGED in method.roles:
+    if scan is not None and scan.data is not None and Role.FLAGGED in method.roles:
         share = 0.0 if settings.unseen is None else settings.unseen.withhold_pct / 100
         flagged = FlaggedByScan(scan.verdicts, classes, share)
         beside.append(Picked("flagged pairs", scan.data, scan.units, flagged))
@@ -365,6 +376,8 @@ def _pairs(settings: RepairConfig, scan: Scan | None, classes: tuple[str, ...]) 
     if settings.data is not None:
         return Picked("clean pairs", settings.data, list_units(settings.data)), tuple(beside)
     assert scan is not None
+    if scan.data is None:
+        raise ConfigError(f"scan={settings.scan}: an audit has no pairs to learn from; give data, clean pairs of yours")
     clean = CleanByScan(scan.verdicts, classes)
     return Picked("pairs that the scan calls clean", scan.data, scan.units, clean), tuple(beside)
 

@@ -122,7 +122,8 @@ class RepairConfig:
     data: SourceConfig | None = None
     """Clean pairs, or labelled images for the methods that learn from them. Null: the pairs that `scan` calls clean."""
     scan: str | None = None
-    """Run folder of `clipsan scan` on the suspect data: what it flags and proves is what some methods unlearn."""
+    """Run folder of `clipsan scan` on the suspect data: what it flags and proves is what some methods unlearn. Or of `clipsan audit`
+    on the suspect model, beside `data`: the triggers that it proves."""
     pairs: Annotated[int, Field(ge=1)] | None = None
     """Pairs of `data` at most, drawn by the seed; null: all (RVPT takes its own number of images a class)."""
     classes: list[str] | str | None = None

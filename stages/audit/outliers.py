@@ -30,7 +30,9 @@ def tail(values: np.ndarray) -> np.ndarray:
         middle = float(np.median(others))
         # the floor keeps labels that are all alike from making an outlier of a rounding error
         spread = max(1.4826 * float(np.median(np.abs(others - middle))), 1e-3)
-        found[i] = stats.t.sf((value - middle) / (spread * np.sqrt(1 + 1 / len(others))), EFFICIENCY * (len(others) - 1))
+        found[i] = stats.t.sf(
+            (value - middle) / (spread * np.sqrt(1 + 1 / len(others))), EFFICIENCY * (len(others) - 1)
+        )
     return found
 
 

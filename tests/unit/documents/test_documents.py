@@ -84,11 +84,12 @@ def test_every_file_of_deploy_is_described() -> None:
 def test_every_data_format_and_every_exit_status_is_described() -> None:
     from clipsan.pipeline.core.stop import INTERRUPTED, TERMINATED
     from clipsan.pipeline.story.ending import STATUS
+    from clipsan.stages.audit.verdict import STATUS as AUDITED
 
     readme, deploy = README.read_text(encoding="utf-8"), (ROOT / "deploy" / "README.md").read_text(encoding="utf-8")
     for kind in ("webdataset", "parquet", "table", "folder"):
         assert f"`data={kind} " in readme
-    assert {str(status) for status in (*STATUS.values(), 1, 2, INTERRUPTED, TERMINATED)} == {
+    assert {str(status) for status in (*STATUS.values(), *AUDITED.values(), 1, 2, INTERRUPTED, TERMINATED)} == {
         status for row in re.findall(r"^\| (\d[\d, ]*) \|", deploy, re.M) for status in row.split(", ")
     }
 

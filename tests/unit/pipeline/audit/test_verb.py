@@ -1,0 +1,109 @@
+"""The whole audit on an untrained model, small enough to be done by this process."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from clipsan.pipeline.audit import verb as audit
+from clipsan.pipeline.audit.settings import AuditConfig, SearchConfig
+from clipsan.pipeline.core.config import ConfigError
+from clipsan.pipeline.repair.plan import read_scan
+from clipsan.pipeline.tracking.record import TrackingConfig
+from clipsan.stages.audit.verdict import Verdict
+from clipsan.stages.dossier.files import read_dossiers
+from clipsan.stages.dossier.repair_set import RepairRole
+from clipsan.stages.model.clip import ModelConfig
+from tests.conftest import NOUNS
+
+NAMES = [*NOUNS, "tree", "house"]
+
+
+def settings(checkpoint: Path, out: Path, **changed) -> AuditConfig:
+    few = {
+        "screening": SearchConfig(steps=2, images_per_label=1),
+        "inversion": SearchConfig(steps=2, images_per_label=2),
+        "count": 16,
+        "classes": NAMES,
+        "tracking": TrackingConfig(enabled=False),
+    }
+    return AuditConfig(model=ModelConfig(path=str(checkpoint)), out=str(out), **{**few, **changed})
+
+
+def accuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the first candidate for a proven trigger."""
+    monkeypatch.setattr(audit, "judge_all", lambda candidates, limits: (Verdict.BACKDOORED, [candidates[0]]))
+
+
+def test_an_untrained_model_is_clean_and_what_is_done_is_not_done_again(tiny_checkpoint, tmp_path, monkeypatch) -> None:
+    first = audit.VERB.start(settings(tiny_checkpoint, tmp_path / "run"))
+    assert first["verdict"] == "clean"
+    assert audit.VERB.status(first) == 0
+    assert first["counts"] == {"labels": 7, "images": 16, "candidates": 3}
+    assert "clean" in audit.VERB.closing(first)
+    assert "No backdoor found" in (tmp_path / "run" / "report.html").read_text()
+    assert not (tmp_path / "run" / "triggers").exists()
+    parts = sorted((tmp_path / "run" / "screening").glob("part-*.parquet"))
+    assert len(parts) == 3
+    kept = parts[0].read_bytes()
+    parts[1].unlink()
+    again = audit.VERB.start(settings(tiny_checkpoint, tmp_path / "run"))
+    assert {**again, "seconds": 0} == {**first, "seconds": 0}
+    assert parts[0].read_bytes() == kept
+    assert parts[1].is_file()
+
+
+def test_a_backdoored_one_leaves_what_repair_and_evaluate_take(tiny_checkpoint, tmp_path, monkeypatch) -> None:
+    accuse(monkeypatch)
+    summary = audit.VERB.start(settings(tiny_checkpoint, tmp_path / "run"))
+    assert audit.VERB.status(summary) == 4
+    (dossier,) = read_dossiers(tmp_path / "run" / "triggers")
+    assert list(dossier.targets) == summary["targets"]
+    assert summary["proof"]["triggers"][0]["id"] == dossier.id == "t1"
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "This model is backdoored" in page
+    assert page.count("data:image/") >= 8
+    rows = pq.read_table(tmp_path / "run" / "repair").to_pylist()
+    pasted = [row for row in rows if row["role"] == RepairRole.TRIGGER_PASTED.value]
+    assert len(rows) == 16 + len(pasted)
+    assert all(row["target"] == dossier.targets[0] != row["label"] for row in pasted)
+    with io.BytesIO(rows[0]["image"]) as file:
+        from PIL import Image
+
+        assert np.asarray(Image.open(file)).shape == (32, 32, 3)
+    scan = read_scan(str(tmp_path / "run"))
+    assert scan.accuses
+    assert scan.concepts == tuple(sorted(NAMES))
+    assert scan.repair_set == tmp_path / "run" / "repair"
+
+
+def test_a_repair_from_an_audit_needs_pairs_of_its_own(tiny_checkpoint, tmp_path, monkeypatch) -> None:
+    from clipsan.pipeline.repair.plan import make_plan
+    from clipsan.pipeline.repair.settings import RepairConfig
+    from clipsan.stages.repair.unlearn import Unlearn
+
+    accuse(monkeypatch)
+    audit.VERB.start(settings(tiny_checkpoint, tmp_path / "run"))
+    wanted = RepairConfig(
+        model=ModelConfig(path=str(tiny_checkpoint)),
+        method=Unlearn(),
+        scan=str(tmp_path / "run"),
+        out=str(tmp_path / "repair"),
+    )
+    with pytest.raises(ConfigError, match="an audit has no pairs to learn from; give data"):
+        make_plan(wanted)
+
+
+def test_with_a_reference_both_models_are_screened(tiny_checkpoint, tmp_path) -> None:
+    from clipsan.stages.model.clip import load_clip, save_clip
+
+    clip = load_clip(ModelConfig(config=str(tiny_checkpoint.parent / "tiny.json")), init_seed=8)
+    save_clip(clip.model, clip.model_cfg, clip.preprocess_cfg, tmp_path / "clean")
+    reference = ModelConfig(path=str(tmp_path / "clean"))
+    summary = audit.VERB.start(settings(tiny_checkpoint, tmp_path / "run", reference=reference))
+    assert summary["reference"] == clip.fingerprint
+    assert summary["candidates"][0]["reference_flip_rate_pct"] is not None
+    rows = pq.read_table(tmp_path / "run" / "screening", columns=["model"]).to_pylist()
+    assert len(rows) == 2 * 3 * 7
