@@ -112,7 +112,7 @@ class Plan:
     def withheld(self) -> Picked | None:
         """The poisoned pairs that are kept from the repair to judge it; None where it is not judged so."""
         rule, scan = self.config.unseen, self.scan
-        if rule is None or scan is None:
+        if rule is None or scan is None or scan.data is None:
             return None
         lookup = Withheld(scan.verdicts, self.classes, rule.withhold_pct / 100)
         return Picked("withheld pairs", scan.data, scan.units, lookup)
