@@ -95,14 +95,14 @@ class Columns(Protocol):
 
 
 class ChainError(ValueError):
-    """A stage reads a column that no stage before it provides."""
+    """A stage reads a column that no stage before it provides, or adds one that another has added."""
 
 
 def check_chain(available: Iterable[str], stages: Iterable[Columns]) -> frozenset[str]:
     """Return the columns at the end of the chain.
 
     Raises:
-        ChainError: a stage reads a column that is not there yet; the message names both.
+        ChainError: a stage reads a column that is not there yet, or adds one that is there; the message names both.
     """
     columns = frozenset(available)
     for stage in stages:
@@ -111,6 +111,9 @@ def check_chain(available: Iterable[str], stages: Iterable[Columns]) -> frozense
             raise ChainError(
                 f"{_name(stage)} reads {', '.join(missing)}, but the chain has only {', '.join(sorted(columns))}"
             )
+        twice = sorted(stage.adds & columns)
+        if twice:
+            raise ChainError(f"{_name(stage)} adds {', '.join(twice)}, which the chain has already")
         columns |= stage.adds
     return columns
 

@@ -24,7 +24,7 @@ from ..proof.views import Views
 from ..tracking.record import TrackingConfig
 
 EMBED_VERSION = 2
-SCORE_VERSION = 7
+SCORE_VERSION = 8
 VERDICT_VERSION = 1
 """Raised when the code of a pass comes to give another result, so that old parts are refused and not mixed in."""
 

@@ -83,7 +83,7 @@ class Claim(StreamingDetector):
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"caption", "image", "text"})
-    columns: ClassVar[Mapping[str, Column]] = {"claim": Column(about="caption")}
+    columns: ClassVar[Mapping[str, Column]] = {"caption_claim": Column(about="caption")}
     rounds: ClassVar[int] = 1
 
     def __init__(self, settings: ClaimConfig, scale: float = DEFAULT_SCALE) -> None:
@@ -98,9 +98,9 @@ class Claim(StreamingDetector):
         return (left + right).first(self._settings.captions)
 
     def score(self, state: Reference, table: pa.Table) -> Columns:
-        """Return claim, `[n] float32` in nats, at most 0."""
+        """Return caption_claim, `[n] float32` in nats, at most 0."""
         found = claims(vectors(table, "image"), vectors(table, "text"), state.vectors, self._scale)
-        return {"claim": found.astype(np.float32)}
+        return {"caption_claim": found.astype(np.float32)}
 
     def findings(self, state: Reference) -> Mapping[str, Any]:
         """Return how many captions a pair's own was weighed against, and at which scale."""

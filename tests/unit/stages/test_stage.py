@@ -33,6 +33,11 @@ def test_order_matters():
         check_chain({"image", "layer.*"}, [Score(), Decode()])
 
 
+def test_a_column_has_one_owner():
+    with pytest.raises(ChainError, match="Score adds score, which the chain has already"):
+        check_chain({"image", "layer.*"}, [Decode(), Score(), Score()])
+
+
 def test_a_configuration_is_frozen_and_keyword_only():
     @config
     class Side:

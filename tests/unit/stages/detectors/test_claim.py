@@ -63,7 +63,7 @@ def test_fewer_captions_than_asked_for_are_all_drawn(table: pa.Table) -> None:
     state = learned(detector, table, 3)
     assert len(state.hashes) == len(set(table.column("caption").to_pylist()))
     assert detector.findings(state) == {"captions": len(state.hashes), "scale": 30.0}
-    scores = detector.score(state, table)["claim"]
+    scores = detector.score(state, table)["caption_claim"]
     assert scores.dtype == np.float32
     assert (scores <= 0).all()
 
@@ -79,5 +79,5 @@ def test_picture_that_is_bound_to_its_caption_claims_it_best() -> None:
     image[:5] = text[:5]
     made = pa.table({"caption": [str(i) for i in range(40)], "image": column(image), "text": column(text)})
     detector = Claim(ClaimConfig(), 20.0)
-    scores = detector.score(learned(detector, made, 2), made)["claim"]
+    scores = detector.score(learned(detector, made, 2), made)["caption_claim"]
     assert set(np.argsort(-scores)[:5]) == set(range(5))
