@@ -55,6 +55,7 @@ def run(plan: Plan, job: Job) -> Result:
         "counts": counts,
         "rejected_reasons": found.reasons,
         "method": settings.method.kind,
+        "parameters": dict(zip(("trained", "total"), objective.parameter_counts, strict=True)),
         "steps": order.pace.steps_after(len(state["history"])),
         "suspect": plan.model_fingerprint,
         "data": plan.data_fingerprint,

@@ -4,22 +4,37 @@
     python -m tests.benchmarks.repair patch-s0 sig-s0          on some
     python -m tests.benchmarks.repair patch-s0 --methods par   with some
     python -m tests.benchmarks.repair vit/patch-s0 --methods none finetune par rvpt    on a ViT, which RVPT needs
+    python -m tests.benchmarks.repair --choose patch-s0        choose rates on the development split, for the attacks to come
     python -m tests.benchmarks.repair --commands               the commands alone
     python -m tests.benchmarks.repair --store                  store the figures of what has run
 
 The suspect models are those of `python -m tests.benchmarks.zoo common vit`, the scans those of `python -m
-tests.benchmarks.proof`; both come first. All methods have the same 2,500 clean pairs of the 10,000 (a quarter: a defender
-seldom has all) and the settings below, found on `patch-s0` (unlearn's weight of labels and its epochs on `sig-s0`); EftCLIP
-and unlearn have the scan besides, which knows nothing of the attack. Each repair and each evaluation is a command of clipsan
-with a run folder below runs/repair/; what has finished is not run again.
+tests.benchmarks.proof`; both come first. The rows are fair in this:
+
+- All methods have the same 2,500 clean pairs of the 10,000 (a defender seldom has all), none of them the original of a poisoned pair,
+  and make the same 114 steps of 128 rows (six epochs), whatever that takes of seconds, which are told. RVPT has 125 shots of each of
+  20 classes, which are as many images. EftCLIP, unlearn, tbar and project have the scan besides, which knows nothing of the attack,
+  and of the last three only unlearn sees a clean pair; project trains nothing.
+- Rates are chosen on a development attack by a sweep that knows neither the test photos nor the true trigger: it is asked for a
+  planted canary and for the accuracy on 1,500 photos that are in no other part (`--choose`). Where no sweep has been made a
+  row has the rate below, which was found by hand on `patch-s0`, and `settings` says so.
+- The papers' own settings stand beside the tuned ones (`-published`: their rates, batches and epochs, on the same pairs), PAR's tau of
+  2.15 beside the automatic one (`par-2.15`), and live batch normalisation beside the frozen one (`par-live`).
+
+Each repair and each evaluation is a command of clipsan with a run folder below runs/repair/; what has finished is not run again.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 
 from clipsan.pipeline.core.run_folder import read_summary
@@ -43,36 +58,117 @@ SHOWN = (
 )
 NONE = "none"
 
-PAIRS = "pairs=2500"
+PAIRS, DEV_PHOTOS = 2500, 1500
+EPOCHS = 6
+STEPS = EPOCHS * (PAIRS // 128)
+SAME = (f"steps={STEPS}", "method.batch_size=128")
+"""What all trained methods have in common."""
 PRECISION = "precision=bf16"
 """As the suspects were trained."""
-METHODS: dict[str, list[str]] = {
-    "finetune": [PAIRS, "method.epochs=6", "method.batch_size=128", "method.lr=3e-3"],
-    "cleanclip": [PAIRS, "method.epochs=6", "method.batch_size=128", "method.lr=3e-3"],
-    "cleanclip-supervised": [
-        PAIRS,
-        *("method.epochs=6", "method.batch_size=128", "method.lr=3e-3"),
-        "method.schedule={kind: cosine, warmup_steps: 10}",
-    ],
-    "par": [PAIRS, "method.epochs=6", "method.batch_size=128", "method.lr=3e-4", "method.tau=auto"],
-    "rvpt": ["method.epochs=16", "method.shots=125", "method.first_block=1", "method.tokens=50", "method.lr=0.1"],
-    "eftclip": ["method.epochs=6", "method.batch_size=64", "method.lr=1e-3"],
-    "unlearn": [
-        PAIRS,
-        "method.epochs=15",
-        # where the scan accuses nothing it does what PAR does, with PAR's settings
-        *("method.blind.epochs=6", "method.blind.batch_size=128", "method.blind.lr=3e-4"),
-    ],
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A row's method and its settings."""
+
+    method: str
+    """A file of conf/repair."""
+    settings: tuple[str, ...] = ()
+    lr: float | None = None
+    """Found by hand; a sweep replaces it. None: the method's own, or it has none."""
+    same: bool = True
+    """Whether it makes the steps that all make; not the papers' own settings, nor what trains on the scan's set alone."""
+
+
+VARIANTS: dict[str, Variant] = {
+    "finetune": Variant("finetune", lr=3e-3),
+    "finetune-published": Variant("finetune", same=False),
+    "cleanclip": Variant("cleanclip", lr=3e-3),
+    "cleanclip-published": Variant("cleanclip", same=False),
+    "cleanclip-supervised": Variant(
+        "cleanclip-supervised", ("method.schedule={kind: cosine, warmup_steps: 10}",), lr=3e-3
+    ),
+    "par": Variant("par", ("method.tau=auto",), lr=3e-4),
+    "par-2.15": Variant("par", ("method.tau=2.15",), lr=3e-4),
+    "par-live": Variant("par", ("method.tau=auto", "method.freeze_batch_norm=false"), lr=3e-4),
+    "par-published": Variant("par", same=False),
+    "rvpt": Variant("rvpt", ("method.shots=125", "method.first_block=1", "method.tokens=50"), lr=0.1),
+    "rvpt-published": Variant("rvpt", ("method.first_block=1",), same=False),
+    "eftclip": Variant("eftclip", ("method.epochs=6", "method.batch_size=64", "method.lr=1e-3"), same=False),
+    "unlearn": Variant("unlearn", lr=1e-3),
+    "tbar": Variant("tbar", ("method.lr=1e-4", "method.scale=5"), same=False),
+    "project": Variant("project", same=False),
 }
-"""Method -> what differs from conf/repair/. The published rates are those of pretrained models that a small one, trained with
-2e-3, hardly notices (see `clipsan evaluate`'s rebound)."""
+"""Row -> what is run. The papers' rates are those of pretrained models that a small one, trained with 2e-3, hardly notices (see
+`clipsan evaluate`'s rebound); RVPT's first prompted block is the paper's quarter of the depth."""
 VIT = "vit/"
-FROM_SCAN = ("eftclip", "unlearn")
+FROM_SCAN = ("eftclip", "unlearn", "tbar", "project")
 """These learn from the scan."""
+NEED_A_PROOF = ("eftclip", "tbar", "project")
+"""These learn from its compact set, which a proven trigger makes."""
+RATES = "3e-4, 1e-3, 3e-3, 1e-2"
 
 CLASSES = (f"classes={photos.RUNS}/classes.yaml", f"templates={photos.TEMPLATES}")
 TEST = ("data=labelled-parquet", "data.path=$CLIPSAN_ASSETS/tiny-imagenet20-val.parquet", *CLASSES)
-TRAIN = ("data=labelled-parquet", "data.path=$CLIPSAN_ASSETS/tiny-imagenet20-train-*.parquet")
+TRAIN = "tiny-imagenet20-train-*.parquet"
+
+
+def draw_parts(cell: str, folder: Path) -> None:
+    """Write a cell's clean pairs and its development photos, where they are not there: no pair is in both, no victim in either.
+
+    A pair's place depends on the hash of its photo alone, so that cells differ by their victims only.
+    """
+    home = photos.ROOT / RUNS / cell
+    if (home / "dev.parquet").exists():
+        return
+    manifest = photos.ROOT / cell_home(cell) / "poison" / "manifest.parquet"
+    victims = set(pq.read_table(manifest).column("sha256_before").to_pylist()) if manifest.exists() else set()
+    table = pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob(TRAIN))])
+    hashes = np.array([hashlib.sha256(image).hexdigest() for image in table.column("image").to_pylist()])
+    order = [row for row in np.argsort(hashes).tolist() if hashes[row] not in victims]
+    home.mkdir(parents=True, exist_ok=True)
+    for name, rows in (("clean", order[:PAIRS]), ("dev", order[PAIRS : PAIRS + DEV_PHOTOS])):
+        pq.write_table(table.take(rows), home / f"{name}.parquet")
+
+
+def part(cell: str, name: str) -> str:
+    """Return the path of a cell's clean pairs or development photos."""
+    return str(RUNS / cell / f"{name}.parquet")
+
+
+def choice(method: str) -> Path:
+    """Return the folder of the sweep that chooses a row's rate."""
+    return RUNS / "choice" / method
+
+
+def rate(name: str) -> tuple[list[str], str]:
+    """Return the overrides that give a row its rate, and where that is from."""
+    variant = VARIANTS[name]
+    found = photos.ROOT / choice(name) / "summary.json"
+    if variant.lr is not None and found.exists():
+        best = read_summary(found.parent)["recommended"]
+        if best is not None:
+            return [f"{key}={value}" for key, value in best["settings"].items()], "development split"
+    if variant.lr is not None:
+        return [f"method.lr={variant.lr:g}"], "by hand"
+    return [], "as published" if name.endswith("-published") else "the method's own"
+
+
+def choosing(cell: str, name: str) -> tuple[Path, list[str]]:
+    """Return (run folder, arguments of clipsan) of the sweep over a row's rate on a development attack."""
+    variant, out = VARIANTS[name], choice(name)
+    space = "{method.lr: {kind: choice, values: [" + RATES + "]}}"
+    given = [*SAME, *variant.settings]
+    scan = [f"repair.scan={SCANS / cell}"] if variant.method in FROM_SCAN else []
+    return out, [
+        *("sweep", f"repair.model.path={cell_home(cell) / 'train' / 'checkpoint'}", f"repair.method={variant.method}"),
+        *(f"repair.{one}" for one in given),
+        *("repair.data=labelled-parquet", f"repair.data.path={part(cell, 'clean')}", *scan),
+        *(f"repair.classes={photos.RUNS}/classes.yaml", f"templates={photos.TEMPLATES}"),
+        *(f"space={space}", "search={kind: grid}", "halving=null", "objective=canary", "canary={}"),
+        *("held_out.data=labelled-parquet", f"held_out.data.path={part(cell, 'dev')}"),
+        *("max_accuracy_loss_points=3", f"out={out}", "register=null", "concurrent=1", "cluster.workers=1"),
+    ]
 
 
 def cells() -> list[str]:
@@ -84,28 +180,30 @@ def cells() -> list[str]:
 def fits(cell: str, method: str) -> bool:
     """Tell whether a method can be tried: RVPT needs a ViT, and EftCLIP a trigger that the scan has proven."""
     scan = photos.ROOT / SCANS / cell
-    if method == "eftclip" and (scan / "summary.json").exists():
+    name = method if method == NONE else VARIANTS[method].method
+    if name in NEED_A_PROOF and (scan / "summary.json").exists():
         return bool(read_summary(scan)["proof"]["triggers"])
-    return method != "rvpt" or cell.startswith(VIT)
+    return name != "rvpt" or cell.startswith(VIT)
 
 
 def steps(cell: str, method: str) -> Iterator[tuple[Path, list[str]]]:
     """Yield (run folder, arguments of clipsan) of one row, in order."""
     if method == NONE:  # the zoo has measured it
         return
-    out = RUNS / cell / method
+    out, variant = RUNS / cell / method, VARIANTS[method]
     model = cell_home(cell) / "train" / "checkpoint"
-    scan = [f"scan={SCANS / cell}"] if method in FROM_SCAN else []
-    data = [] if method == "eftclip" else TRAIN
+    scan = [f"scan={SCANS / cell}"] if variant.method in FROM_SCAN else []
+    data = [] if variant.method in NEED_A_PROOF else ["data=labelled-parquet", f"data.path={part(cell, 'clean')}"]
+    given = [*(SAME if variant.same else ()), *variant.settings, *rate(method)[0]]
     yield (
         out / "repair",
         [
-            *("repair", f"model.path={model}", f"method={method}", *data, *scan, *CLASSES, *METHODS[method]),
+            *("repair", f"model.path={model}", f"method={variant.method}", *data, *scan, *CLASSES, *given),
             *(f"out={out}/repair", PRECISION, "register=null", "cluster.workers=1"),
         ],
     )
     repaired = [f"model.path={out}/repair/checkpoint"]
-    if method == "rvpt":
+    if variant.method == "rvpt":
         repaired = [f"model.path={model}", f"model.adapter={out}/repair/adapter"]
     yield (
         out / "evaluate",
@@ -146,6 +244,8 @@ def row_of(cell: str, method: str) -> Row | None:
         **row,
         "pairs": summary["counts"]["used"],
         "steps": summary["steps"],
+        "trained_parameters": summary["parameters"]["trained"],
+        "settings": rate(method)[1],
         "seconds": summary["training_seconds"],
         "clean_accuracy_change_points": round(
             evaluation["clean_accuracy_pct"] - read_summary(before)["evaluation"]["clean_accuracy_pct"], 1
@@ -157,22 +257,34 @@ def main() -> int:
     """Run the repairs, print their commands, or store their figures."""
     parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("cells", nargs="*", metavar="CELL", help="default: all that have been scanned")
-    parser.add_argument("--methods", nargs="+", choices=[NONE, *METHODS], default=[NONE, *METHODS])
+    parser.add_argument("--methods", nargs="+", choices=[NONE, *VARIANTS], default=[NONE, *VARIANTS])
     parser.add_argument("--commands", action="store_true", help="print the commands and run nothing")
     parser.add_argument("--store", action="store_true", help="store the figures of what has run and run nothing")
+    parser.add_argument("--choose", metavar="CELL", help="choose rates on a development attack, and run nothing else")
     options = parser.parse_args()
     chosen = [(cell, method) for cell in options.cells or cells() for method in options.methods if fits(cell, method)]
+    sweeps = [
+        choosing(options.choose, method)
+        for method in options.methods
+        if options.choose and method in VARIANTS and VARIANTS[method].lr is not None and fits(options.choose, method)
+    ]
     if options.commands:
-        for cell, method in chosen:
-            for _, arguments in steps(cell, method):
-                sys.stdout.write(photos.as_shell(arguments) + "\n")
+        rows = [step for cell, method in chosen for step in steps(cell, method)]
+        for _, arguments in sweeps or rows:
+            sys.stdout.write(photos.as_shell(arguments) + "\n")
         return 0
     folder = photos.assets()
     if folder is None:
         sys.stdout.write("skipped: the photos are not on this machine; CLIPSAN_ASSETS names their folder\n")
         return 0
+    if options.choose:
+        draw_parts(options.choose, folder)
+        for out, arguments in sweeps:
+            photos.run(out, arguments, folder)
+        return 0
     for cell, method in chosen:
         if not options.store:
+            draw_parts(cell, folder)
             for out, arguments in steps(cell, method):
                 photos.run(out, arguments, folder)
         row = row_of(cell, method)

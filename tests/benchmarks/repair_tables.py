@@ -4,7 +4,11 @@ from tests.benchmarks.results import Row
 from tests.benchmarks.sections import Column, Section, Table
 from tests.benchmarks.zoo import FINE_TUNED
 
-ORDER = ("none", "finetune", "cleanclip", "cleanclip-supervised", "par", "rvpt", "eftclip", "unlearn")
+ORDER = (
+    *("none", "finetune", "finetune-published", "cleanclip", "cleanclip-published", "cleanclip-supervised"),
+    *("par", "par-2.15", "par-live", "par-published", "rvpt", "rvpt-published"),
+    *("eftclip", "tbar", "project", "unlearn"),
+)
 
 SUSPECT = ("model", "attack", "seed", "cpu")
 """What names a suspect model."""
@@ -42,6 +46,10 @@ REPAIR = Section(
                 Column("retrieval R@10 %", "text_to_image_r10_pct", 1),
                 Column("resistivity", "resistivity", 3),
                 Column("seconds of training", "seconds", 0),
+                Column("pairs", "pairs"),
+                Column("steps", "steps"),
+                Column("trained parameters", "trained_parameters"),
+                Column("settings", "settings"),
                 Column("measured on", "cpu"),
             ),
             by_attack,
