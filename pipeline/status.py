@@ -3,21 +3,20 @@
 import json
 import sys
 from collections import Counter
-from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .core.run_folder import RunFolder, read_run_yaml, read_summary
+from .core.place import Place, place_of
+from .core.run_folder import RunFolder, read_run_yaml, read_summary, rows_of
 
 
 def command(run: str, _: list[str]) -> int:
     """Print the state of a run folder."""
-    sys.stdout.write(describe(Path(run)))
+    sys.stdout.write(describe(place_of(run)))
     return 0
 
 
-def describe(root: Path) -> str:
+def describe(root: Place) -> str:
     """Return the state of a run as text, and beneath it that of its steps.
 
     Raises:
@@ -42,8 +41,8 @@ def describe(root: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _pass_line(name: str, folder: Path, total: int) -> str:
-    parts = {path: rows for path in folder.rglob("part-*.parquet") if (rows := _rows(path)) is not None}
+def _pass_line(name: str, folder: Place, total: int) -> str:
+    parts = {path: rows for path in folder.rglob("part-*.parquet") if (rows := rows_of(path)) is not None}
     if not parts:
         return f"{name:<9} 0/{total} parts"
     rows = sum(parts.values())
@@ -59,15 +58,7 @@ def _pass_line(name: str, folder: Path, total: int) -> str:
     return line
 
 
-def _rows(part: Path) -> int | None:
-    """Return the rows of a part from its footer; None for one that is damaged and will be made again."""
-    try:
-        return int(pq.read_metadata(part).num_rows)
-    except pa.ArrowException:
-        return None
-
-
-def _rejections(folder: Path) -> Counter[str]:
+def _rejections(folder: Place) -> Counter[str]:
     counts: Counter[str] = Counter()
     for path in folder.glob("part-*.parquet"):
         with path.open("rb") as source:

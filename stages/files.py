@@ -1,10 +1,13 @@
 """Local paths and s3:// or gs:// addresses: opening, listing, globs, brace ranges, and errors that say what to do."""
 
+import hashlib
 import io
 import os
 import posixpath
 import re
+import shutil
 import stat
+import tempfile
 import unicodedata
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -261,6 +264,49 @@ def _read_local(path: str) -> bytes:
         if isinstance(error, PathError):
             raise
         raise PathError(f"{path!r}: {error}; correct the path") from error
+
+
+def fetched(address: str) -> Path:
+    """Return a copy of a file or folder of an object store on this machine, made where there is none of the same content yet.
+
+    Copies lie in a folder of this user's alone below the system's for temporary files, each named by address, sizes and times.
+
+    Raises:
+        PathError: nothing is there, or it cannot be read; or the folder for copies is another user's.
+    """
+    filesystem, inner = locate(address)
+    found = _info(address)
+    if found.type == fs.FileType.NotFound:
+        raise PathError(f"{address}: no such file or folder; check the address")
+    is_file = found.type == fs.FileType.File
+    infos = [found] if is_file else filesystem.get_file_info(fs.FileSelector(inner, recursive=True))
+    objects = sorted((info.path, info.size, str(info.mtime)) for info in infos if info.type == fs.FileType.File)
+    name = posixpath.basename(inner)
+    home = _copies() / hashlib.sha256(repr((address, objects)).encode()).hexdigest()[:32]
+    if home.is_dir():
+        return home / name
+    fresh = Path(tempfile.mkdtemp(prefix="fetching-", dir=_copies()))
+    for path, _, _ in objects:
+        local = fresh / name if is_file else fresh / name / path.removeprefix(f"{inner}/")
+        local.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            fs.copy_files(path, str(local), source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem())
+        except OSError as error:
+            raise PathError(f"{address}: {_one_line(error)}; check the address and your permissions") from error
+    try:
+        fresh.rename(home)
+    except OSError:  # another process was faster
+        shutil.rmtree(fresh)
+    return home / name
+
+
+def _copies() -> Path:
+    home = Path(tempfile.gettempdir()) / f"clipsan-{os.getuid()}"
+    home.mkdir(mode=0o700, exist_ok=True)
+    facts = home.lstat()
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
+        raise PathError(f"{home}: not a folder of this user alone; remove it, or set TMPDIR to another place")
+    return home
 
 
 def expand_braces(pattern: str) -> list[str]:

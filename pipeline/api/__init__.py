@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from clipsan.pipeline.core.place import Place
     from clipsan.stages.selection import Selection
 
 CLASSES = {
@@ -75,20 +76,21 @@ class Finished:
 
     summary: dict[str, Any]
     """The figures, as in summary.json."""
-    folder: Path
-    """The run folder."""
+    folder: "Place"
+    """The run folder: a path, or one on an object store, which has the same methods for reading."""
 
     @classmethod
-    def of(cls, folder: str | Path) -> "Finished":
+    def of(cls, folder: "str | Place") -> "Finished":
         """Return a run that was finished earlier, or a step of one: of `clipsan run`, FOLDER/scan and FOLDER/repair.
 
         Raises:
             ConfigError: no finished run of clipsan is there.
         """
         from clipsan.pipeline.core.config import ConfigError
+        from clipsan.pipeline.core.place import place_of
         from clipsan.pipeline.core.run_folder import RunFolder, read_summary
 
-        run = RunFolder(Path(folder).expanduser().resolve())
+        run = RunFolder(place_of(folder))
         if not run.is_finished:
             raise ConfigError(f"{folder}: no finished run of clipsan there")
         return cls(read_summary(run.root), run.root)
@@ -201,6 +203,7 @@ def _done(name: str, settings: Any, overrides: tuple[str, ...], sections: dict[s
         ConfigError: a setting or an input must be changed; nothing has started.
     """
     from clipsan.pipeline.core.config import ConfigError
+    from clipsan.pipeline.core.place import place_of
     from clipsan.pipeline.verbs import verb_of
 
     verb = verb_of(name)
@@ -210,7 +213,7 @@ def _done(name: str, settings: Any, overrides: tuple[str, ...], sections: dict[s
         raise
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error
-    return Finished(verb.go(plan), Path(plan.config.out).expanduser().resolve())
+    return Finished(verb.go(plan), place_of(plan.config.out))
 
 
 def _settings(schema: type[Any], verb: str, settings: Any, overrides: tuple[str, ...], sections: dict[str, Any]) -> Any:

@@ -23,13 +23,13 @@ def run(plan: Plan, job: Job) -> Result:
     ends = run_cells(plan, pending) if pending else []
     errors = {end.cell: end.error for end in ends if end.error is not None}
     rows = table.rows(plan, errors)
-    table.write(job.folder.root, rows)
+    table.write(job.folder.local, rows)
     summary = table.summary(plan, rows, errors) | {"report": str(job.folder.report)}
     return Result(
         summary=summary,
         page=lambda told: render(bench_report(plan, rows, told)),
         metrics={"cells": summary["counts"]},
-        files=[job.folder.root / name for name in table.FILES],
+        files=[job.folder.local / name for name in table.FILES],
         children=_children(plan, rows, summary["cells"]),
     )
 

@@ -16,6 +16,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,12 +24,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .config import ConfigError
+from .place import ObjectPath, Place, written
 
 FINGERPRINT_KEY = b"clipsan.fingerprint"
 CHECKSUM_KEY = "clipsan.sha256"
 CHECKSUM_DIGITS = 64
 FOOTER_TAIL = 8
 """Bytes behind a Parquet footer: its length, and the magic number."""
+
+REQUESTS = 16
+"""Parts that are asked of an object store at once."""
 
 Key = int | str
 """Names a part of a pass: the number of a unit, or a path below the pass's folder, as perm-1/part-00003."""
@@ -49,15 +54,15 @@ def fingerprint(tree: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def part_path(folder: Path, key: Key) -> Path:
+def part_path(folder: Place, key: Key) -> Place:
     """Return the path of a pass's part."""
     return folder / (f"part-{key:05d}.parquet" if isinstance(key, int) else f"{key}.parquet")
 
 
-def write_part(folder: Path, key: Key, table: pa.Table, fingerprint: str) -> Path:
-    """Commit one part with its checksum: write under a temporary name, flush, rename.
+def write_part(folder: Place, key: Key, table: pa.Table, fingerprint: str) -> Place:
+    """Commit one part with its checksum: write under a temporary name, flush, rename; on an object store one put.
 
-    Two writers of the same part (a retried task) each rename their own file, and both files have the same content.
+    Two writers of the same part (a retried task) each commit their own file, and both files have the same content.
     """
     path = part_path(folder, key)
     metadata = {**(table.schema.metadata or {}), FINGERPRINT_KEY: fingerprint.encode()}
@@ -66,7 +71,7 @@ def write_part(folder: Path, key: Key, table: pa.Table, fingerprint: str) -> Pat
     with pq.ParquetWriter(sink, table.schema, compression="zstd", use_dictionary=_repeating(table.schema)) as writer:
         writer.write_table(table)
         writer.add_key_value_metadata({CHECKSUM_KEY: "0" * CHECKSUM_DIGITS})
-    _write(path, _sealed(sink.getbuffer()))
+    write_bytes(path, _sealed(sink.getbuffer()))
     return path
 
 
@@ -79,17 +84,21 @@ def _is_vector(column: pa.DataType) -> bool:
     return bool(pa.types.is_fixed_size_list(column))
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Place, text: str) -> None:
     """Write a small file whole or not at all."""
-    _write(path, text.encode("utf-8"))
+    write_bytes(path, text.encode("utf-8"))
 
 
-def write_json(path: Path, tree: Any) -> None:
+def write_json(path: Place, tree: Any) -> None:
     """Write a plain tree whole or not at all."""
     write_text(path, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
 
 
-def _write(path: Path, content: bytes | memoryview) -> None:
+def write_bytes(path: Place, content: bytes | memoryview) -> None:
+    """Write a file whole or not at all."""
+    if isinstance(path, ObjectPath):
+        path.write_bytes(content)
+        return
     with whole(path) as temporary, temporary.open("wb") as sink:
         sink.write(content)
         sink.flush()
@@ -97,8 +106,12 @@ def _write(path: Path, content: bytes | memoryview) -> None:
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def whole(path: Place) -> Iterator[Path]:
     """Give the temporary name under which a file is written; it takes its own when the block ends without an error."""
+    if isinstance(path, ObjectPath):
+        with written(path) as local:
+            yield local
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{_writer()}.tmp")
     try:
@@ -118,8 +131,14 @@ def _machine() -> str:
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
-def clear_temporary(root: Path) -> None:
-    """Remove what writers left below a folder when they were killed; those of a living process of this machine stay."""
+def clear_temporary(root: Place) -> None:
+    """Remove what writers left below a folder when they were killed; those of a living process of this machine stay.
+
+    On an object store there is nothing to remove: what was not put whole is no object. The pieces of a put that never ended are
+    dropped by the store itself, where its bucket has a rule for them.
+    """
+    if isinstance(root, ObjectPath):
+        return
     for home, _, names in os.walk(root):
         for name in names:
             if not (name.startswith(".") and name.endswith(".tmp")):
@@ -169,22 +188,28 @@ def _is_whole(file: bytes) -> bool:
     return place is not None and bytes(file[place : place + CHECKSUM_DIGITS]) == _checksum(file, place).encode()
 
 
-def missing_parts(folder: Path, keys: Iterable[K], fingerprint: str) -> list[K]:
+def missing_parts(folder: Place, keys: Iterable[K], fingerprint: str) -> list[K]:
     """Return the keys of the parts that are not committed yet; a damaged part is named on stderr, and counts as one of them.
 
     Raises:
         FingerprintError: a part was made with another configuration, model, input or version of the method.
     """
-    return [key for key in keys if not _is_committed(part_path(folder, key), fingerprint)]
+    wanted = list(keys)
+    if isinstance(folder, Path):
+        there = [_is_committed(part_path(folder, key), fingerprint) for key in wanted]
+    else:  # a store answers slowly, but many at once
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            there = list(pool.map(lambda key: _is_committed(part_path(folder, key), fingerprint), wanted))
+    return [key for key, is_there in zip(wanted, there, strict=True) if not is_there]
 
 
-def read_parts(folder: Path, keys: Iterable[Key], columns: list[str] | None = None) -> Iterable[pa.Table]:
+def read_parts(folder: Place, keys: Iterable[Key], columns: list[str] | None = None) -> Iterable[pa.Table]:
     """Yield the committed parts in order."""
     for key in keys:
         yield read_part(folder, key, columns)
 
 
-def read_part(folder: Path, key: Key, columns: list[str] | None = None) -> pa.Table:
+def read_part(folder: Place, key: Key, columns: list[str] | None = None) -> pa.Table:
     """Read one committed part and check it.
 
     Raises:
@@ -198,7 +223,7 @@ def read_part(folder: Path, key: Key, columns: list[str] | None = None) -> pa.Ta
     return pq.read_table(pa.BufferReader(content), columns=columns)
 
 
-def _is_committed(path: Path, fingerprint: str) -> bool:
+def _is_committed(path: Place, fingerprint: str) -> bool:
     if not path.is_file():
         return False
     content = path.read_bytes()

@@ -4,7 +4,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Mapping
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,9 +16,10 @@ import yaml
 
 from clipsan.stages.evaluation.figures import check_units
 
-from .commit import FingerprintError, clear_temporary, write_text
+from .commit import REQUESTS, FingerprintError, clear_temporary, write_text
 from .config import ConfigError
 from .masking import masked_tree
+from .place import Place, place_of
 
 PACKAGES = ("clipsan", "ray", "torch", "open_clip_torch", "pyarrow", "mlflow", "numpy", "scikit-learn")
 
@@ -27,44 +28,50 @@ PACKAGES = ("clipsan", "ray", "torch", "open_clip_torch", "pyarrow", "mlflow", "
 class RunFolder:
     """Paths of one run: everything that it leaves lies in one folder."""
 
-    root: Path
+    root: Place
 
     @property
-    def embeddings(self) -> Path:
+    def local(self) -> Path:
+        """The same root, for a verb that writes to file systems alone (see Verb.on_stores)."""
+        assert isinstance(self.root, Path)
+        return self.root
+
+    @property
+    def embeddings(self) -> Place:
         return self.root / "embeddings"
 
     @property
-    def scores(self) -> Path:
+    def scores(self) -> Place:
         return self.root / "scores"
 
     @property
-    def work(self) -> Path:
+    def work(self) -> Place:
         """What a rerun needs and a reader does not."""
         return self.root / "work"
 
     @property
-    def passes(self) -> Path:
+    def passes(self) -> Place:
         """Name of each pass -> its folder and number of parts, as passes began; `clipsan status` reads it."""
         return self.work / "passes.json"
 
     @property
-    def verdicts(self) -> Path:
+    def verdicts(self) -> Place:
         return self.root / "verdicts"
 
     @property
-    def rejected(self) -> Path:
+    def rejected(self) -> Place:
         return self.root / "rejected"
 
     @property
-    def report(self) -> Path:
+    def report(self) -> Place:
         return self.root / "report.html"
 
     @property
-    def summary(self) -> Path:
+    def summary(self) -> Place:
         return self.root / "summary.json"
 
     @property
-    def run_yaml(self) -> Path:
+    def run_yaml(self) -> Place:
         return self.root / "run.yaml"
 
     @property
@@ -85,13 +92,9 @@ def open_run(out: str, *, verb: str, tree: Any, fingerprint: str) -> RunFolder:
         fingerprint: of everything that decides the result.
 
     Raises:
-        ConfigError: the folder belongs to another verb, holds files that no run of clipsan made, or is on an object store.
+        ConfigError: the folder belongs to another verb, or holds files that no run of clipsan made.
     """
-    if "://" in out:
-        raise ConfigError(
-            f"out={out}: a run folder lies on a local or shared file system (parts are committed by renaming)"
-        )
-    folder, tree = RunFolder(Path(out).expanduser().resolve()), masked_tree(tree)
+    folder, tree = RunFolder(place_of(out)), masked_tree(tree)
     if folder.run_yaml.is_file():
         before = read_run_yaml(folder.root)
         if before.get("verb") != verb:
@@ -116,7 +119,7 @@ def open_run(out: str, *, verb: str, tree: Any, fingerprint: str) -> RunFolder:
     return folder
 
 
-def read_run_yaml(root: Path) -> dict[str, Any]:
+def read_run_yaml(root: Place) -> dict[str, Any]:
     """Return what run.yaml of a run folder holds: verb, fingerprint, config and versions.
 
     Raises:
@@ -161,13 +164,13 @@ def write_summary(folder: RunFolder, summary: Mapping[str, Any]) -> None:
     write_text(folder.summary, json.dumps(summary, indent=2, sort_keys=False, ensure_ascii=False) + "\n")
 
 
-def read_summary(root: Path) -> dict[str, Any]:
+def read_summary(root: Place) -> dict[str, Any]:
     """Return summary.json of a finished run."""
     found: dict[str, Any] = json.loads((root / "summary.json").read_text(encoding="utf-8"))
     return found
 
 
-def finished(root: Path, fingerprint: str) -> dict[str, Any] | None:
+def finished(root: Place, fingerprint: str) -> dict[str, Any] | None:
     """Return the summary of a run folder that is finished and has this fingerprint; None where it is not."""
     fits = RunFolder(root).is_finished and read_run_yaml(root)["fingerprint"] == fingerprint
     return read_summary(root) if fits else None
@@ -179,7 +182,7 @@ def finished_scan(run: str, verbs: tuple[str, ...] = ("scan",)) -> tuple[RunFold
     Raises:
         ConfigError: there is no finished scan.
     """
-    folder = RunFolder(Path(run).expanduser().resolve())
+    folder = RunFolder(place_of(run))
     if not folder.is_finished:
         raise ConfigError(f"scan={run}: no finished run of `clipsan scan` there")
     record = read_run_yaml(folder.root)
@@ -188,13 +191,24 @@ def finished_scan(run: str, verbs: tuple[str, ...] = ("scan",)) -> tuple[RunFold
     return folder, record
 
 
-def part_rows(folder: Path) -> dict[int, int]:
+def part_rows(folder: Place) -> dict[int, int]:
     """Return part index -> rows, for the committed parts of a pass, from their footers alone; without those that are damaged."""
     found = {}
-    for path in sorted(folder.glob("part-*.parquet")):
-        with suppress(pa.ArrowException):
-            found[int(path.stem.removeprefix("part-"))] = pq.read_metadata(path).num_rows
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        paths: list[Place] = sorted(folder.glob("part-*.parquet"))
+        for path, rows in zip(paths, pool.map(rows_of, paths), strict=True):
+            if rows is not None:
+                found[int(path.stem.removeprefix("part-"))] = rows
     return found
+
+
+def rows_of(part: Place) -> int | None:
+    """Return the rows of a part from its footer; None for one that is damaged and will be made again."""
+    try:
+        with part.open("rb") as source:
+            return int(pq.read_metadata(source).num_rows)
+    except pa.ArrowException:
+        return None
 
 
 def _difference(before: Mapping[str, Any], tree: Any) -> str:

@@ -4,6 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .commit import read_part
+from .place import Place, below
 from .run_folder import RunFolder
 
 
@@ -35,5 +36,5 @@ def read_table(folder: RunFolder, name: str) -> pa.Table:
 
 def _keys(folder: RunFolder, name: str) -> list[str]:
     """Return the keys of the parts below a folder, as seen from the run's root."""
-    paths = sorted((folder.root / name).rglob("part-*.parquet"))
-    return [str(path.relative_to(folder.root).with_suffix("")) for path in paths]
+    paths: list[Place] = sorted((folder.root / name).rglob("part-*.parquet"))
+    return [str(below(path, folder.root).with_suffix("")) for path in paths]

@@ -9,15 +9,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from ..tracking.record import DataInput, ModelRecord, TrackingConfig, metrics_of
-from ..tracking.send import below, log_folder, log_run, registered
+from ..tracking.send import below, log_folder, log_run, registered, untracked
 from .cluster import ClusterConfig, ray_session
 from .commit import write_text
-from .config import as_tree, load
+from .config import ConfigError, as_tree, load
 from .masking import masked
+from .place import ObjectPath, Place, place_of
 from .run_folder import RunFolder, open_run, read_summary, write_summary
 
 Summary = dict[str, Any]
@@ -60,10 +60,10 @@ class Child:
     """A part of a run that MLflow shows as a run below it: a cell of a bench, a trial of a sweep."""
 
     verb: str
-    root: Path
+    root: Place
     tree: Any
     metrics: Mapping[str, float]
-    files: Sequence[Path] = ()
+    files: Sequence[Place] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +76,7 @@ class Result:
     """Renders report.html from the summary."""
     metrics: Mapping[str, Any] | None = None
     """What MLflow shows as numbers beside the seconds, nested; None: those of the summary."""
-    files: Sequence[Path] = ()
+    files: Sequence[Place] = ()
     """Artifacts beside report.html, run.yaml and summary.json."""
     tags: Mapping[str, str] = field(default_factory=dict)
     inputs: Sequence[DataInput] = ()
@@ -107,12 +107,17 @@ class Verb(Generic[C, P]):
     """Whether a finished run is taken as it is; None: a run always looks for itself what is left."""
     has_steps: bool = False
     """Whether verbs within it are MLflow runs below its own."""
+    on_stores: bool = False
+    """Whether its run folder may lie on an object store."""
 
     def command(self, file: str | None, overrides: list[str], dry_run: bool) -> int:
         """Run it from the command line and return the exit status."""
         plan = self.plan(load(self.config, file, overrides, verb=self.name))
         if dry_run:
+            place = self._place(plan)
             sys.stdout.write(masked(plan.describe()))
+            if (why_not := untracked(plan.config.tracking, place)) is not None:
+                sys.stdout.write(f"tracking   none: {why_not}\n")
             return 0
         summary = self.go(plan)
         sys.stdout.write(masked(self.closing(summary)).rstrip("\n") + "\n")
@@ -127,6 +132,7 @@ class Verb(Generic[C, P]):
         started = time.monotonic()
         settings = plan.config
         tree = as_tree(settings)
+        self._place(plan)
         folder = open_run(settings.out, verb=self.name, tree=tree, fingerprint=plan.fingerprint)
         if self.is_whole is not None and folder.summary.is_file() and self.is_whole(plan, folder):
             return read_summary(folder.root)
@@ -145,6 +151,20 @@ class Verb(Generic[C, P]):
             summary["registered"] = version
             write_summary(folder, summary)
         return summary
+
+    def _place(self, plan: P) -> Place:
+        """Return where the run folder lies.
+
+        Raises:
+            ConfigError: on an object store, which is no place for this verb's.
+        """
+        place = place_of(plan.config.out)
+        if isinstance(place, ObjectPath) and not self.on_stores:
+            raise ConfigError(
+                f"out={place}: the run folder of `clipsan {self.name}` lies on a local or shared file system; those of scan, train, "
+                "repair and evaluate may lie on an object store"
+            )
+        return place
 
     def _worked(self, plan: P, folder: RunFolder, tree: Any) -> Result:
         tracking, cluster = plan.config.tracking, self.cluster(plan)

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -15,6 +14,7 @@ from clipsan.stages.sources import SourceConfig, read_unit
 
 from ..core.commit import read_part
 from ..core.pass_ import Done, Work
+from ..core.place import Place
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ class PixelWork(Work):
 class Pixels:
     """What PixelWork committed."""
 
-    folder: Path
+    folder: Place
     parts: tuple[int, ...]
     size: int
     """Of the model's input, S."""

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
@@ -13,6 +12,7 @@ from clipsan.stages.sources import SourceConfig, open_writer, read_unit
 
 from ..core.parts import Parts
 from ..core.pass_ import Done, Work
+from ..core.place import Place, written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +29,14 @@ class RewriteWork(Work):
     """clean: every scanned pair without a reason of `quarantine`; quarantine: those with one."""
     quarantine: frozenset[str]
     verdicts: Parts
-    out: Path
+    out: Place
     """Folder of the copy."""
 
     def do(self, piece: tuple[Unit, Sequence[int]], tools: None) -> Done:
         unit, parts = piece
         wanted = {uid: scanned for part in parts for uid, scanned in self._wanted(part)}
         copied = changed = 0
-        with open_writer(self.source, unit, self.out) as writer:
+        with written(self.out) as folder, open_writer(self.source, unit, folder) as writer:
             for pair in read_unit(self.source, unit):
                 # A rejected pair has no verdict, and a duplicate of a key must not follow the pair that owns it.
                 if pair.reject is not None or pair.image is None or pair.uid not in wanted:

@@ -1,19 +1,19 @@
 """The filter of a training that a finished scan gives."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 from clipsan.stages.selection import Selection
 from clipsan.stages.sources import SourceConfig, list_units
 
 from ..core.config import validate
+from ..core.place import Place
 from ..core.run_folder import finished_scan
 
 _SOURCE: Any = SourceConfig
 
 
-def selection(scan: str | Path, *, data: str | list[str] | None, unknown: Literal["error", "drop"]) -> Selection:
+def selection(scan: str | Place, *, data: str | list[str] | None, unknown: Literal["error", "drop"]) -> Selection:
     """Return what a scan says of its pairs; see `clipsan.select`.
 
     Raises:

@@ -73,5 +73,5 @@ def measure(trial: Rescan, proven: tuple[str, ...], manifest: str | None) -> Row
         true = detection_summary(scores, truth)
         figures["true_average_precision"] = true["ensemble"]["average_precision"]
     # the scores can be made again from the settings in seconds; a hundred copies of them need not lie there
-    shutil.rmtree(folder.root, ignore_errors=True)
+    shutil.rmtree(folder.local, ignore_errors=True)
     return figures

@@ -39,7 +39,7 @@ def run(plan: Plan, job: Job) -> Result:
     return Result(
         summary=summary,
         metrics=shown,
-        files=[job.folder.root / TABLE, job.folder.root / BEST],
+        files=[job.folder.local / TABLE, job.folder.local / BEST],
         tags={"clipsan.scan_root": str(Path(plan.config.scan).expanduser().resolve())},
         inputs=[data_input(plan.base.data, list_units(plan.base.data), "scan")],
         children=[_child(trial, row) for trial, row in zip(plan.trials, summary["rows"], strict=True)],
@@ -54,7 +54,7 @@ def _tune(plan: Plan, left: list[Rescan], folder: RunFolder) -> None:
 
     settings, cluster = plan.config, plan.config.cluster
     quiet_tune()
-    scratch = folder.work / "tune"
+    scratch = folder.local / "work" / "tune"
     shutil.rmtree(scratch, ignore_errors=True)
     shared = {"trials": {trial.number: trial for trial in left}, "proven": plan.proven, "manifest": settings.manifest}
     sys.stderr.write(f"sweep-detectors: {len(left)} of {len(plan.trials)} trials to run\n")
@@ -126,11 +126,11 @@ def _row(plan: Plan, trial: Rescan) -> Row:
 
 def _publish(plan: Plan, folder: RunFolder, summary: Summary) -> None:
     """Write the table, and the best settings as a file for `clipsan scan`."""
-    write_json(folder.root / TABLE, summary["rows"])
+    write_json(folder.local / TABLE, summary["rows"])
     best = summary["recommended"]
     if best is not None:
         tree = as_tree(plan.trials[best["trial"]].scan.detectors)
-        write_text(folder.root / BEST, yaml.safe_dump(tree, sort_keys=False))
+        write_text(folder.local / BEST, yaml.safe_dump(tree, sort_keys=False))
 
 
 def _child(trial: Rescan, row: Row) -> Child:

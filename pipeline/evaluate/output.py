@@ -1,6 +1,5 @@
 """What an evaluation leaves: its figures as a tidy table, and as nested names for summary.json."""
 
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -8,13 +7,14 @@ import pyarrow.parquet as pq
 from clipsan.stages.evaluation.figures import Figure, as_json, as_summary, as_table
 
 from ..core.commit import whole, write_text
+from ..core.place import Place
 from .plan import Plan
 
 FIGURES = ("figures.parquet", "figures.json")
 """The tidy table of all figures, twice; a row is a stages.evaluation.figures.Figure."""
 
 
-def write_figures(root: Path, figures: list[Figure]) -> list[Path]:
+def write_figures(root: Place, figures: list[Figure]) -> list[Place]:
     """Write the table in both forms and return the files."""
     table, records = (root / name for name in FIGURES)
     with whole(table) as temporary:

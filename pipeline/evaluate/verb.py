@@ -53,4 +53,4 @@ def closing(summary: Summary) -> str:
     return f"evaluate: {figures['images']:,} images, {', '.join(shown)}; look at {summary['path']}"
 
 
-VERB = Verb(name="evaluate", config=EvaluateConfig, plan=make_plan, run=run, closing=closing)
+VERB = Verb(name="evaluate", config=EvaluateConfig, plan=make_plan, run=run, closing=closing, on_stores=True)

@@ -27,8 +27,8 @@ def run(plan: Plan, job: Job) -> Result:
     settings, folder = plan.config, job.folder
     cut, captions = _survey(plan, folder)
     poisoning = _over_units(plan, folder, name="poison", home="manifest")
-    poisoning.do({u.index: u for u in plan.units}, PoisonWork(settings, cut, captions, folder.root))
-    files = [folder.root / "manifest.parquet"]
+    poisoning.do({u.index: u for u in plan.units}, PoisonWork(settings, cut, captions, folder.local))
+    files = [folder.local / "manifest.parquet"]
     if not settings.copy_data:
         drawn = PoisonPlan(
             data=settings.data,
@@ -38,8 +38,8 @@ def run(plan: Plan, job: Job) -> Result:
             captions=tuple(captions),
             units=tuple(plan.units),
         )
-        write_text(folder.root / "plan.json", plan_text(drawn))
-        files.append(folder.root / "plan.json")
+        write_text(folder.local / "plan.json", plan_text(drawn))
+        files.append(folder.local / "plan.json")
     return Result(
         summary=_summary(plan, folder), files=files, inputs=[data_input(settings.data, plan.units, "poisoning")]
     )
@@ -72,9 +72,9 @@ def _survey(plan: Plan, folder: RunFolder) -> tuple[int, list[str]]:
 
 def _summary(plan: Plan, folder: RunFolder) -> Summary:
     settings = plan.config
-    parts = [read_part(folder.root / "manifest", u.index) for u in plan.units]
+    parts = [read_part(folder.local / "manifest", u.index) for u in plan.units]
     manifest = pa.concat_tables([t.replace_schema_metadata(None) for t in parts])
-    path = folder.root / "manifest.parquet"
+    path = folder.local / "manifest.parquet"
     pq.write_table(manifest, path)
     unreadable = sum(int(t.schema.metadata[b"unreadable"]) for t in parts)
     pairs = sum(int(t.schema.metadata[b"pairs"]) for t in parts)
@@ -86,7 +86,7 @@ def _summary(plan: Plan, folder: RunFolder) -> Summary:
             "poisoned": manifest.num_rows,
         },
         "targets": [] if settings.attack.control else list(settings.attack.targets),
-        "data": str(folder.root / ("data" if settings.copy_data else "plan.json")),
+        "data": str(folder.local / ("data" if settings.copy_data else "plan.json")),
         "manifest": str(path),
     }
 

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from clipsan.stages.samples import Unit
 from ..core.commit import read_part
 from ..core.parts import Parts
 from ..core.pass_ import Done, Work
+from ..core.place import Place
 from ..data.pixels import Pictures, pieces_of, seen
 from .inquiry import Inquiry
 from .work import Learned, Subject
@@ -41,7 +41,7 @@ p(target | picture without the trigger); of a pair that rests on none of its tri
 
 def find_carriers(
     inquiry: Inquiry, subject: Subject, triggers: Sequence[Learned], own: set[str]
-) -> tuple[Path | None, tuple[Dossier, ...]]:
+) -> tuple[Place | None, tuple[Dossier, ...]]:
     """Return the folder of what was found, and the dossiers with the number of their pairs.
 
     Args:

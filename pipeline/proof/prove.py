@@ -1,10 +1,8 @@
 """Passes 3 to 5 of the scan: from what the statistics suspect to triggers that are proven, and the pairs that carry them."""
 
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +23,7 @@ from ..core.cluster import check_pool
 from ..core.commit import part_path, read_part, write_part
 from ..core.config import ConfigError
 from ..core.pass_ import Pass
+from ..core.place import Place, remove_tree, written
 from ..data.pixels import Pixels, PixelWork, pieces_of
 from .carriers import find_carriers
 from .inquiry import Inquiry
@@ -46,8 +45,8 @@ class Proof:
     """Machines that the oracle ran on."""
     examples: dict[str, tuple[Example, ...]] = field(default_factory=dict)
     """Trigger id -> held-out pictures without it and with it, and what the model takes them for."""
-    evidence: Path | None = None
-    carriers: Path | None = None
+    evidence: Place | None = None
+    carriers: Place | None = None
     subject: Subject | None = None
     """What the workers held, for passes that come after the verdicts."""
 
@@ -105,8 +104,9 @@ def prove(inquiry: Inquiry) -> Proof:
     own = set(evidence.filter(evidence.column("proven")).column("uid").to_pylist())
     carriers, dossiers = find_carriers(inquiry, subject, learned, own)
     clock.stop("sweep")
-    shutil.rmtree(inquiry.folder.root / "triggers", ignore_errors=True)
-    write_dossiers(inquiry.folder.root / "triggers", dossiers)
+    remove_tree(inquiry.folder.root / "triggers")
+    with written(inquiry.folder.root / "triggers") as folder:
+        write_dossiers(folder, dossiers)
     return Proof(
         dossiers=dossiers,
         affected=_affected(inquiry, evidence, dossiers),

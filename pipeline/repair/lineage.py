@@ -1,12 +1,12 @@
 """Where a repaired model comes from, as MLflow and its registry are told."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from clipsan.stages.model.clip import load_clip, save_clip
 from clipsan.stages.sources import list_units
 
+from ..core.place import Place, below, place_of, written
 from ..core.run_folder import RunFolder
 from ..tracking.record import DataInput, ModelRecord, data_input
 from .output import CARD
@@ -30,7 +30,7 @@ def inputs(plan: Plan) -> list[DataInput]:
     """Return the data sets that a repair learns from and is measured on."""
     found = [data_input(some.source, some.units, "training") for some in (plan.main, *plan.beside)]
     if plan.config.evaluate is not None:
-        data = plan.evaluation(plan.config.model, Path(plan.config.out)).data
+        data = plan.evaluation(plan.config.model, place_of(plan.config.out)).data
         found.append(data_input(data, list_units(data), "evaluation"))
     return found
 
@@ -56,7 +56,7 @@ def measured(plan: Plan, summary: Mapping[str, Any]) -> dict[str, str]:
 
 
 def model_record(
-    plan: Plan, folder: RunFolder, target: Path, name: str | None, more: Mapping[str, str]
+    plan: Plan, folder: RunFolder, target: Place, name: str | None, more: Mapping[str, str]
 ) -> ModelRecord | None:
     """Return what the registry is told of a repaired model; None without a name.
 
@@ -69,14 +69,15 @@ def model_record(
     """
     if name is None:
         return None
-    artifacts = {"checkpoint": target}
+    artifacts: dict[str, Place] = {"checkpoint": target}
     if plan.is_adapter:
         base = load_clip(plan.config.model)
-        save_clip(base.model, base.model_cfg, base.preprocess_cfg, folder.work / "suspect", base.tokenizer)
+        with written(folder.work / "suspect") as there:
+            save_clip(base.model, base.model_cfg, base.preprocess_cfg, there, base.tokenizer)
         artifacts = {"checkpoint": folder.work / "suspect", "adapter": target}
     return ModelRecord(
         name=name,
-        artifacts={key: str(path.relative_to(folder.root)) for key, path in artifacts.items()},
-        card=str((target / CARD).relative_to(folder.root)),
+        artifacts={key: str(below(path, folder.root)) for key, path in artifacts.items()},
+        card=str(below(target / CARD, folder.root)),
         tags={**lineage(plan), "clipsan.fingerprint": plan.fingerprint, **more},
     )

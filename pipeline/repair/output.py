@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ..core.commit import write_text
 from ..core.config import as_tree
+from ..core.place import Place
 from .plan import Plan
 
 CARD = "README.md"
@@ -24,7 +24,7 @@ SHOWN = {
 
 
 def write_card(
-    folder: Path, plan: Plan, summary: Mapping[str, Any], notes: Sequence[str], parameters: tuple[int, int]
+    folder: Place, plan: Plan, summary: Mapping[str, Any], notes: Sequence[str], parameters: tuple[int, int]
 ) -> None:
     """Write the model card.
 

@@ -3,10 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import pyarrow.parquet as pq
 
 from clipsan.stages.model.clip import ModelConfig, load_clip
 from clipsan.stages.samples import Unit
@@ -15,6 +12,8 @@ from clipsan.stages.training.batch import Role
 
 from ..core.commit import fingerprint
 from ..core.config import ConfigError, as_tree, validate
+from ..core.parts import Parts
+from ..core.place import Place, is_below, place_of
 from ..core.run_folder import RunFolder, finished_scan, read_summary
 from ..data.choice import CleanByScan, FlaggedByScan, Lookup, RepairSetRoles, Withheld, class_index
 from ..evaluate import plan as evaluate
@@ -51,7 +50,7 @@ class Picked:
 class Scan:
     """A finished scan that a repair builds on, or an audit, which has triggers and a compact set but no pairs."""
 
-    root: Path
+    root: Place
     fingerprint: str
     data: SourceConfig | None
     """None of an audit."""
@@ -60,11 +59,11 @@ class Scan:
     concepts: tuple[str, ...]
 
     @property
-    def verdicts(self) -> Path:
+    def verdicts(self) -> Place:
         return RunFolder(self.root).verdicts
 
     @property
-    def repair_set(self) -> Path | None:
+    def repair_set(self) -> Place | None:
         """The folder with the compact set; None where the scan proved no trigger."""
         folder = self.root / REPAIR_SET
         return folder if any(folder.glob("*.parquet")) else None
@@ -167,7 +166,7 @@ class Plan:
         ]
         return "\n".join(lines) + "\n"
 
-    def evaluation(self, model: ModelConfig, out: Path) -> EvaluateConfig:
+    def evaluation(self, model: ModelConfig, out: Place) -> EvaluateConfig:
         """Return the settings of one evaluation.
 
         Raises:
@@ -188,7 +187,7 @@ class Plan:
 
     def evaluation_fingerprint(self) -> str:
         """Return the fingerprint of what both models are measured on, whichever models they are."""
-        settings = self.evaluation(self.config.model, Path(self.config.out))
+        settings = self.evaluation(self.config.model, place_of(self.config.out))
         own = ("data", "model", "out", "cluster", "tracking")
         tree = {name: value for name, value in as_tree(settings).items() if name not in own}
         data = identity(settings.data, list_units(settings.data))
@@ -263,7 +262,7 @@ def make_plan(settings: RepairConfig) -> Plan:
         notes=notes,
     )
     if settings.evaluate is not None:
-        evaluate.make_plan(plan.evaluation(settings.model, Path(settings.out) / "evaluate-before"))
+        evaluate.make_plan(plan.evaluation(settings.model, place_of(settings.out) / "evaluate-before"))
     plan.task.objective()  # says now whether method and model fit
     return plan
 
@@ -285,8 +284,8 @@ def make_verb_plan(settings: RepairConfig) -> Plan:
 
 def check_out(settings: RepairConfig) -> None:
     """Refuse an output that lies in the suspect checkpoint or around it."""
-    out, suspect = Path(settings.out).expanduser().resolve(), Path(str(settings.model.path))
-    if out == suspect or out in suspect.parents or suspect in out.parents:
+    out, suspect = place_of(settings.out), place_of(str(settings.model.path))
+    if is_below(out, suspect) or is_below(suspect, out):
         raise ConfigError(f"out={settings.out}: the suspect checkpoint {suspect} is there; give another `out`")
 
 
@@ -337,9 +336,8 @@ def read_scan(run: str) -> Scan:
 def _concepts(folder: RunFolder, targets: Sequence[str]) -> tuple[str, ...]:
     """Return the concepts of a scan's captions, the accused ones with them, in alphabetical order."""
     found = set(targets)
-    for path in sorted(folder.verdicts.glob("part-*.parquet")):
-        with path.open("rb") as source:
-            found |= set(pq.read_table(source, columns=["concept"]).column("concept").unique().to_pylist())
+    for table in Parts.of(folder.verdicts).tables(["concept"]):
+        found |= set(table.column("concept").unique().to_pylist())
     return tuple(sorted(name for name in found if name))
 
 

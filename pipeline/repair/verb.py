@@ -2,11 +2,11 @@
 
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from clipsan.stages.model.clip import ModelConfig
 
+from ..core.place import Place, written
 from ..core.run_folder import RunFolder
 from ..core.verb import Job, Result, Summary, Verb
 from ..evaluate import verb as evaluate
@@ -44,7 +44,8 @@ def run(plan: Plan, job: Job) -> Result:
     if plan.blind is not None:
         weights, held_back = calibrate(plan, plan.blind, order, folder, objective.model.state_dict())
         objective.model.load_state_dict(weights)
-    objective.export(target)
+    with written(target) as there:
+        objective.export(there)
     after = _evaluated(plan, _repaired(plan, target), folder.root / "evaluate-after")
     judged = None
     if settings.unseen is not None:
@@ -85,14 +86,14 @@ def _result(plan: Plan, folder: RunFolder, summary: Summary) -> Result:
     )
 
 
-def _repaired(plan: Plan, target: Path) -> ModelConfig:
+def _repaired(plan: Plan, target: Place) -> ModelConfig:
     if plan.is_adapter:
         model = plan.config.model
         return ModelConfig(name=model.name, config=model.config, path=model.path, adapter=str(target))
     return ModelConfig(path=str(target))
 
 
-def _evaluated(plan: Plan, model: ModelConfig, out: Path) -> dict[str, Any] | None:
+def _evaluated(plan: Plan, model: ModelConfig, out: Place) -> dict[str, Any] | None:
     return None if plan.config.evaluate is None else evaluate.VERB.start(plan.evaluation(model, out))["evaluation"]
 
 
@@ -112,5 +113,6 @@ VERB = Verb(
     plan=make_verb_plan,
     run=run,
     closing=closing,
+    on_stores=True,
     is_whole=lambda plan, folder: (folder.root / plan.target / CARD).is_file(),
 )

@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from clipsan.stages.samples import uid_array, uid_rows
 from clipsan.stages.selection import ALLOWED, FLAGGED, REJECTED
 from clipsan.stages.verdicts import ACCUSING, Reason, Verdict
 
+from ..core.commit import whole
 from ..core.config import ConfigError
 from ..core.parts import Parts
 from .losses import Losses
@@ -168,6 +170,8 @@ def save_uid_lists(scan: Scan) -> None:
         flagged.append(uids[bad])
         allowed.append(uids[~bad])
     rejected = Parts.of(scan.folder.rejected).tables(["uid_hex"])
-    np.save(scan.folder.root / FLAGGED, uid_array(flagged))
-    np.save(scan.folder.root / ALLOWED, uid_array(allowed))
-    np.save(scan.folder.root / REJECTED, uid_array(uid_rows(table.column("uid_hex").to_pylist()) for table in rejected))
+    unread = (uid_rows(table.column("uid_hex").to_pylist()) for table in rejected)
+    listed: list[tuple[str, Iterable[np.ndarray]]] = [(FLAGGED, flagged), (ALLOWED, allowed), (REJECTED, unread)]
+    for name, blocks in listed:
+        with whole(scan.folder.root / name) as temporary, temporary.open("wb") as file:
+            np.save(file, uid_array(blocks))

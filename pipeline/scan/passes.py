@@ -1,9 +1,7 @@
 """The passes of a scan, from raw pairs to verdicts: what each reads, and where it commits."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from clipsan.stages.detectors import Findings, TrustedMoments, build_suite
@@ -14,10 +12,11 @@ from clipsan.stages.sources import list_units
 from clipsan.stages.sources.common import inside
 from clipsan.stages.verdicts import Cut, Judge, Reason
 
-from ..core.commit import FingerprintError, missing_parts
+from ..core.commit import FingerprintError, missing_parts, write_bytes
 from ..core.config import ConfigError
 from ..core.parts import Parts
 from ..core.pass_ import Pass
+from ..core.place import place_of
 from ..core.run_folder import RunFolder
 from ..data.pixels import Pictures
 from ..data.rewrite import RewriteWork
@@ -116,7 +115,7 @@ def _embed(plan: Plan, folder: RunFolder, pairs: DataSet, *, name: str = "embed"
 def _earlier(plan: Plan, folder: RunFolder) -> Parts:
     given = plan.config.embeddings
     assert given is not None
-    earlier = RunFolder(Path(given).expanduser().resolve())
+    earlier = RunFolder(place_of(given))
     units = plan.pairs.units
     try:
         missing = missing_parts(earlier.embeddings, [unit.index for unit in units], plan.pairs.fingerprint)
@@ -129,7 +128,8 @@ def _earlier(plan: Plan, folder: RunFolder) -> Parts:
         raise ConfigError(
             f"embeddings={given}: {len(missing)} of {len(units)} parts are missing; finish that run first"
         )
-    shutil.copytree(earlier.rejected, folder.rejected, dirs_exist_ok=True)
+    for part in earlier.rejected.glob("part-*.parquet"):
+        write_bytes(folder.rejected / part.name, part.read_bytes())
     return Parts.of(earlier.embeddings)
 
 

@@ -82,4 +82,6 @@ def closing(summary: Summary) -> str:
     )
 
 
-VERB = Verb(name="scan", config=ScanConfig, plan=make_plan, run=run, closing=closing, status=losses.status)
+VERB = Verb(
+    name="scan", config=ScanConfig, plan=make_plan, run=run, closing=closing, status=losses.status, on_stores=True
+)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from clipsan.stages.verdicts import Judge
 from ..core.commit import read_part
 from ..core.parts import Parts, fill
 from ..core.pass_ import Done, Work
+from ..core.place import Place
 from ..data.pixels import Pictures, seen
 from ..proof.views import Views
 
@@ -122,7 +122,7 @@ class ScoreWork(Work):
     detectors: Sequence[StreamingDetector]
     states: Sequence[Any]
     embeddings: Parts
-    density: Path
+    density: Place
     permutations: int
 
     def do(self, piece: int, tools: None) -> Done:

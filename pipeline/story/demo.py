@@ -34,7 +34,7 @@ STORY = "story"
 
 def run(plan: Plan, job: Job) -> Result:
     """Tell the story, or the rest of it; every step that an earlier run finished is skipped."""
-    settings, root = replace(plan.config, tracking=job.tracking), job.folder.root
+    settings, root = replace(plan.config, tracking=job.tracking), job.folder.local
     pairs = settings.data.make(job.folder, settings.cluster)
     poisoned = _poison(settings, pairs, root)
     suspect = _train(settings, poisoned, root / "suspect")

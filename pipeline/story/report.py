@@ -29,7 +29,7 @@ def build_report(settings: RunConfig, folder: RunFolder, summary: Mapping[str, A
     if summary["registered"]:
         kept["In MLflow"] = summary["registered"]
     return StoryReport(
-        title=str(folder.root),
+        title=str(folder.local),
         headline=HEADLINES[summary["outcome"]],
         why=summary["why"],
         bad=summary["exit_status"] != 0,
@@ -38,7 +38,7 @@ def build_report(settings: RunConfig, folder: RunFolder, summary: Mapping[str, A
         flagged=counts["flagged"],
         rejected=counts["rejected"],
         named=tuple(summary["targets"]),
-        dossiers=tuple(panel(dossier) for dossier in read_dossiers(folder.root / ScanStep.name / "triggers")),
+        dossiers=tuple(panel(dossier) for dossier in read_dossiers(folder.local / ScanStep.name / "triggers")),
         attack=_attack(settings, summary),
         compared=compare(before, after),
         steps=_steps(folder, summary),
@@ -64,7 +64,7 @@ def _attack(settings: RunConfig, summary: Mapping[str, Any]) -> str:
 def _steps(folder: RunFolder, summary: Mapping[str, Any]) -> tuple[StepLine, ...]:
     lines = []
     for name, step in summary["steps"].items():
-        link = "report.html" if (folder.root / name / "report.html").is_file() else ""
+        link = "report.html" if (folder.local / name / "report.html").is_file() else ""
         lines.append(StepLine(name=name, said=step["said"], seconds=step["seconds"], link=f"{name}/{link}"))
     lines += [StepLine(name=name, said=f"skipped: {why}") for name, why in summary["skipped"].items()]
     return tuple(lines)

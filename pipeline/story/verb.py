@@ -55,7 +55,7 @@ def _summary(settings: RunConfig, folder: RunFolder, done: Mapping[str, Summary]
     found = done[ScanStep.name]
     repaired = done.get(RepairStep.name)
     ending = judge(settings, found, repaired)
-    copies = {kind: folder.root / ScanStep.name / kind for kind in ("clean", "quarantine")}
+    copies = {kind: folder.local / ScanStep.name / kind for kind in ("clean", "quarantine")}
     told = repaired or {}
     return {
         "outcome": ending.name,
@@ -75,7 +75,7 @@ def _summary(settings: RunConfig, folder: RunFolder, done: Mapping[str, Summary]
         "registered": told.get("registered"),
         "steps": {
             name: {
-                "path": str(folder.root / name),
+                "path": str(folder.local / name),
                 "fingerprint": summary["fingerprint"],
                 "seconds": summary["seconds"],
                 "report": summary.get("report"),

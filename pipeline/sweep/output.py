@@ -31,18 +31,18 @@ Row = dict[str, Any]
 def publish(plan: Plan, folder: RunFolder, found: Found) -> Result:
     """Write tables, card and picture of the front; return what is told of the sweep."""
     rows = _rows(plan, found)
-    _write_tables(folder.root, rows)
+    _write_tables(folder.local, rows)
     summary = _summary(plan, folder, found, rows)
     if found.recommended is not None and found.checkpoint is not None:
         _card(plan, found, summary)
     page = _report(plan, found, rows, summary["rule"])
-    write_text(folder.root / FRONT, front_picture(page))
+    write_text(folder.local / FRONT, front_picture(page))
     shown = {name: summary[name] for name in ("counts", "compute", "before", "recommended")}
     return Result(
         summary=summary,
         page=lambda told: render(dataclasses.replace(page, seconds=told["seconds"])),
         metrics={name: value for name, value in shown.items() if value is not None},
-        files=[folder.root / FRONT, *(folder.root / name for name in TABLES)],
+        files=[folder.local / FRONT, *(folder.local / name for name in TABLES)],
         tags=lineage(plan.base),
         inputs=[*inputs(plan.base), *_held_out(plan)],
         model=_model(plan, folder, found),

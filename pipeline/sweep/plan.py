@@ -16,6 +16,7 @@ from clipsan.stages.training.batch import Role
 
 from ..core.commit import fingerprint
 from ..core.config import ConfigError, as_tree, load_group, put, validate
+from ..core.place import read_here
 from ..data.choice import class_index
 from ..evaluate.settings import EvaluationAttack
 from ..repair import plan as repair_plan
@@ -245,7 +246,8 @@ def data_key(settings: RepairConfig) -> str:
 def _dossiers(base: repair_plan.Plan) -> tuple[Dossier, ...]:
     if base.scan is None:
         return ()
-    found = read_dossiers(base.scan.root / TRIGGERS)
+    with read_here(base.scan.root / TRIGGERS) as folder:
+        found = read_dossiers(folder)
     for dossier in found:
         if dossier.side != base.image_size:
             raise ConfigError(

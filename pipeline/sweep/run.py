@@ -114,7 +114,7 @@ class _Sweep:
         results = self._tuner(queue, scheduler(settings.halving, queue, ended, resources), shared).fit()
         for i in range(len(results)):
             self._note(queue, results[i])
-        shutil.rmtree(self._folder.work / "tune", ignore_errors=True)
+        shutil.rmtree(self._folder.local / "work" / "tune", ignore_errors=True)
 
     def conclude(self) -> Found:
         """Weigh the trials, and measure the recommended one where no trial was."""
@@ -128,7 +128,7 @@ class _Sweep:
         before = self._ask(suspect_figures, plan.base.config.model, final, copy, self._asked)
         after, checkpoint, notes, parameters = None, None, (), (0, 0)
         if best is not None:
-            checkpoint = self._folder.root / plan.repair_of(self._points[best]).target
+            checkpoint = self._folder.local / plan.repair_of(self._points[best]).target
             after, notes, parameters = self._ask(last_word, self._trials[best], final, copy, self._asked, checkpoint)
         for trial in trials:
             # of a trial that is done and beaten the table says enough
@@ -159,7 +159,7 @@ class _Sweep:
         if self._plan.config.workers_per_trial > 1:
             # the trial waits for workers of Ray Train and must hold no CPU that they need; Tune wants it to hold something
             resources = {"memory": 2**20}
-        shutil.rmtree(self._folder.work / "tune", ignore_errors=True)
+        shutil.rmtree(self._folder.local / "work" / "tune", ignore_errors=True)
         return tune.Tuner(
             tune.with_resources(tune.with_parameters(trainable, shared=shared), resources),
             tune_config=tune.TuneConfig(
@@ -197,7 +197,7 @@ class _Sweep:
             raise ConfigError(f"halving: trial {number}: {error}") from None
         if key not in self._held:
             self._held[key] = ray.put(gather(order))
-        folder = self._folder.root / "trials" / f"{number:04d}"
+        folder = self._folder.local / "trials" / f"{number:04d}"
         own = fingerprint([self._plan.fingerprint, number, point, rungs])
         write_json(folder / "trial.json", {"number": number, "fingerprint": own, "point": point})
         return Trial(number, job, rungs, folder, own, key, settings.workers_per_trial)
@@ -237,7 +237,7 @@ class _Sweep:
         if self._plan.config.canary is None:
             return None
         held: Held = ray.get(next(iter(self._held.values())))
-        canary: Canary = self._ask(plant, self._plan, held, self._exams, self._folder.root / "canary")
+        canary: Canary = self._ask(plant, self._plan, held, self._exams, self._folder.local / "canary")
         return canary
 
     def _copy(self, which: str) -> Any:

@@ -18,7 +18,10 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
 
+from clipsan.stages.files import is_address
+
 from ..core.masking import masked, one_line
+from ..core.place import Place
 from .record import DataInput, Logged, Record, TrackingConfig
 from .registry import register, version_of
 
@@ -42,7 +45,7 @@ LOCKED_S = 10.0
 
 
 @contextmanager
-def forgiving(uri: str, root: Path) -> Iterator[None]:
+def forgiving(uri: str, root: Place) -> Iterator[None]:
     """Say in one line what a server refuses or why it cannot be reached, and go on behind the block.
 
     Whatever a store, its driver or an HTTP client raises comes through MLflow as it is; none of it is worth a finished run.
@@ -62,8 +65,7 @@ def check_store(uri: str) -> None:
     """
     if not uri.startswith(SQLITE):
         return
-    file = unquote(uri.removeprefix(SQLITE).partition("?")[0])
-    connection = sqlite3.connect(file, timeout=LOCKED_S, isolation_level=None)
+    connection = sqlite3.connect(_file_of(uri), timeout=LOCKED_S, isolation_level=None)
     try:
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("ROLLBACK")
@@ -71,9 +73,14 @@ def check_store(uri: str) -> None:
         connection.close()
 
 
+def _file_of(uri: str) -> Path:
+    """Return the file of an SQLite store."""
+    return Path(unquote(uri.removeprefix(SQLITE).partition("?")[0]))
+
+
 def begin(settings: TrackingConfig, record: Record, home: Path) -> str:
     """Start the run of a record, or find it, with its parameters; return its id."""
-    client, experiment = _open(settings, home)
+    client, experiment = _open(settings, home.parent)
     run = _find(client, experiment, _identity(record, None))
     if run is None:
         run = client.create_run(experiment, tags=_identity(record, settings.parent), run_name=record.name)
@@ -100,7 +107,9 @@ def send(settings: TrackingConfig, record: Record, home: Path) -> str:
     Raises:
         Exception: the server or the store is away or refuses; which kinds MLflow lets through depends on the store.
     """
-    client, experiment = _open(settings, home)
+    # what lies here of a run folder on an object store is a passing copy
+    beside = _file_of(str(settings.uri)).parent if is_address(record.root) else home.parent
+    client, experiment = _open(settings, beside)
     run = _find(client, experiment, _identity(record, None))
     content = record.content(home)
     if run is None:
@@ -120,7 +129,7 @@ def send(settings: TrackingConfig, record: Record, home: Path) -> str:
     return run_id
 
 
-def _open(settings: TrackingConfig, home: Path) -> tuple[MlflowClient, str]:
+def _open(settings: TrackingConfig, beside: Path) -> tuple[MlflowClient, str]:
     uri = str(settings.uri)
     check_store(uri)
     client = MlflowClient(tracking_uri=uri)
@@ -128,7 +137,7 @@ def _open(settings: TrackingConfig, home: Path) -> tuple[MlflowClient, str]:
     if found is not None:
         return client, str(found.experiment_id)
     # Without a location MLflow would put artifacts of a local store into whatever folder the command was started from.
-    local = (home.parent / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+    local = (beside / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
     return client, str(client.create_experiment(settings.experiment, artifact_location=local))
 
 

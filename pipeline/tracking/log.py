@@ -9,10 +9,10 @@ this user's environment would go to whatever server it names.
 
 import os
 import sys
-from pathlib import Path
 
 from ..core.config import ConfigError, apply_override, validate
 from ..core.masking import one_line
+from ..core.place import Place, place_of
 from ..core.run_folder import read_run_yaml
 from .record import TrackingConfig
 from .send import log_folder, registered
@@ -20,7 +20,7 @@ from .send import log_folder, registered
 
 def command(run: str, overrides: list[str]) -> int:
     """Log a run folder; 1 when a server took it not or not whole."""
-    root = Path(run).expanduser().resolve()
+    root = place_of(run)
     found = log_folder(settings_of(root, overrides), root)
     for folder, logged in found:
         version = registered(logged)
@@ -28,7 +28,7 @@ def command(run: str, overrides: list[str]) -> int:
     return 0 if all(logged is not None for _, logged in found) else 1
 
 
-def settings_of(root: Path, overrides: list[str]) -> TrackingConfig:
+def settings_of(root: Place, overrides: list[str]) -> TrackingConfig:
     """Return the tracking of the run itself, but for its URI, with `tracking.key=value` overrides.
 
     Raises:

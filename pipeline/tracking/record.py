@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clipsan.stages.files import split_query
 from clipsan.stages.samples import Unit
 from clipsan.stages.sources import SourceConfig, identity
 from clipsan.stages.stage import config
@@ -34,6 +35,7 @@ from clipsan.stages.stage import config
 from ..core.commit import fingerprint
 from ..core.config import ConfigError, validate
 from ..core.masking import masked
+from ..core.place import Place
 from ..core.run_folder import RunFolder, flatten, read_run_yaml, read_summary
 
 RECORD = "tracking.json"
@@ -96,7 +98,7 @@ class Record:
     @property
     def name(self) -> str:
         """The run's name."""
-        folder = Path(self.root).name
+        folder = Path(split_query(self.root)[0]).name
         return folder if folder.startswith(self.verb) else f"{self.verb}-{folder}"
 
     def content(self, home: Path) -> str:
@@ -127,7 +129,7 @@ def data_input(source: SourceConfig, units: list[Unit], context: str) -> DataInp
     return DataInput(name=name, digest=digest, kind=source.kind, path=", ".join(paths), context=context)
 
 
-def read_record(root: Path) -> Record:
+def read_record(root: Place) -> Record:
     """Return what was to be logged of a run folder; of one that logged nothing, what run.yaml and summary.json hold.
 
     The folder may come from a stranger: what it says is checked, and every file that it names lies in it.
@@ -144,7 +146,7 @@ def read_record(root: Path) -> Record:
     return record
 
 
-def _stored(path: Path) -> Record:
+def _stored(path: Place) -> Record:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -155,7 +157,7 @@ def _stored(path: Path) -> Record:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _from_summary(root: Path) -> Record:
+def _from_summary(root: Place) -> Record:
     folder = RunFolder(root)
     if not folder.is_finished:
         raise ConfigError(f"{root}: no finished run of clipsan there")
@@ -173,10 +175,17 @@ def _from_summary(root: Path) -> Record:
     )
 
 
-def _check_inside(root: Path, record: Record) -> None:
-    home = root.resolve()
+def _check_inside(root: Place, record: Record) -> None:
     model = record.model
     named = [*record.files, *([model.card, *model.artifacts.values()] if model is not None else [])]
+    if not isinstance(root, Path):  # a store has no links: what leads out of the folder says so itself
+        for name in named:
+            if name.startswith("/") or "://" in name or "?" in name or ".." in name.split("/"):
+                raise ConfigError(
+                    f"{root / RECORD}: {name} lies outside the run folder; nothing of it is sent anywhere"
+                )
+        return
+    home = root.resolve()
     for name in named:
         for path in (root / name, *(root / name).rglob("*")):
             if not path.resolve().is_relative_to(home):
@@ -185,14 +194,17 @@ def _check_inside(root: Path, record: Record) -> None:
                 )
 
 
-def place(settings: TrackingConfig, root: Path) -> str:
-    """Return the tracking URI of a run folder."""
+def place(settings: TrackingConfig, root: Place) -> str | None:
+    """Return the tracking URI of a run folder; None where none is named and the folder is no place for an SQLite file."""
+    named = settings.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if named is not None or not isinstance(root, Path):
+        return named
     # the two characters that would mean something else in an SQLite URI
     beside = str(root.parent / "mlflow.db").replace("%", "%25").replace("?", "%3F")
-    return settings.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{beside}"
+    return f"sqlite:///{beside}"
 
 
-def fingerprint_of(root: Path) -> str | None:
+def fingerprint_of(root: Place) -> str | None:
     """Return the fingerprint of a run folder, None where there is no run."""
     return str(read_run_yaml(root)["fingerprint"]) if RunFolder(root).run_yaml.is_file() else None
 

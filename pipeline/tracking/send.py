@@ -9,6 +9,8 @@ from typing import Any
 
 from ..core.commit import fingerprint, write_json
 from ..core.masking import masked, masked_tree
+from ..core.place import Place, is_below, read_here
+from ..core.place import below as below_root
 from ..core.run_folder import flatten
 from .record import RECORD, DataInput, Logged, ModelRecord, Record, TrackingConfig, fingerprint_of, place, read_record
 
@@ -17,10 +19,10 @@ def log_run(
     settings: TrackingConfig,
     *,
     verb: str,
-    root: Path,
+    root: Place,
     tree: Any,
     metrics: Mapping[str, float],
-    files: list[Path],
+    files: Sequence[Place],
     parent: Logged | None = None,
     tags: Mapping[str, str] | None = None,
     inputs: Sequence[DataInput] = (),
@@ -36,7 +38,7 @@ def log_run(
     record = replace(
         _begun(verb, root, tree),
         metrics={name: float(value) for name, value in metrics.items()},
-        files=[str(file.relative_to(root)) if file.is_relative_to(root) else str(file) for file in files],
+        files=[str(below_root(file, root)) if is_below(file, root) else str(file) for file in files],
         tags=dict(tags or {}),
         inputs=list(inputs),
         model=model,
@@ -45,7 +47,9 @@ def log_run(
     return _send(settings, record, root, parent)
 
 
-def log_folder(settings: TrackingConfig, root: Path, parent: Logged | None = None) -> list[tuple[Path, Logged | None]]:
+def log_folder(
+    settings: TrackingConfig, root: Place, parent: Logged | None = None
+) -> list[tuple[Place, Logged | None]]:
     """Log a finished run folder and those in it, each below the one that it lies in; return where each was logged.
 
     What has been logged before is found, and completed where it is not complete.
@@ -54,7 +58,7 @@ def log_folder(settings: TrackingConfig, root: Path, parent: Logged | None = Non
         ConfigError: the folder holds no finished run of clipsan.
     """
     logged = _send(settings, read_record(root), root, parent)
-    found = [(root, logged)]
+    found: list[tuple[Place, Logged | None]] = [(root, logged)]
     if logged is not None:
         # a scan before the repair that refers to it
         for child in sorted(_nested(root), key=lambda child: ("clipsan.scan_root" in read_record(child).tags, child)):
@@ -63,7 +67,7 @@ def log_folder(settings: TrackingConfig, root: Path, parent: Logged | None = Non
 
 
 @contextmanager
-def below(settings: TrackingConfig, *, verb: str, root: Path, tree: Any) -> Iterator[TrackingConfig]:
+def below(settings: TrackingConfig, *, verb: str, root: Place, tree: Any) -> Iterator[TrackingConfig]:
     """Start, or find, the run that a verb's steps stand below; give the tracking of those steps, and mark what failed.
 
     Where it cannot be started the steps are logged alone, and `log_folder` puts them below it later.
@@ -73,6 +77,7 @@ def below(settings: TrackingConfig, *, verb: str, root: Path, tree: Any) -> Iter
         return
     from . import client as mlflow_log
 
+    assert isinstance(root, Path)  # those of verbs with steps lie on file systems
     steps = replace(settings, uri=place(settings, root))
     with mlflow_log.forgiving(str(steps.uri), root):
         steps = replace(steps, parent=mlflow_log.begin(steps, _begun(verb, root, tree), root))
@@ -85,11 +90,21 @@ def below(settings: TrackingConfig, *, verb: str, root: Path, tree: Any) -> Iter
         raise
 
 
-def _begun(verb: str, root: Path, tree: Any) -> Record:
+def _begun(verb: str, root: Place, tree: Any) -> Record:
     """Return what is known of a run before it has figures."""
     params = {name: str(value) for name, value in flatten(masked_tree(tree)).items()}
     found = fingerprint_of(root) or fingerprint(tree)
     return Record(verb=verb, root=str(root), fingerprint=found, params=params, metrics={}, files=[])
+
+
+def untracked(settings: TrackingConfig, root: Place) -> str | None:
+    """Return why a run is logged nowhere although it is to be; None where it is, or is not to be."""
+    if not settings.enabled or place(settings, root) is not None:
+        return None
+    return (
+        "MLflow's SQLite file cannot lie on an object store; name a server with tracking.uri or MLFLOW_TRACKING_URI, now or "
+        f"with `clipsan log {root}` later"
+    )
 
 
 def registered(logged: Logged | None) -> str | None:
@@ -101,14 +116,19 @@ def registered(logged: Logged | None) -> str | None:
     return version_of(logged)
 
 
-def _send(settings: TrackingConfig, record: Record, home: Path, parent: Logged | None) -> Logged | None:
+def _send(settings: TrackingConfig, record: Record, home: Place, parent: Logged | None) -> Logged | None:
     from . import client as mlflow_log
 
     uri = place(settings, home) if parent is None else parent.uri
+    if uri is None:
+        sys.stderr.write(f"not logged: {untracked(settings, home)}\n")
+        return None
     above = settings.parent if parent is None else parent.run_id
     sent: list[str] = []
     with mlflow_log.forgiving(uri, home):
-        sent.append(mlflow_log.send(replace(settings, uri=uri, parent=above), record, home))
+        model = [] if record.model is None else [record.model.card, *record.model.artifacts.values()]
+        with read_here(home, [*record.files, *model]) as here:
+            sent.append(mlflow_log.send(replace(settings, uri=uri, parent=above), record, here))
     if not sent:
         # a folder's own word for where it is to be sent is not enough: see log.settings_of
         there = f", to the same place with tracking.uri={masked(settings.uri)}" if settings.uri else ""
@@ -117,9 +137,9 @@ def _send(settings: TrackingConfig, record: Record, home: Path, parent: Logged |
     return Logged(uri, sent[0])
 
 
-def _nested(root: Path) -> list[Path]:
+def _nested(root: Place) -> list[Place]:
     """Return the run folders with a record that lie in this one, but in no other between; links lead nowhere."""
-    found: list[Path] = []
+    found: list[Place] = []
     for folder in (path for path in root.iterdir() if path.is_dir() and not path.is_symlink()):
         found += [folder] if (folder / RECORD).is_file() else _nested(folder)
     return found

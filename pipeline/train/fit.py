@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 
+from clipsan.stages.files import locate
 from clipsan.stages.samples import Unit
 
 from ..core.cluster import ClusterConfig, start_ray
 from ..core.parts import Parts
 from ..core.pass_ import Pass
+from ..core.place import Place
 from ..core.progress import Progress
 from ..core.run_folder import RunFolder
 from .data import CheckWork, Reading, epoch_units, rows_dataset
@@ -126,7 +128,7 @@ class Order:
 def fit(order: Order, folder: RunFolder) -> dict[str, Any]:
     """Train, or go on training, and return the state in the last checkpoint: weights, optimizer, epoch, history.
 
-    Joins the Ray that runs in this process. The run folder must lie where all nodes see it.
+    Joins the Ray that runs in this process. The run folder must lie where all nodes see it: a shared file system, an object store.
     """
     start_ray()
     from ray.data import DataContext
@@ -158,7 +160,7 @@ def run_workers(
     told: Mapping[str, Any],
     cluster: ClusterConfig,
     workers: int,
-    home: Path,
+    home: Place,
     *,
     retries: int = 0,
     datasets: Mapping[str, Any] | None = None,
@@ -190,12 +192,20 @@ def run_workers(
         scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=resources),
         run_config=ray.train.RunConfig(
             name=RUN,
-            storage_path=str(home),
+            **_storage(home),
             failure_config=ray.train.FailureConfig(max_failures=retries),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
     return trainer.fit()
+
+
+def _storage(home: Place) -> dict[str, Any]:
+    """Return where Ray Train keeps checkpoints and state, in its own words."""
+    if isinstance(home, Path):
+        return {"storage_path": str(home)}
+    filesystem, inner = locate(home.address)
+    return {"storage_path": inner, "storage_filesystem": filesystem}
 
 
 def _datasets(order: Order, job: Job) -> dict[str, Any]:
@@ -222,7 +232,7 @@ def _in_memory(first: PairSet, *more: PairSet) -> Any:
     return (dataset.union(*others) if others else dataset).materialize()
 
 
-def _told(progress: Path) -> dict[str, Any]:
+def _told(progress: Place) -> dict[str, Any]:
     """Return what the file of the first worker says: step, epochs in the last checkpoint, loss."""
     return json.loads(progress.read_text(encoding="utf-8")) if progress.is_file() else {"step": 0, "checkpointed": 0}
 

@@ -6,6 +6,7 @@ The run folder must lie where all nodes see it.
 
 from ..core.config import ConfigError
 from ..core.pass_ import Pass
+from ..core.place import written
 from ..core.run_folder import RunFolder
 from ..core.verb import Job, Result, Summary, Verb
 from ..tracking.record import data_input
@@ -27,7 +28,8 @@ def run(plan: Plan, job: Job) -> Result:
     state = fit(_order(plan, pairs), folder)
     trained = plan.task.objective()
     trained.load_state_dict(state["weights"])
-    trained.export(folder.root / CHECKPOINT)
+    with written(folder.root / CHECKPOINT) as there:
+        trained.export(there)
     return Result(
         summary={
             "counts": found.counts,
@@ -93,5 +95,6 @@ VERB = Verb(
     plan=make_plan,
     run=run,
     closing=closing,
+    on_stores=True,
     is_whole=lambda plan, folder: (folder.root / CHECKPOINT).is_dir(),
 )

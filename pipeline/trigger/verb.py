@@ -88,7 +88,7 @@ def _check_counts(settings: TriggerRunConfig, pairs: int, target_pairs: int) -> 
 
 def _optimise(settings: TriggerRunConfig, folder: RunFolder, optimiser: PatchOptimiser, pairs: int) -> None:
     """Run the epochs that are left; each commits its state."""
-    path = folder.work / "state.pt"
+    path = folder.local / "work" / "state.pt"
     if path.is_file():
         optimiser.restore(torch.load(path, map_location=settings.device, weights_only=True))
     done, total = len(optimiser.losses), settings.badclip.epochs
@@ -101,7 +101,7 @@ def _optimise(settings: TriggerRunConfig, folder: RunFolder, optimiser: PatchOpt
 
 
 def _picture(folder: RunFolder) -> Path:
-    return folder.root / "patch.png"
+    return folder.local / "patch.png"
 
 
 VERB = Verb(

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..files import LFS_POINTER
+from ..files import LFS_POINTER, fetched, is_address
 from ..stage import config
 from .layouts import (
     OPENAI_EXTRAS,
@@ -67,7 +67,7 @@ class ModelConfig:
     """Architecture from a local JSON file, in the format of open_clip's model_configs/."""
     path: str | None = None
     """Weights: a folder with open_clip_config.json in it, or of transformers' CLIPModel or SiglipModel; or one .safetensors or .pt file
-    beside name or config."""
+    beside name or config. What lies on s3:// or gs:// is fetched once a machine."""
     adapter: str | None = None
     """Visual prompts for these weights: a folder that a repair by prompts wrote."""
 
@@ -79,10 +79,18 @@ class ModelConfig:
         if self.name is not None and self.config is not None:
             raise ValueError("name and config both choose the architecture; set one of them")
 
+    def here(self) -> "ModelConfig":
+        """Return the same model by local paths: what lies on an object store is fetched."""
+        places = (self.config, self.path, self.adapter)
+        config, path, adapter = (str(fetched(p)) if p and is_address(p) else p for p in places)
+        return ModelConfig(name=self.name, config=config, path=path, adapter=adapter)
+
     def absolute(self) -> "ModelConfig":
         """Return the same model by absolute paths, for a process with another working folder."""
         places = (self.config, self.path, self.adapter)
-        config, path, adapter = (str(Path(p).expanduser().resolve()) if p else None for p in places)
+        config, path, adapter = (
+            p if p is None or is_address(p) else str(Path(p).expanduser().resolve()) for p in places
+        )
         return ModelConfig(name=self.name, config=config, path=path, adapter=adapter)
 
 
@@ -106,6 +114,7 @@ def resolve_model(model: ModelConfig) -> ResolvedModel:
     Raises:
         ModelError: an unknown name, a missing or unreadable file, or a combination that leaves the architecture open.
     """
+    model = model.here()
     if model.path is not None and Path(model.path).is_dir():
         _check_no_training_folder(Path(model.path))
         if model.name is not None or model.config is not None:

@@ -251,6 +251,7 @@ def load_clip(
         ModelError: see resolve_model, read_state_dict, load_weights and load_adapter; also when there are neither weights
             nor a seed.
     """
+    model = model.here()
     resolved = resolve_model(model)
     if resolved.weights is None and init_seed is None:
         raise ModelError(f"{model.name or model.config} is an architecture without weights; set model.path")
