@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pyarrow as pa
@@ -95,14 +96,17 @@ def test_a_part_is_put_whole_and_checked_when_it_is_read(home: ObjectPath, tmp_p
 
 
 def test_what_fails_halfway_leaves_nothing(home: ObjectPath):
-    for stop in (whole(home / "file.npy"), written(home / "folder")):
-        with pytest.raises(KeyError), stop as local:
+    def half(stop: AbstractContextManager[Path]) -> None:
+        with stop as local:
             if local.name == "folder":
                 local.mkdir()
-                (local / "half").write_bytes(b"half")
-            else:
-                local.write_bytes(b"half")
+                local = local / "half"
+            local.write_bytes(b"half")
             raise KeyError
+
+    for stop in (whole(home / "file.npy"), written(home / "folder")):
+        with pytest.raises(KeyError):
+            half(stop)
     assert not home.exists()
     with written(home / "folder") as local:
         (local / "deep").mkdir(parents=True)

@@ -1,0 +1,134 @@
+"""Runs whose folder lies on an object store: the bytes of a local run, whatever kills it, and no credentials in any object."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset as wds
+
+import clipsan
+from clipsan.pipeline.cli import main
+from clipsan.pipeline.core.config import ConfigError
+from clipsan.pipeline.core.place import ObjectPath, Place, place_of, read_here
+from tests.conftest import write_shards
+from tests.object_store import KEYS, object_store
+
+SHARDS, PAIRS = 3, 20
+
+
+@pytest.fixture(scope="module")
+def query() -> Iterator[str]:
+    with object_store("bucket") as query:
+        yield query
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("pairs"), shards=SHARDS, pairs=PAIRS)
+
+
+def store(query: str, name: str) -> ObjectPath:
+    place = place_of(f"s3://bucket/{name}?{query}")
+    assert isinstance(place, ObjectPath)
+    return place
+
+
+def contents(root: Place, *names: str) -> dict[str, bytes]:
+    """Everything below some folders or files of a run."""
+    found: dict[str, bytes] = {}
+    with read_here(root, list(names)) as here:
+        for name in names:
+            files = [here / name] if (here / name).is_file() else sorted((here / name).rglob("*"))
+            found |= {str(file.relative_to(here)): file.read_bytes() for file in files if file.is_file()}
+    return found
+
+
+PRODUCTS = ("embeddings", "rejected", "scores", "verdicts", "clean", "flagged.npy", "allow.npy", "rejected.npy")
+
+
+def settings(pairs: Path, model: Path) -> list[str]:
+    return [
+        "data=webdataset",
+        f"data.path={pairs}",
+        f"model.path={model}",
+        "oracle=null",
+        "decision=budget",
+        "decision.share=0.1",
+        "write=[clean]",
+        "cluster.workers=1",
+        "tracking.enabled=false",
+    ]
+
+
+def test_a_scan_leaves_the_bytes_of_a_local_one(
+    pairs: Path, tiny_checkpoint: Path, query: str, tmp_path: Path, in_process: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = store(query, "scan")
+    local = clipsan.scan(*settings(pairs, tiny_checkpoint), out=tmp_path / "scan")
+    found = clipsan.scan(*settings(pairs, tiny_checkpoint), out=str(out))
+    assert found.folder == out
+    assert found.summary["counts"] == local.summary["counts"]
+    expected = contents(tmp_path / "scan", *PRODUCTS)
+    assert len(expected) == 5 * SHARDS + 3
+    assert contents(out, *PRODUCTS) == expected
+    assert (out / "report.html").is_file()
+    assert not [path for path in out.rglob("*") if path.name.endswith(".tmp")]
+
+    times = {str(path): path.stat().st_mtime_ns for path in out.rglob("part-*.parquet")}
+    clipsan.scan(*settings(pairs, tiny_checkpoint), out=str(out))  # a second time: nothing is left to do
+    assert {str(path): path.stat().st_mtime_ns for path in out.rglob("part-*.parquet")} == times
+    with pytest.raises(ConfigError, match=r"other settings or other input \(differs in decision.share\)"):
+        clipsan.scan(*settings(pairs, tiny_checkpoint), "decision.share=0.2", out=str(out))
+    again = clipsan.scan(*settings(pairs, tiny_checkpoint), out=tmp_path / "again", embeddings=str(out))
+    assert contents(again.folder, "scores", "verdicts", "clean") == contents(out, "scores", "verdicts", "clean")
+
+    capsys.readouterr()
+    assert main(["status", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert f"embed     {SHARDS}/{SHARDS} parts, {SHARDS * PAIRS} rows" in told
+    assert "finished in" in told
+    verdicts = clipsan.Finished.of(str(out)).table("verdicts")
+    assert verdicts.num_rows == SHARDS * PAIRS
+    kept = clipsan.select(str(out))
+    shards = wds.SimpleShardList(sorted(str(path) for path in pairs.glob("*.tar")))
+    seen = [sample["__key__"] for sample in wds.DataPipeline(shards, wds.tarfile_to_samples(), kept)]
+    assert len(seen) == len(np.load(tmp_path / "scan" / "allow.npy"))
+    for path in out.rglob("*"):
+        assert not any(secret.encode() in path.read_bytes() for secret in KEYS.values()), path
+
+
+def test_the_plan_says_what_cannot_lie_there(
+    pairs: Path, tiny_checkpoint: Path, query: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    out = store(query, "planned")
+    words = [*settings(pairs, tiny_checkpoint)[:-1], f"out={out}", "--dry-run"]
+    assert main(["scan", *words]) == 0
+    assert (
+        "tracking   none: MLflow's SQLite file cannot lie on an object store; name a server" in capsys.readouterr().out
+    )
+    assert main(["scan", *words, "tracking.uri=http://mlflow:5000"]) == 0
+    assert "MLflow's SQLite" not in capsys.readouterr().out
+    assert not out.exists()
+    poison = [f"data.path={pairs}", "attack=patch", "attack.target=kite", "attack.count=2", f"out={out}", "--dry-run"]
+    assert main(["poison", "data=webdataset", *poison]) == 2
+    assert "the run folder of `clipsan poison` lies on a local or shared file system" in capsys.readouterr().err
+
+
+def test_a_run_is_logged_from_the_store(
+    pairs: Path, tiny_checkpoint: Path, query: str, tmp_path: Path, in_process: None, capsys, mlflow_address
+) -> None:
+    out, uri = store(query, "logged"), f"sqlite:///{tmp_path}/mlflow.db"
+    clipsan.scan(*settings(pairs, tiny_checkpoint)[:-1], out=str(out))
+    assert "not logged: MLflow's SQLite file cannot lie on an object store" in capsys.readouterr().err
+    assert main(["log", str(out), f"tracking.uri={uri}"]) == 0
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("clipsan")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.data.tags["clipsan.root"] == str(out)
+    assert run.info.run_name == "scan-logged"
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"report.html", "run.yaml", "summary.json"}
+    assert experiment.artifact_location == (tmp_path / "mlartifacts").as_uri()
