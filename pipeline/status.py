@@ -6,7 +6,7 @@ from collections import Counter
 
 import pyarrow.parquet as pq
 
-from .core.place import Place, place_of
+from .core.place import AnyPath, place_of
 from .core.run_folder import RunFolder, read_run_yaml, read_summary, rows_of
 
 
@@ -16,7 +16,7 @@ def command(run: str, _: list[str]) -> int:
     return 0
 
 
-def describe(root: Place) -> str:
+def describe(root: AnyPath) -> str:
     """Return the state of a run as text, and beneath it that of its steps.
 
     Raises:
@@ -41,7 +41,7 @@ def describe(root: Place) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _pass_line(name: str, folder: Place, total: int) -> str:
+def _pass_line(name: str, folder: AnyPath, total: int) -> str:
     parts = {path: rows for path in folder.rglob("part-*.parquet") if (rows := rows_of(path)) is not None}
     if not parts:
         return f"{name:<9} 0/{total} parts"
@@ -58,7 +58,7 @@ def _pass_line(name: str, folder: Place, total: int) -> str:
     return line
 
 
-def _rejections(folder: Place) -> Counter[str]:
+def _rejections(folder: AnyPath) -> Counter[str]:
     counts: Counter[str] = Counter()
     for path in folder.glob("part-*.parquet"):
         with path.open("rb") as source:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from clipsan.pipeline.core.place import Place
+    from clipsan.pipeline.core.place import AnyPath
     from clipsan.stages.selection import Selection
 
 CLASSES = {
@@ -76,11 +76,11 @@ class Finished:
 
     summary: dict[str, Any]
     """The figures, as in summary.json."""
-    folder: "Place"
+    folder: "AnyPath"
     """The run folder: a path, or one on an object store, which has the same methods for reading."""
 
     @classmethod
-    def of(cls, folder: "str | Place") -> "Finished":
+    def of(cls, folder: "str | AnyPath") -> "Finished":
         """Return a run that was finished earlier, or a step of one: of `clipsan run`, FOLDER/scan and FOLDER/repair.
 
         Raises:

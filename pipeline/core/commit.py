@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .config import ConfigError
-from .place import ObjectPath, Place, written
+from .place import AnyPath, ObjectPath, written
 
 FINGERPRINT_KEY = b"clipsan.fingerprint"
 CHECKSUM_KEY = "clipsan.sha256"
@@ -54,12 +54,12 @@ def fingerprint(tree: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def part_path(folder: Place, key: Key) -> Place:
+def part_path(folder: AnyPath, key: Key) -> AnyPath:
     """Return the path of a pass's part."""
     return folder / (f"part-{key:05d}.parquet" if isinstance(key, int) else f"{key}.parquet")
 
 
-def write_part(folder: Place, key: Key, table: pa.Table, fingerprint: str) -> Place:
+def write_part(folder: AnyPath, key: Key, table: pa.Table, fingerprint: str) -> AnyPath:
     """Commit one part with its checksum: write under a temporary name, flush, rename; on an object store one put.
 
     Two writers of the same part (a retried task) each commit their own file, and both files have the same content.
@@ -84,17 +84,17 @@ def _is_vector(column: pa.DataType) -> bool:
     return bool(pa.types.is_fixed_size_list(column))
 
 
-def write_text(path: Place, text: str) -> None:
+def write_text(path: AnyPath, text: str) -> None:
     """Write a small file whole or not at all."""
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_json(path: Place, tree: Any) -> None:
+def write_json(path: AnyPath, tree: Any) -> None:
     """Write a plain tree whole or not at all."""
     write_text(path, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
 
 
-def write_bytes(path: Place, content: bytes | memoryview) -> None:
+def write_bytes(path: AnyPath, content: bytes | memoryview) -> None:
     """Write a file whole or not at all."""
     if isinstance(path, ObjectPath):
         path.write_bytes(content)
@@ -106,7 +106,7 @@ def write_bytes(path: Place, content: bytes | memoryview) -> None:
 
 
 @contextlib.contextmanager
-def whole(path: Place) -> Iterator[Path]:
+def whole(path: AnyPath) -> Iterator[Path]:
     """Give the temporary name under which a file is written; it takes its own when the block ends without an error."""
     if isinstance(path, ObjectPath):
         with written(path) as local:
@@ -131,7 +131,7 @@ def _machine() -> str:
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
-def clear_temporary(root: Place) -> None:
+def clear_temporary(root: AnyPath) -> None:
     """Remove what writers left below a folder when they were killed; those of a living process of this machine stay.
 
     On an object store there is nothing to remove: what was not put whole is no object. The pieces of a put that never ended are
@@ -188,7 +188,7 @@ def _is_whole(file: bytes) -> bool:
     return place is not None and bytes(file[place : place + CHECKSUM_DIGITS]) == _checksum(file, place).encode()
 
 
-def missing_parts(folder: Place, keys: Iterable[K], fingerprint: str) -> list[K]:
+def missing_parts(folder: AnyPath, keys: Iterable[K], fingerprint: str) -> list[K]:
     """Return the keys of the parts that are not committed yet; a damaged part is named on stderr, and counts as one of them.
 
     Raises:
@@ -203,13 +203,13 @@ def missing_parts(folder: Place, keys: Iterable[K], fingerprint: str) -> list[K]
     return [key for key, is_there in zip(wanted, there, strict=True) if not is_there]
 
 
-def read_parts(folder: Place, keys: Iterable[Key], columns: list[str] | None = None) -> Iterable[pa.Table]:
+def read_parts(folder: AnyPath, keys: Iterable[Key], columns: list[str] | None = None) -> Iterable[pa.Table]:
     """Yield the committed parts in order."""
     for key in keys:
         yield read_part(folder, key, columns)
 
 
-def read_part(folder: Place, key: Key, columns: list[str] | None = None) -> pa.Table:
+def read_part(folder: AnyPath, key: Key, columns: list[str] | None = None) -> pa.Table:
     """Read one committed part and check it.
 
     Raises:
@@ -223,7 +223,7 @@ def read_part(folder: Place, key: Key, columns: list[str] | None = None) -> pa.T
     return pq.read_table(pa.BufferReader(content), columns=columns)
 
 
-def _is_committed(path: Place, fingerprint: str) -> bool:
+def _is_committed(path: AnyPath, fingerprint: str) -> bool:
     if not path.is_file():
         return False
     content = path.read_bytes()

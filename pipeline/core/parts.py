@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from .commit import read_part
-from .place import Place
+from .place import AnyPath
 from .run_folder import part_rows
 
 MIN_CHUNK_ROWS = 2048
@@ -21,16 +21,16 @@ MAX_CHUNKS = 256
 class Parts:
     """A table with a row a pair, committed as a part a unit."""
 
-    folder: Place
+    folder: AnyPath
     rows: Mapping[int, int]
     """Number of each part, in the order of the data set -> its rows."""
 
     @classmethod
-    def of(cls, folder: Place) -> "Parts":
+    def of(cls, folder: AnyPath) -> "Parts":
         """Return the parts that are committed in a folder."""
         return cls(folder, dict(sorted(part_rows(folder).items())))
 
-    def beside(self, folder: Place) -> "Parts":
+    def beside(self, folder: AnyPath) -> "Parts":
         """Return the parts of another pass over the same pairs."""
         return Parts(folder, self.rows)
 

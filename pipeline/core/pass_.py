@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from .cluster import ClusterConfig, PoolConfig
 from .commit import Key, missing_parts, write_json, write_part
-from .place import Place
+from .place import AnyPath
 from .pool import workers
 from .progress import Progress
 from .run_folder import RunFolder
@@ -84,7 +84,7 @@ class Pass:
     """Where workers that hold a model run, when not where those of other passes do."""
 
     @property
-    def home(self) -> Place:
+    def home(self) -> AnyPath:
         """The folder of the parts."""
         assert self.run is not None
         assert self.folder is not None
@@ -218,8 +218,8 @@ def _keys(key: Any) -> tuple[Key, ...]:
 class _Committer:
     """Where a worker commits what it made, and under which fingerprint."""
 
-    folder: Place
-    rejected: Place | None
+    folder: AnyPath
+    rejected: AnyPath | None
     fingerprint: str
 
     def __call__(self, keys: tuple[Key, ...], done: Done) -> None:

@@ -142,11 +142,11 @@ class ObjectPath:
             filesystem.delete_dir(inner)
 
 
-Place = Path | ObjectPath
+AnyPath = Path | ObjectPath
 """A file or folder, wherever it lies."""
 
 
-def place_of(path: str | Place) -> Place:
+def place_of(path: str | AnyPath) -> AnyPath:
     """Return the place that a setting names.
 
     Raises:
@@ -168,7 +168,7 @@ def place_of(path: str | Place) -> Place:
     return ObjectPath(base.rstrip("/") + query)
 
 
-def below(path: Place, root: Place) -> PurePath:
+def below(path: AnyPath, root: AnyPath) -> PurePath:
     """Return a path relative to another one.
 
     Raises:
@@ -181,7 +181,7 @@ def below(path: Place, root: Place) -> PurePath:
     raise ValueError(f"{path} does not lie in {root}")
 
 
-def is_below(path: Place, root: Place) -> bool:
+def is_below(path: AnyPath, root: AnyPath) -> bool:
     """Whether a path lies in another one, or is it."""
     try:
         below(path, root)
@@ -190,7 +190,7 @@ def is_below(path: Place, root: Place) -> bool:
     return True
 
 
-def remove_tree(folder: Place) -> None:
+def remove_tree(folder: AnyPath) -> None:
     """Remove a folder and all that lies in it, if it is there."""
     if isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors=True)
@@ -199,10 +199,10 @@ def remove_tree(folder: Place) -> None:
 
 
 @contextmanager
-def written(path: Place) -> Iterator[Path]:
+def written(path: AnyPath) -> Iterator[Path]:
     """Give a local file or folder to write, which stands in its place when the block ends without an error.
 
-    On a file system it is the place itself. On a store its objects are put one by one in alphabetical order.
+    On a file system it is the place itself. On a store its objects are put one by one, those that describe the others (.json) last.
     """
     if isinstance(path, Path):
         yield path
@@ -213,12 +213,13 @@ def written(path: Place) -> Iterator[Path]:
         if local.is_file():
             path.upload(local)
             return
-        for file in sorted(found for found in local.rglob("*") if found.is_file()):
+        files = [found for found in local.rglob("*") if found.is_file()]
+        for file in sorted(files, key=lambda file: (file.suffix == ".json", file)):
             (path / str(file.relative_to(local))).upload(file)
 
 
 @contextmanager
-def read_here(root: Place, names: list[str] | None = None) -> Iterator[Path]:
+def read_here(root: AnyPath, names: list[str] | None = None) -> Iterator[Path]:
     """Give a local folder with some files and folders of another one, or with all of it; the folder itself where it is local."""
     if isinstance(root, Path):
         yield root

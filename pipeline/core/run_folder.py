@@ -19,7 +19,7 @@ from clipsan.stages.evaluation.figures import check_units
 from .commit import REQUESTS, FingerprintError, clear_temporary, write_text
 from .config import ConfigError
 from .masking import masked_tree
-from .place import Place, place_of
+from .place import AnyPath, place_of
 
 PACKAGES = ("clipsan", "ray", "torch", "open_clip_torch", "pyarrow", "mlflow", "numpy", "scikit-learn")
 
@@ -28,7 +28,7 @@ PACKAGES = ("clipsan", "ray", "torch", "open_clip_torch", "pyarrow", "mlflow", "
 class RunFolder:
     """Paths of one run: everything that it leaves lies in one folder."""
 
-    root: Place
+    root: AnyPath
 
     @property
     def local(self) -> Path:
@@ -37,41 +37,41 @@ class RunFolder:
         return self.root
 
     @property
-    def embeddings(self) -> Place:
+    def embeddings(self) -> AnyPath:
         return self.root / "embeddings"
 
     @property
-    def scores(self) -> Place:
+    def scores(self) -> AnyPath:
         return self.root / "scores"
 
     @property
-    def work(self) -> Place:
+    def work(self) -> AnyPath:
         """What a rerun needs and a reader does not."""
         return self.root / "work"
 
     @property
-    def passes(self) -> Place:
+    def passes(self) -> AnyPath:
         """Name of each pass -> its folder and number of parts, as passes began; `clipsan status` reads it."""
         return self.work / "passes.json"
 
     @property
-    def verdicts(self) -> Place:
+    def verdicts(self) -> AnyPath:
         return self.root / "verdicts"
 
     @property
-    def rejected(self) -> Place:
+    def rejected(self) -> AnyPath:
         return self.root / "rejected"
 
     @property
-    def report(self) -> Place:
+    def report(self) -> AnyPath:
         return self.root / "report.html"
 
     @property
-    def summary(self) -> Place:
+    def summary(self) -> AnyPath:
         return self.root / "summary.json"
 
     @property
-    def run_yaml(self) -> Place:
+    def run_yaml(self) -> AnyPath:
         return self.root / "run.yaml"
 
     @property
@@ -119,7 +119,7 @@ def open_run(out: str, *, verb: str, tree: Any, fingerprint: str) -> RunFolder:
     return folder
 
 
-def read_run_yaml(root: Place) -> dict[str, Any]:
+def read_run_yaml(root: AnyPath) -> dict[str, Any]:
     """Return what run.yaml of a run folder holds: verb, fingerprint, config and versions.
 
     Raises:
@@ -164,13 +164,13 @@ def write_summary(folder: RunFolder, summary: Mapping[str, Any]) -> None:
     write_text(folder.summary, json.dumps(summary, indent=2, sort_keys=False, ensure_ascii=False) + "\n")
 
 
-def read_summary(root: Place) -> dict[str, Any]:
+def read_summary(root: AnyPath) -> dict[str, Any]:
     """Return summary.json of a finished run."""
     found: dict[str, Any] = json.loads((root / "summary.json").read_text(encoding="utf-8"))
     return found
 
 
-def finished(root: Place, fingerprint: str) -> dict[str, Any] | None:
+def finished(root: AnyPath, fingerprint: str) -> dict[str, Any] | None:
     """Return the summary of a run folder that is finished and has this fingerprint; None where it is not."""
     fits = RunFolder(root).is_finished and read_run_yaml(root)["fingerprint"] == fingerprint
     return read_summary(root) if fits else None
@@ -191,18 +191,18 @@ def finished_scan(run: str, verbs: tuple[str, ...] = ("scan",)) -> tuple[RunFold
     return folder, record
 
 
-def part_rows(folder: Place) -> dict[int, int]:
+def part_rows(folder: AnyPath) -> dict[int, int]:
     """Return part index -> rows, for the committed parts of a pass, from their footers alone; without those that are damaged."""
     found = {}
     with ThreadPoolExecutor(REQUESTS) as pool:
-        paths: list[Place] = sorted(folder.glob("part-*.parquet"))
+        paths: list[AnyPath] = sorted(folder.glob("part-*.parquet"))
         for path, rows in zip(paths, pool.map(rows_of, paths), strict=True):
             if rows is not None:
                 found[int(path.stem.removeprefix("part-"))] = rows
     return found
 
 
-def rows_of(part: Place) -> int | None:
+def rows_of(part: AnyPath) -> int | None:
     """Return the rows of a part from its footer; None for one that is damaged and will be made again."""
     try:
         with part.open("rb") as source:

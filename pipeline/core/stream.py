@@ -7,16 +7,15 @@ together when all are there.
 """
 
 import pickle
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
 
 from .cluster import ClusterConfig, PoolConfig, start_ray
 from .commit import read_part, write_part
+from .place import AnyPath, remove_tree
 from .pool import check_gpus
 
 LARGE_BYTES = 2**20
@@ -47,9 +46,9 @@ class Halves(Protocol):
 class Commit:
     """Where parts go, and under which fingerprint."""
 
-    folder: Path
-    rejected: Path
-    blocks: Path
+    folder: AnyPath
+    rejected: AnyPath
+    blocks: AnyPath
     """Where blocks of pieces that have several lie until all are there."""
     fingerprint: str
 
@@ -70,7 +69,7 @@ class Commit:
             for name in ("part", "rejected")
         )
         self.piece(key, part, rejected)
-        shutil.rmtree(self.blocks / str(key), ignore_errors=True)
+        remove_tree(self.blocks / str(key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +121,7 @@ def stream(
                 joining.append(join.remote(sent, key, len(blocks)))
             yield Streamed(sum(block.pairs for block in blocks), sum(block.errors for block in blocks))
         ray.get(joining)
-        shutil.rmtree(commit.blocks, ignore_errors=True)
+        remove_tree(commit.blocks)
     finally:
         context.target_max_block_size = before
 

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .commit import read_part
-from .place import Place, below
+from .place import AnyPath, below
 from .run_folder import RunFolder
 
 
@@ -36,5 +36,5 @@ def read_table(folder: RunFolder, name: str) -> pa.Table:
 
 def _keys(folder: RunFolder, name: str) -> list[str]:
     """Return the keys of the parts below a folder, as seen from the run's root."""
-    paths: list[Place] = sorted((folder.root / name).rglob("part-*.parquet"))
+    paths: list[AnyPath] = sorted((folder.root / name).rglob("part-*.parquet"))
     return [str(below(path, folder.root).with_suffix("")) for path in paths]

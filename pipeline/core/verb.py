@@ -17,7 +17,7 @@ from .cluster import ClusterConfig, ray_session
 from .commit import write_text
 from .config import ConfigError, as_tree, load
 from .masking import masked
-from .place import ObjectPath, Place, place_of
+from .place import AnyPath, ObjectPath, place_of
 from .run_folder import RunFolder, open_run, read_summary, write_summary
 
 Summary = dict[str, Any]
@@ -60,10 +60,10 @@ class Child:
     """A part of a run that MLflow shows as a run below it: a cell of a bench, a trial of a sweep."""
 
     verb: str
-    root: Place
+    root: AnyPath
     tree: Any
     metrics: Mapping[str, float]
-    files: Sequence[Place] = ()
+    files: Sequence[AnyPath] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +76,7 @@ class Result:
     """Renders report.html from the summary."""
     metrics: Mapping[str, Any] | None = None
     """What MLflow shows as numbers beside the seconds, nested; None: those of the summary."""
-    files: Sequence[Place] = ()
+    files: Sequence[AnyPath] = ()
     """Artifacts beside report.html, run.yaml and summary.json."""
     tags: Mapping[str, str] = field(default_factory=dict)
     inputs: Sequence[DataInput] = ()
@@ -152,7 +152,7 @@ class Verb(Generic[C, P]):
             write_summary(folder, summary)
         return summary
 
-    def _place(self, plan: P) -> Place:
+    def _place(self, plan: P) -> AnyPath:
         """Return where the run folder lies.
 
         Raises:

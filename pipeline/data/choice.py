@@ -13,7 +13,7 @@ from clipsan.stages.training.batch import Role
 from clipsan.stages.verdicts import ACCUSING, Verdict
 
 from ..core.commit import read_part
-from ..core.place import Place
+from ..core.place import AnyPath
 
 NOBODY = -1
 """A class that is not known, or not there."""
@@ -41,7 +41,7 @@ class Lookup(Protocol):
 class CleanByScan:
     """The pairs that a scan of the same source calls clean; a pair's class is the concept that the scan found in it."""
 
-    verdicts: Place
+    verdicts: AnyPath
     classes: tuple[str, ...]
 
     def of(self, unit: Unit) -> Mapping[str, Standing]:
@@ -58,7 +58,7 @@ class CleanByScan:
 class FlaggedByScan:
     """The pairs that a scan of the same source accuses of planting one of the classes."""
 
-    verdicts: Place
+    verdicts: AnyPath
     classes: tuple[str, ...]
     withheld: float = 0.0
     """Share of them that takes no part, a fraction; which they are depends on their uids alone."""
@@ -78,7 +78,7 @@ class FlaggedByScan:
 class Withheld:
     """The pairs that a scan has proven to be poisoned and that FlaggedByScan leaves out."""
 
-    verdicts: Path
+    verdicts: AnyPath
     classes: tuple[str, ...]
     withheld: float
     """As of FlaggedByScan."""

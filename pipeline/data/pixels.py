@@ -14,7 +14,7 @@ from clipsan.stages.sources import SourceConfig, read_unit
 
 from ..core.commit import read_part
 from ..core.pass_ import Done, Work
-from ..core.place import Place
+from ..core.place import AnyPath
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ class PixelWork(Work):
 class Pixels:
     """What PixelWork committed."""
 
-    folder: Place
+    folder: AnyPath
     parts: tuple[int, ...]
     size: int
     """Of the model's input, S."""

@@ -12,7 +12,7 @@ from clipsan.stages.sources import SourceConfig, open_writer, read_unit
 
 from ..core.parts import Parts
 from ..core.pass_ import Done, Work
-from ..core.place import Place, written
+from ..core.place import AnyPath, written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class RewriteWork(Work):
     """clean: every scanned pair without a reason of `quarantine`; quarantine: those with one."""
     quarantine: frozenset[str]
     verdicts: Parts
-    out: Place
+    out: AnyPath
     """Folder of the copy."""
 
     def do(self, piece: tuple[Unit, Sequence[int]], tools: None) -> Done:

@@ -7,13 +7,13 @@ from clipsan.stages.selection import Selection
 from clipsan.stages.sources import SourceConfig, list_units
 
 from ..core.config import validate
-from ..core.place import Place
+from ..core.place import AnyPath
 from ..core.run_folder import finished_scan
 
 _SOURCE: Any = SourceConfig
 
 
-def selection(scan: str | Place, *, data: str | list[str] | None, unknown: Literal["error", "drop"]) -> Selection:
+def selection(scan: str | AnyPath, *, data: str | list[str] | None, unknown: Literal["error", "drop"]) -> Selection:
     """Return what a scan says of its pairs; see `clipsan.select`.
 
     Raises:

@@ -7,14 +7,14 @@ import pyarrow.parquet as pq
 from clipsan.stages.evaluation.figures import Figure, as_json, as_summary, as_table
 
 from ..core.commit import whole, write_text
-from ..core.place import Place
+from ..core.place import AnyPath
 from .plan import Plan
 
 FIGURES = ("figures.parquet", "figures.json")
 """The tidy table of all figures, twice; a row is a stages.evaluation.figures.Figure."""
 
 
-def write_figures(root: Place, figures: list[Figure]) -> list[Place]:
+def write_figures(root: AnyPath, figures: list[Figure]) -> list[AnyPath]:
     """Write the table in both forms and return the files."""
     table, records = (root / name for name in FIGURES)
     with whole(table) as temporary:

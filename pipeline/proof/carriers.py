@@ -20,7 +20,7 @@ from clipsan.stages.samples import Unit
 from ..core.commit import read_part
 from ..core.parts import Parts
 from ..core.pass_ import Done, Work
-from ..core.place import Place
+from ..core.place import AnyPath
 from ..data.pixels import Pictures, pieces_of, seen
 from .inquiry import Inquiry
 from .work import Learned, Subject
@@ -41,7 +41,7 @@ p(target | picture without the trigger); of a pair that rests on none of its tri
 
 def find_carriers(
     inquiry: Inquiry, subject: Subject, triggers: Sequence[Learned], own: set[str]
-) -> tuple[Place | None, tuple[Dossier, ...]]:
+) -> tuple[AnyPath | None, tuple[Dossier, ...]]:
     """Return the folder of what was found, and the dossiers with the number of their pairs.
 
     Args:

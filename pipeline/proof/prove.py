@@ -23,7 +23,7 @@ from ..core.cluster import check_pool
 from ..core.commit import part_path, read_part, write_part
 from ..core.config import ConfigError
 from ..core.pass_ import Pass
-from ..core.place import Place, remove_tree, written
+from ..core.place import AnyPath, remove_tree, written
 from ..data.pixels import Pixels, PixelWork, pieces_of
 from .carriers import find_carriers
 from .inquiry import Inquiry
@@ -45,8 +45,8 @@ class Proof:
     """Machines that the oracle ran on."""
     examples: dict[str, tuple[Example, ...]] = field(default_factory=dict)
     """Trigger id -> held-out pictures without it and with it, and what the model takes them for."""
-    evidence: Place | None = None
-    carriers: Place | None = None
+    evidence: AnyPath | None = None
+    carriers: AnyPath | None = None
     subject: Subject | None = None
     """What the workers held, for passes that come after the verdicts."""
 

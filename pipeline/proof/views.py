@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from ..core.commit import part_path, read_part
-from ..core.place import Place
+from ..core.place import AnyPath
 from .prove import Proof
 
 
@@ -15,8 +15,8 @@ from .prove import Proof
 class Views:
     """What the proof says of the pairs of each part, for their verdicts."""
 
-    evidence: Place | None
-    carriers: Place | None
+    evidence: AnyPath | None
+    carriers: AnyPath | None
     reads: ClassVar[frozenset[str]] = frozenset({"uid"})
     adds: ClassVar[frozenset[str]] = frozenset({"claim", "oracle_view", "trigger_id"})
 

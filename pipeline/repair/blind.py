@@ -12,9 +12,11 @@ import torch
 
 from clipsan.stages.evaluation.exam import Exam, Pictures, answers, success_pct
 from clipsan.stages.evaluation.zero_shot import class_embeddings
+from clipsan.stages.model.checkpoints import CONFIG_FILE
 from clipsan.stages.model.clip import Clip, ModelConfig, load_clip, save_clip
 from clipsan.stages.repair.interpolate import Weights, between
 
+from ..core.place import written
 from ..core.run_folder import RunFolder
 from ..train.fit import Order, fit
 from .canary import challenge_of, check_planted, planted, target_of
@@ -123,11 +125,12 @@ def _canary(
     challenge = challenge_of(settings, pictures, target, plan.classes, seed)
     home = folder.root / COPY
     copy = ModelConfig(path=str(home / "checkpoint"))
-    if not (home / "checkpoint").is_dir():  # written whole or not at all
+    if not (home / "checkpoint" / CONFIG_FILE).is_file():  # written whole or not at all; on a store the last of it
         device = torch.device("cuda" if plan.config.cluster.gpus_per_worker else "cpu")
         pairs = columns_of(sample(order.pairs, plan, folder, blind.canary_pairs))
         clip = planted(settings, plan.task, pairs, target, device)
-        save_clip(clip.model, clip.model_cfg, clip.preprocess_cfg, home / "checkpoint", clip.tokenizer)
+        with written(home / "checkpoint") as there:
+            save_clip(clip.model, clip.model_cfg, clip.preprocess_cfg, there, clip.tokenizer)
     state = fit(
         replace(order, name="repair of the canary", task=plan.task.on(copy), validation=None, stop=None),
         RunFolder(home),

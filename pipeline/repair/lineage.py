@@ -6,7 +6,7 @@ from typing import Any
 from clipsan.stages.model.clip import load_clip, save_clip
 from clipsan.stages.sources import list_units
 
-from ..core.place import Place, below, place_of, written
+from ..core.place import AnyPath, below, place_of, written
 from ..core.run_folder import RunFolder
 from ..tracking.record import DataInput, ModelRecord, data_input
 from .output import CARD
@@ -56,7 +56,7 @@ def measured(plan: Plan, summary: Mapping[str, Any]) -> dict[str, str]:
 
 
 def model_record(
-    plan: Plan, folder: RunFolder, target: Place, name: str | None, more: Mapping[str, str]
+    plan: Plan, folder: RunFolder, target: AnyPath, name: str | None, more: Mapping[str, str]
 ) -> ModelRecord | None:
     """Return what the registry is told of a repaired model; None without a name.
 
@@ -69,7 +69,7 @@ def model_record(
     """
     if name is None:
         return None
-    artifacts: dict[str, Place] = {"checkpoint": target}
+    artifacts: dict[str, AnyPath] = {"checkpoint": target}
     if plan.is_adapter:
         base = load_clip(plan.config.model)
         with written(folder.work / "suspect") as there:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..core.commit import write_text
 from ..core.config import as_tree
-from ..core.place import Place
+from ..core.place import AnyPath
 from .plan import Plan
 
 CARD = "README.md"
@@ -24,7 +24,7 @@ SHOWN = {
 
 
 def write_card(
-    folder: Place, plan: Plan, summary: Mapping[str, Any], notes: Sequence[str], parameters: tuple[int, int]
+    folder: AnyPath, plan: Plan, summary: Mapping[str, Any], notes: Sequence[str], parameters: tuple[int, int]
 ) -> None:
     """Write the model card.
 

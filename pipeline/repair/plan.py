@@ -13,7 +13,7 @@ from clipsan.stages.training.batch import Role
 from ..core.commit import fingerprint
 from ..core.config import ConfigError, as_tree, validate
 from ..core.parts import Parts
-from ..core.place import Place, is_below, place_of
+from ..core.place import AnyPath, is_below, place_of
 from ..core.run_folder import RunFolder, finished_scan, read_summary
 from ..data.choice import CleanByScan, FlaggedByScan, Lookup, RepairSetRoles, Withheld, class_index
 from ..evaluate import plan as evaluate
@@ -50,7 +50,7 @@ class Picked:
 class Scan:
     """A finished scan that a repair builds on, or an audit, which has triggers and a compact set but no pairs."""
 
-    root: Place
+    root: AnyPath
     fingerprint: str
     data: SourceConfig | None
     """None of an audit."""
@@ -59,11 +59,11 @@ class Scan:
     concepts: tuple[str, ...]
 
     @property
-    def verdicts(self) -> Place:
+    def verdicts(self) -> AnyPath:
         return RunFolder(self.root).verdicts
 
     @property
-    def repair_set(self) -> Place | None:
+    def repair_set(self) -> AnyPath | None:
         """The folder with the compact set; None where the scan proved no trigger."""
         folder = self.root / REPAIR_SET
         return folder if any(folder.glob("*.parquet")) else None
@@ -121,7 +121,7 @@ class Plan:
         """The evaluation's images; None without one."""
         if self.config.evaluate is None:
             return None
-        data = self.evaluation(self.config.model, Path(self.config.out)).data
+        data = self.evaluation(self.config.model, place_of(self.config.out)).data
         return Picked("judging images", data, list_units(data))
 
     @property
@@ -166,7 +166,7 @@ class Plan:
         ]
         return "\n".join(lines) + "\n"
 
-    def evaluation(self, model: ModelConfig, out: Place) -> EvaluateConfig:
+    def evaluation(self, model: ModelConfig, out: AnyPath) -> EvaluateConfig:
         """Return the settings of one evaluation.
 
         Raises:

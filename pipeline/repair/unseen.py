@@ -18,6 +18,7 @@ from clipsan.stages.evaluation.exam import Challenge, eligible, proven_challenge
 from clipsan.stages.evaluation.zero_shot import class_embeddings
 from clipsan.stages.model.clip import ModelConfig, load_clip
 
+from ..core.place import read_here
 from ..core.run_folder import RunFolder
 from ..data.choice import class_index
 from .held import columns_of
@@ -78,11 +79,8 @@ def _withheld(plan: Plan, folder: RunFolder) -> list[Judge]:
 
 def _triggers(plan: Plan, rule: Unseen, folder: RunFolder) -> list[Judge]:
     assert plan.scan is not None
-    own = [
-        (f"{d.id} at other places", moved)
-        for d in read_dossiers(plan.scan.root / "triggers")
-        if (moved := d.elsewhere())
-    ]
+    with read_here(plan.scan.root / "triggers") as proven:
+        own = [(f"{d.id} at other places", moved) for d in read_dossiers(proven) if (moved := d.elsewhere())]
     given = [(f"{where}/{d.id}", d) for where in rule.judges for d in read_dossiers(Path(where))]
     pictures = judging_images(plan, rule, folder) if own or given else None
     if pictures is None:

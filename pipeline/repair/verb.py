@@ -6,7 +6,7 @@ from typing import Any
 
 from clipsan.stages.model.clip import ModelConfig
 
-from ..core.place import Place, written
+from ..core.place import AnyPath, written
 from ..core.run_folder import RunFolder
 from ..core.verb import Job, Result, Summary, Verb
 from ..evaluate import verb as evaluate
@@ -86,14 +86,14 @@ def _result(plan: Plan, folder: RunFolder, summary: Summary) -> Result:
     )
 
 
-def _repaired(plan: Plan, target: Place) -> ModelConfig:
+def _repaired(plan: Plan, target: AnyPath) -> ModelConfig:
     if plan.is_adapter:
         model = plan.config.model
         return ModelConfig(name=model.name, config=model.config, path=model.path, adapter=str(target))
     return ModelConfig(path=str(target))
 
 
-def _evaluated(plan: Plan, model: ModelConfig, out: Place) -> dict[str, Any] | None:
+def _evaluated(plan: Plan, model: ModelConfig, out: AnyPath) -> dict[str, Any] | None:
     return None if plan.config.evaluate is None else evaluate.VERB.start(plan.evaluation(model, out))["evaluation"]
 
 

@@ -18,6 +18,7 @@ from clipsan.stages.verdicts import Decision, Judge, OddLimits, Reason
 from ..core.cluster import ClusterConfig, check_private
 from ..core.commit import FingerprintError, fingerprint, missing_parts
 from ..core.config import ConfigError, as_tree
+from ..core.place import AnyPath, place_of
 from ..core.run_folder import RunFolder
 from ..proof.inquiry import ProofConfig, proof_fingerprint
 from ..proof.views import Views
@@ -210,12 +211,12 @@ def _as_embedded(settings: ScanConfig, units: list[Unit], model_fingerprint: str
     sets = [DataSet.of(settings.data, units, model_fingerprint, embed) for embed in found]
     earlier = 0
     if len(sets) > 1:
-        folder = RunFolder(Path(str(settings.embeddings)).expanduser().resolve()).embeddings
+        folder = RunFolder(place_of(str(settings.embeddings))).embeddings
         earlier = next((i for i, one in enumerate(sets) if _has_part(folder, one)), 0)
     return sets[earlier], found[earlier]
 
 
-def _has_part(folder: Path, pairs: DataSet) -> bool:
+def _has_part(folder: AnyPath, pairs: DataSet) -> bool:
     try:
         return bool(pairs.units) and not missing_parts(folder, [pairs.units[0].index], pairs.fingerprint)
     except FingerprintError:

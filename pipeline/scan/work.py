@@ -20,7 +20,7 @@ from clipsan.stages.verdicts import Judge
 from ..core.commit import read_part
 from ..core.parts import Parts, fill
 from ..core.pass_ import Done, Work
-from ..core.place import Place
+from ..core.place import AnyPath
 from ..data.pixels import Pictures, seen
 from ..proof.views import Views
 
@@ -122,7 +122,7 @@ class ScoreWork(Work):
     detectors: Sequence[StreamingDetector]
     states: Sequence[Any]
     embeddings: Parts
-    density: Place
+    density: AnyPath
     permutations: int
 
     def do(self, piece: int, tools: None) -> Done:

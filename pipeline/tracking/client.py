@@ -21,7 +21,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
 from clipsan.stages.files import is_address
 
 from ..core.masking import masked, one_line
-from ..core.place import Place
+from ..core.place import AnyPath
 from .record import DataInput, Logged, Record, TrackingConfig
 from .registry import register, version_of
 
@@ -45,7 +45,7 @@ LOCKED_S = 10.0
 
 
 @contextmanager
-def forgiving(uri: str, root: Place) -> Iterator[None]:
+def forgiving(uri: str, root: AnyPath) -> Iterator[None]:
     """Say in one line what a server refuses or why it cannot be reached, and go on behind the block.
 
     Whatever a store, its driver or an HTTP client raises comes through MLflow as it is; none of it is worth a finished run.

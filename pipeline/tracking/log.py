@@ -12,7 +12,7 @@ import sys
 
 from ..core.config import ConfigError, apply_override, validate
 from ..core.masking import one_line
-from ..core.place import Place, place_of
+from ..core.place import AnyPath, place_of
 from ..core.run_folder import read_run_yaml
 from .record import TrackingConfig
 from .send import log_folder, registered
@@ -28,7 +28,7 @@ def command(run: str, overrides: list[str]) -> int:
     return 0 if all(logged is not None for _, logged in found) else 1
 
 
-def settings_of(root: Place, overrides: list[str]) -> TrackingConfig:
+def settings_of(root: AnyPath, overrides: list[str]) -> TrackingConfig:
     """Return the tracking of the run itself, but for its URI, with `tracking.key=value` overrides.
 
     Raises:

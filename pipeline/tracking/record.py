@@ -35,7 +35,7 @@ from clipsan.stages.stage import config
 from ..core.commit import fingerprint
 from ..core.config import ConfigError, validate
 from ..core.masking import masked
-from ..core.place import Place
+from ..core.place import AnyPath
 from ..core.run_folder import RunFolder, flatten, read_run_yaml, read_summary
 
 RECORD = "tracking.json"
@@ -129,7 +129,7 @@ def data_input(source: SourceConfig, units: list[Unit], context: str) -> DataInp
     return DataInput(name=name, digest=digest, kind=source.kind, path=", ".join(paths), context=context)
 
 
-def read_record(root: Place) -> Record:
+def read_record(root: AnyPath) -> Record:
     """Return what was to be logged of a run folder; of one that logged nothing, what run.yaml and summary.json hold.
 
     The folder may come from a stranger: what it says is checked, and every file that it names lies in it.
@@ -146,7 +146,7 @@ def read_record(root: Place) -> Record:
     return record
 
 
-def _stored(path: Place) -> Record:
+def _stored(path: AnyPath) -> Record:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -157,7 +157,7 @@ def _stored(path: Place) -> Record:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _from_summary(root: Place) -> Record:
+def _from_summary(root: AnyPath) -> Record:
     folder = RunFolder(root)
     if not folder.is_finished:
         raise ConfigError(f"{root}: no finished run of clipsan there")
@@ -175,7 +175,7 @@ def _from_summary(root: Place) -> Record:
     )
 
 
-def _check_inside(root: Place, record: Record) -> None:
+def _check_inside(root: AnyPath, record: Record) -> None:
     model = record.model
     named = [*record.files, *([model.card, *model.artifacts.values()] if model is not None else [])]
     if not isinstance(root, Path):  # a store has no links: what leads out of the folder says so itself
@@ -194,7 +194,7 @@ def _check_inside(root: Place, record: Record) -> None:
                 )
 
 
-def place(settings: TrackingConfig, root: Place) -> str | None:
+def place(settings: TrackingConfig, root: AnyPath) -> str | None:
     """Return the tracking URI of a run folder; None where none is named and the folder is no place for an SQLite file."""
     named = settings.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if named is not None or not isinstance(root, Path):
@@ -204,7 +204,7 @@ def place(settings: TrackingConfig, root: Place) -> str | None:
     return f"sqlite:///{beside}"
 
 
-def fingerprint_of(root: Place) -> str | None:
+def fingerprint_of(root: AnyPath) -> str | None:
     """Return the fingerprint of a run folder, None where there is no run."""
     return str(read_run_yaml(root)["fingerprint"]) if RunFolder(root).run_yaml.is_file() else None
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..core.commit import fingerprint, write_json
 from ..core.masking import masked, masked_tree
-from ..core.place import Place, is_below, read_here
+from ..core.place import AnyPath, is_below, read_here
 from ..core.place import below as below_root
 from ..core.run_folder import flatten
 from .record import RECORD, DataInput, Logged, ModelRecord, Record, TrackingConfig, fingerprint_of, place, read_record
@@ -19,10 +19,10 @@ def log_run(
     settings: TrackingConfig,
     *,
     verb: str,
-    root: Place,
+    root: AnyPath,
     tree: Any,
     metrics: Mapping[str, float],
-    files: Sequence[Place],
+    files: Sequence[AnyPath],
     parent: Logged | None = None,
     tags: Mapping[str, str] | None = None,
     inputs: Sequence[DataInput] = (),
@@ -48,8 +48,8 @@ def log_run(
 
 
 def log_folder(
-    settings: TrackingConfig, root: Place, parent: Logged | None = None
-) -> list[tuple[Place, Logged | None]]:
+    settings: TrackingConfig, root: AnyPath, parent: Logged | None = None
+) -> list[tuple[AnyPath, Logged | None]]:
     """Log a finished run folder and those in it, each below the one that it lies in; return where each was logged.
 
     What has been logged before is found, and completed where it is not complete.
@@ -58,7 +58,7 @@ def log_folder(
         ConfigError: the folder holds no finished run of clipsan.
     """
     logged = _send(settings, read_record(root), root, parent)
-    found: list[tuple[Place, Logged | None]] = [(root, logged)]
+    found: list[tuple[AnyPath, Logged | None]] = [(root, logged)]
     if logged is not None:
         # a scan before the repair that refers to it
         for child in sorted(_nested(root), key=lambda child: ("clipsan.scan_root" in read_record(child).tags, child)):
@@ -67,7 +67,7 @@ def log_folder(
 
 
 @contextmanager
-def below(settings: TrackingConfig, *, verb: str, root: Place, tree: Any) -> Iterator[TrackingConfig]:
+def below(settings: TrackingConfig, *, verb: str, root: AnyPath, tree: Any) -> Iterator[TrackingConfig]:
     """Start, or find, the run that a verb's steps stand below; give the tracking of those steps, and mark what failed.
 
     Where it cannot be started the steps are logged alone, and `log_folder` puts them below it later.
@@ -90,14 +90,14 @@ def below(settings: TrackingConfig, *, verb: str, root: Place, tree: Any) -> Ite
         raise
 
 
-def _begun(verb: str, root: Place, tree: Any) -> Record:
+def _begun(verb: str, root: AnyPath, tree: Any) -> Record:
     """Return what is known of a run before it has figures."""
     params = {name: str(value) for name, value in flatten(masked_tree(tree)).items()}
     found = fingerprint_of(root) or fingerprint(tree)
     return Record(verb=verb, root=str(root), fingerprint=found, params=params, metrics={}, files=[])
 
 
-def untracked(settings: TrackingConfig, root: Place) -> str | None:
+def untracked(settings: TrackingConfig, root: AnyPath) -> str | None:
     """Return why a run is logged nowhere although it is to be; None where it is, or is not to be."""
     if not settings.enabled or place(settings, root) is not None:
         return None
@@ -116,7 +116,7 @@ def registered(logged: Logged | None) -> str | None:
     return version_of(logged)
 
 
-def _send(settings: TrackingConfig, record: Record, home: Place, parent: Logged | None) -> Logged | None:
+def _send(settings: TrackingConfig, record: Record, home: AnyPath, parent: Logged | None) -> Logged | None:
     from . import client as mlflow_log
 
     uri = place(settings, home) if parent is None else parent.uri
@@ -137,9 +137,9 @@ def _send(settings: TrackingConfig, record: Record, home: Place, parent: Logged 
     return Logged(uri, sent[0])
 
 
-def _nested(root: Place) -> list[Place]:
+def _nested(root: AnyPath) -> list[AnyPath]:
     """Return the run folders with a record that lie in this one, but in no other between; links lead nowhere."""
-    found: list[Place] = []
+    found: list[AnyPath] = []
     for folder in (path for path in root.iterdir() if path.is_dir() and not path.is_symlink()):
         found += [folder] if (folder / RECORD).is_file() else _nested(folder)
     return found

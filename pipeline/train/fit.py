@@ -15,7 +15,7 @@ from clipsan.stages.samples import Unit
 from ..core.cluster import ClusterConfig, start_ray
 from ..core.parts import Parts
 from ..core.pass_ import Pass
-from ..core.place import Place
+from ..core.place import AnyPath
 from ..core.progress import Progress
 from ..core.run_folder import RunFolder
 from .data import CheckWork, Reading, epoch_units, rows_dataset
@@ -160,7 +160,7 @@ def run_workers(
     told: Mapping[str, Any],
     cluster: ClusterConfig,
     workers: int,
-    home: Place,
+    home: AnyPath,
     *,
     retries: int = 0,
     datasets: Mapping[str, Any] | None = None,
@@ -200,7 +200,7 @@ def run_workers(
     return trainer.fit()
 
 
-def _storage(home: Place) -> dict[str, Any]:
+def _storage(home: AnyPath) -> dict[str, Any]:
     """Return where Ray Train keeps checkpoints and state, in its own words."""
     if isinstance(home, Path):
         return {"storage_path": str(home)}
@@ -232,7 +232,7 @@ def _in_memory(first: PairSet, *more: PairSet) -> Any:
     return (dataset.union(*others) if others else dataset).materialize()
 
 
-def _told(progress: Place) -> dict[str, Any]:
+def _told(progress: AnyPath) -> dict[str, Any]:
     """Return what the file of the first worker says: step, epochs in the last checkpoint, loss."""
     return json.loads(progress.read_text(encoding="utf-8")) if progress.is_file() else {"step": 0, "checkpointed": 0}
 

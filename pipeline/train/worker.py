@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..core.commit import write_text
-from ..core.place import Place
+from ..core.place import AnyPath
 from .feed import Beside, CachedFeed, Share, StreamFeed, Table
 from .loop import Pace, train
 from .stop import Accuracy, StopRule
@@ -38,7 +38,7 @@ class Job:
     """Pairs of the second set; 0: there is none."""
     cached: bool
     """Whether the workers hold the decoded pairs in memory."""
-    progress: Place
+    progress: AnyPath
     """File that the first worker keeps: step, checkpointed epochs, loss."""
     stop: StopRule | None
     validation_images: int
@@ -145,7 +145,7 @@ def _accuracy(job: Job, share: Share) -> Accuracy | None:
 class _Progress:
     """Keeps the first worker's file up to date, every few seconds and whenever it is told to."""
 
-    def __init__(self, path: Place, share: Share, checkpointed: int) -> None:
+    def __init__(self, path: AnyPath, share: Share, checkpointed: int) -> None:
         self.checkpointed = checkpointed
         self._path = path if share.rank == 0 else None
         self._told = time.monotonic()

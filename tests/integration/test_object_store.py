@@ -10,7 +10,7 @@ import webdataset as wds
 import clipsan
 from clipsan.pipeline.cli import main
 from clipsan.pipeline.core.config import ConfigError
-from clipsan.pipeline.core.place import ObjectPath, Place, place_of, read_here
+from clipsan.pipeline.core.place import AnyPath, ObjectPath, place_of, read_here
 from tests.conftest import write_shards
 from tests.object_store import KEYS, object_store
 
@@ -34,7 +34,7 @@ def store(query: str, name: str) -> ObjectPath:
     return place
 
 
-def contents(root: Place, *names: str) -> dict[str, bytes]:
+def contents(root: AnyPath, *names: str) -> dict[str, bytes]:
     """Everything below some folders or files of a run."""
     found: dict[str, bytes] = {}
     with read_here(root, list(names)) as here:

@@ -20,7 +20,7 @@ from clipsan.pipeline.core.commit import (
     write_part,
 )
 from clipsan.pipeline.core.config import ConfigError
-from clipsan.pipeline.core.place import ObjectPath, Place, below, is_below, place_of, read_here, remove_tree, written
+from clipsan.pipeline.core.place import AnyPath, ObjectPath, below, is_below, place_of, read_here, remove_tree, written
 from clipsan.pipeline.core.run_folder import RunFolder, open_run, part_rows
 from clipsan.pipeline.core.tables import read_table, table_names
 from clipsan.stages.files import PathError, fetched
@@ -47,7 +47,7 @@ def test_it_walks_and_reads_as_a_path_does(home: ObjectPath, query: str, tmp_pat
         for name in ("run.yaml", "one/run.yaml", "two/run.yaml", "two/deep/part-00001.parquet", "part-00000.parquet"):
             write_json(root / name, {"name": name})
 
-    def seen(root: Place) -> list[list[str]]:
+    def seen(root: AnyPath) -> list[list[str]]:
         listed = (
             root.glob("*/run.yaml"),
             root.glob("part-*.parquet"),
