@@ -89,12 +89,12 @@ def _candidate(plan: Plan, row: dict[str, Any], p: float) -> Candidate:
 def _kept(plan: Plan, folder: RunFolder, accused: list[Candidate]) -> tuple[Dossier, ...]:
     """Write the dossiers of what is accused, and the pairs to repair from; return them numbered, in the order given."""
     dossiers = tuple(replace(c.proof.dossier, id=f"t{i}") for i, c in enumerate(accused, 1))
-    write_dossiers(folder.root / "triggers", dossiers)
+    write_dossiers(folder.local / "triggers", dossiers)
     if dossiers:
         judge = Judge(plan.clip, plan.names, plan.config.templates)
         said = judge.of(plan.pictures).argmax(axis=1)
         table = repair_set(plan.pictures, said, plan.names, dossiers, seed=plan.config.seed)
-        path = folder.root / "repair" / "part-00000.parquet"
+        path = folder.local / "repair" / "part-00000.parquet"
         path.parent.mkdir(exist_ok=True)
         with whole(path) as temporary:
             pq.write_table(table, temporary)

@@ -111,7 +111,15 @@ def test_the_plan_says_what_cannot_lie_there(
     assert main(["scan", *words, "tracking.uri=http://mlflow:5000"]) == 0
     assert "MLflow's SQLite" not in capsys.readouterr().out
     assert not out.exists()
-    poison = [f"data.path={pairs}", "attack=patch", "attack.target=kite", "attack.count=2", f"out={out}", "--dry-run"]
+    poison = [
+        f"data.path={pairs}",
+        "attack=patch",
+        "attack.target=kite",
+        "attack.rate=null",
+        "attack.count=2",
+        f"out={out}",
+        "--dry-run",
+    ]
     assert main(["poison", "data=webdataset", *poison]) == 2
     assert "the run folder of `clipsan poison` lies on a local or shared file system" in capsys.readouterr().err
 
