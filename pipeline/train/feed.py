@@ -1,6 +1,6 @@
 """How rows reach one training worker: its part of every global batch, from memory or from a stream."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Some rows, on the CPU."""
+    """Some rows; the feeds hold and draw them on the CPU."""
 
     images: torch.Tensor
     """`[n, 3, S, S] uint8`."""
@@ -46,31 +46,36 @@ class Rows:
     def __len__(self) -> int:
         return len(self.captions)
 
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All columns but the captions."""
+        return self.images, self.tokens, self.labels, self.accused, self.roles
+
     def take(self, rows: np.ndarray) -> "Rows":
         """Return the rows with the given indices."""
-        index = torch.from_numpy(rows)
-        captions = self.captions[rows]
-        return Rows(
-            self.images[index],
-            self.tokens[index],
-            captions,
-            self.labels[index],
-            self.accused[index],
-            self.roles[index],
-        )
+        # NumPy copies whole rows; torch's indexing takes up to twenty times as long for small ones
+        return Rows.of([torch.from_numpy(column.numpy()[rows]) for column in self.tensors], self.captions[rows])
+
+    def pinned(self) -> "Rows":
+        """Return them in memory that a GPU copies from by itself."""
+        return Rows.of([column.pin_memory() for column in self.tensors], self.captions)
+
+    def to(self, device: torch.device) -> "Rows":
+        """Return them on a device, which may still be copying."""
+        return Rows.of([column.to(device, non_blocking=True) for column in self.tensors], self.captions)
+
+    @staticmethod
+    def of(tensors: Sequence[torch.Tensor], captions: np.ndarray) -> "Rows":
+        """Return the rows whose `tensors` and captions these are."""
+        images, tokens, labels, accused, roles = tensors
+        return Rows(images, tokens, captions, labels, accused, roles)
 
 
 def _joined(parts: list[Rows]) -> Rows:
     if len(parts) == 1:
         return parts[0]
-    return Rows(
-        torch.cat([part.images for part in parts]),
-        torch.cat([part.tokens for part in parts]),
-        np.concatenate([part.captions for part in parts]),
-        torch.cat([part.labels for part in parts]),
-        torch.cat([part.accused for part in parts]),
-        torch.cat([part.roles for part in parts]),
-    )
+    columns = zip(*(part.tensors for part in parts), strict=True)
+    return Rows.of([torch.cat(column) for column in columns], np.concatenate([part.captions for part in parts]))
 
 
 def _rows(batch: dict[str, np.ndarray]) -> Rows:

@@ -4,6 +4,8 @@ It is the same inside a worker of Ray Train (`clipsan train`, `clipsan repair`),
 sweep. Whoever runs it says where it wants to measure, and does there what is its own: checkpoints, early stop, records.
 """
 
+import contextlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -14,6 +16,7 @@ import torch
 
 from clipsan.stages.training.batch import Batch
 
+from .ahead import ahead
 from .feed import Rows, Share
 
 
@@ -110,18 +113,10 @@ def train(
     """
     total, last = torch.zeros((), device=device), done
     started = time.monotonic()
-    for epoch in range(done // pace.steps, pace.epochs):
-        first = epoch * pace.steps
-        rows = feed.epoch(epoch, pace.steps_of(epoch) * pace.accumulate, first * pace.accumulate)
-        for step in range(first, first + pace.steps_of(epoch)):
-            drawn = [next(rows) for _ in range(pace.accumulate)]
-            if step < done:
-                continue
+    with contextlib.closing(ahead(_rows(feed, pace, done), device)) as rows:
+        for step in range(done, pace.total_steps):
             numbers = range(step * pace.accumulate, (step + 1) * pace.accumulate)
-            batches = [
-                _batch(own, (pace.seed, number), pace, share, device)
-                for own, number in zip(drawn, numbers, strict=True)
-            ]
+            batches = [_batch(next(rows), (pace.seed, number), pace, share) for number in numbers]
             loss, rate = trained.step(batches, step, pace.total_steps)
             total += loss
             if tell is not None:
@@ -136,6 +131,14 @@ def train(
             started = time.monotonic()
 
 
+def _rows(feed: Feed, pace: Pace, done: int) -> Iterator[Rows]:
+    """Yield this worker's rows of every batch, epoch after epoch, from that of step `done` on."""
+    for epoch in range(done // pace.steps, pace.epochs):
+        first = epoch * pace.steps * pace.accumulate
+        epoch_rows = feed.epoch(epoch, pace.steps_of(epoch) * pace.accumulate, first)
+        yield from itertools.islice(epoch_rows, max(0, done * pace.accumulate - first), None)
+
+
 def _mean(total: torch.Tensor, steps: int, share: Share) -> float:
     """Return the mean loss over some steps and all workers, from this worker's sum."""
     if share.world_size > 1:
@@ -143,14 +146,14 @@ def _mean(total: torch.Tensor, steps: int, share: Share) -> float:
     return total.item() / (steps * share.world_size)
 
 
-def _batch(rows: Rows, seed: tuple[int, ...], pace: Pace, share: Share, device: torch.device) -> Batch:
+def _batch(rows: Rows, seed: tuple[int, ...], pace: Pace, share: Share) -> Batch:
     return Batch(
-        images=rows.images.to(device, non_blocking=True),
-        tokens=rows.tokens.to(device, torch.int64, non_blocking=True),
+        images=rows.images,
+        tokens=rows.tokens.to(torch.int64),
         captions=rows.captions.tolist(),
-        labels=rows.labels.to(device),
-        accused=rows.accused.to(device),
-        roles=rows.roles.to(device),
+        labels=rows.labels,
+        accused=rows.accused,
+        roles=rows.roles,
         rows=share.rows,
         total=pace.batch_size,
         seed=seed,

@@ -45,6 +45,7 @@ def augment(
     theta[:, 0, 0], theta[:, 1, 1] = scale * mirror, scale
     # grid_sample's coordinates run from -1 to 1, so a crop of side s may move its centre by 1 - s either way
     theta[:, 0, 2], theta[:, 1, 2] = (1 - scale) * (2 * draws[1] - 1), (1 - scale) * (2 * draws[2] - 1)
-    grid = F.affine_grid(torch.from_numpy(theta).to(images.device), list(images.shape), align_corners=False)
+    crops = torch.from_numpy(theta).to(images.device, non_blocking=True)  # a few bytes, for which no step need wait
+    grid = F.affine_grid(crops, list(images.shape), align_corners=False)
     moved = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
     return moved.round_().clamp_(0, 255).to(torch.uint8)
