@@ -149,6 +149,7 @@ def plan_proof(parts: Parts, findings: Findings, cut: float, settings: ProofConf
         cut=cut,
         count=count,
         leading=settings.limits.choice.leading,
+        other_side=settings.limits.choice.other_side,
     )
     median = float(np.median(scores.ensemble)) if len(scores.ensemble) else 0.0
     calm = np.flatnonzero(scores.ensemble <= median)

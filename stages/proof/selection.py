@@ -10,7 +10,10 @@ class ChoiceLimits:
     """Which pairs are examined, and in which groups."""
 
     leading: Count = 8
-    """Concepts, by their statistic, that share half of what the flagged pairs leave of the budget."""
+    """Concepts, by their statistic, that share half of what the flagged pairs leave of the budget, however low it is."""
+    other_side: Share = 0.25
+    """Part of such a concept's share that goes to its least suspicious pairs: where most of a concept is poison, what stands
+    out of it and is accused is what is genuine."""
     least_flagged: Count = 20
     """Of a concept with fewer flagged pairs, its most suspicious ones are compared."""
     unnamed_share: Share = 0.1
@@ -31,12 +34,14 @@ def select(
     cut: float,
     count: int,
     leading: int,
+    other_side: float,
 ) -> np.ndarray:
     """Return the rows to examine, ascending.
 
     First the flagged pairs of the concepts that the statistics name. Half of what is left of the budget goes in equal shares
-    to the leading concepts, those with the highest statistic, to each one's most suspicious pairs: poison that is a large part of
-    its concept ranks high there and low in the data set as a whole. The rest goes to the highest ensemble scores.
+    to the leading concepts, those with the highest statistic, to each one's most suspicious pairs, for poison that is a large part of
+    its concept ranks high there and low in the data set as a whole, and to its least suspicious ones. The rest goes to the
+    highest ensemble scores.
 
     Args:
         ensemble: `[N] float32`.
@@ -47,6 +52,7 @@ def select(
         cut: ensemble score from which a pair is flagged.
         count: rows to return at most.
         leading: concepts that share.
+        other_side: part of each one's share that its least suspicious pairs get, a fraction.
     """
     eligible = np.flatnonzero(concept >= 0)
     chosen = np.zeros(len(ensemble), bool)
@@ -61,6 +67,8 @@ def select(
     leaders = np.argsort(-statistics, kind="stable")[:leading]
     share = (count - int(chosen.sum())) // (2 * max(1, len(leaders)))
     for leader in leaders:
-        take(eligible[concept[eligible] == leader], spectral, share)
+        members, other = eligible[concept[eligible] == leader], round(other_side * share)
+        take(members, spectral, share - other)
+        take(members, -spectral, other)
     take(eligible, ensemble, count - int(chosen.sum()))
     return np.flatnonzero(chosen)

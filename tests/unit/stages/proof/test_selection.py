@@ -15,7 +15,8 @@ def choose(count: int, cut: float = 1.0, **changed: np.ndarray) -> list[int]:
         "statistics": np.array([5.0, 1.0]),
         "named": np.array([True, False]),
     } | changed
-    return select(**given, cut=cut, count=count, leading=ChoiceLimits().leading).tolist()
+    limits = ChoiceLimits()
+    return select(**given, cut=cut, count=count, leading=limits.leading, other_side=limits.other_side).tolist()
 
 
 def test_the_flagged_pairs_of_named_concepts_come_first() -> None:
@@ -26,6 +27,21 @@ def test_the_most_suspicious_of_a_leading_concept_come_before_higher_scores_else
     # two flagged, then (6 - 2) // 4 = 1 each for a (row 0) and b (row 5, its highest spectral), then the ensemble: 3, 4
     assert choose(6) == [0, 1, 2, 3, 4, 5]
     assert choose(5) == [1, 2, 3, 4, 6]  # (5 - 2) // 4 = 0: too little left to share out
+
+
+def test_a_quarter_of_a_leading_concept_s_share_goes_to_its_other_side() -> None:
+    score = np.arange(40, dtype=np.float32)
+    chosen = choose(
+        16,
+        ensemble=np.where(np.arange(40) < 20, 0.0, 0.5).astype(np.float32),
+        spectral=score,
+        concept=np.repeat([0, 1], 20),
+        named=np.array([False, False]),
+    )
+    # Of 16, half for two concepts: 3 most and 1 least suspicious of each; then the ensemble, of which b's are higher.
+    assert {0, 17, 18, 19, 20, 37, 38, 39} <= set(chosen)
+    assert len(chosen) == 16
+    assert set(chosen) - {0, 17, 18, 19, 20, 37, 38, 39} == set(range(21, 29))
 
 
 def test_a_pair_without_a_concept_is_never_chosen() -> None:
