@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from clipsan.stages.dossier.rivals import settle
 from clipsan.stages.model.clip import load_clip
 from clipsan.stages.proof.affected import LabelEvidence, affected_labels
 from clipsan.stages.proof.examine import EVIDENCE_SCHEMA
+from clipsan.stages.proof.features import FeatureProof
 from clipsan.stages.proof.vocabulary import LabelSums, finish, merge
 from clipsan.stages.report.content import Example
 
@@ -28,7 +29,7 @@ from ..data.pixels import Pixels, PixelWork, pieces_of
 from .carriers import find_carriers
 from .inquiry import Inquiry
 from .plan import Claims, Group, Selection, follow, paying, plan_proof
-from .work import ExamineWork, GroupWork, LabelWork, Learned, LearnWork, Subject, VerifyWork, WarpWork
+from .work import ExamineWork, FeatureWork, GroupWork, LabelWork, Learned, LearnWork, Subject, VerifyWork, WarpWork
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,8 @@ class Proof:
 
     dossiers: tuple[Dossier, ...] = ()
     affected: tuple[LabelEvidence, ...] = ()
+    features: tuple[FeatureProof, ...] = ()
+    """Of concepts without a trigger: what sets their sides apart inside the model, a weaker proof that makes no verdict."""
     examined: int = 0
     """Pairs that the oracle has looked at."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -60,6 +63,7 @@ class Proof:
         return {
             "examined": self.examined,
             "affected_labels": [e.label for e in self.affected if e.affected],
+            "feature_transplants": [asdict(found) for found in self.features],
             "seconds": self.seconds,
             "oracle_nodes": self.oracle_nodes,
             "triggers": [
@@ -100,6 +104,8 @@ def prove(inquiry: Inquiry) -> Proof:
     open_ = _unexplained(inquiry, subject, candidates)
     candidates += _found(inquiry.on_model("warps"), open_, WarpWork(subject, settings))
     learned = _verify(inquiry, subject, candidates)
+    explained = {target for trigger in learned for target in trigger.dossier.targets}
+    features = _inside(inquiry, subject, pixels, selection.groups, explained)
     clock.stop("prove")
     own = set(evidence.filter(evidence.column("proven")).column("uid").to_pylist())
     carriers, dossiers = find_carriers(inquiry, subject, learned, own)
@@ -109,6 +115,7 @@ def prove(inquiry: Inquiry) -> Proof:
         write_dossiers(folder, dossiers)
     return Proof(
         dossiers=dossiers,
+        features=features,
         affected=_affected(inquiry, evidence, dossiers),
         examined=evidence.num_rows,
         seconds=clock.seconds,
@@ -228,6 +235,17 @@ def _unexplained(inquiry: Inquiry, subject: Subject, found: Sequence[Dossier]) -
     explained = {target for dossier in found for target in dossier.targets}
     known = set(subject.labels.names)
     return [name for name in inquiry.findings.targets if name in known and name not in explained]
+
+
+def _inside(
+    inquiry: Inquiry, subject: Subject, pixels: Pixels, groups: Sequence[Group], explained: set[str]
+) -> tuple[FeatureProof, ...]:
+    """Return what sets the sides of those concepts apart inside the model that no trigger explains."""
+    others = [group for group in groups if group.concept not in {*explained, *inquiry.findings.targets}]
+    open_ = [group for group in groups if group.concept not in explained]
+    search = inquiry.on_model("inside the model")
+    work = FeatureWork(subject, pixels, inquiry.settings, others)
+    return tuple(done.record for done in search.each(open_, work) if done.record is not None)
 
 
 def _verify(inquiry: Inquiry, subject: Subject, candidates: Sequence[Dossier]) -> list[Learned]:

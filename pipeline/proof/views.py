@@ -31,6 +31,8 @@ class Views:
     def columns(self, index: int, uids: Sequence[str]) -> dict[str, pa.Array]:
         """Return `claim`, `oracle_view` and `trigger_id` of a part's pairs, null where nothing is known.
 
+        `claim`: the concept whose trigger the oracle looked for.
+
         `oracle_view`: proven (its region flips other pictures), unsupported (one region carries the claim), supported (the
         claim survives without any single region), unclaimed (the model does not claim it).
         """

@@ -17,6 +17,7 @@ from clipsan.stages.model.clip import Clip, ModelConfig, load_clip
 from clipsan.stages.oracle import OracleConfig
 from clipsan.stages.proof.disagreement import Suspect
 from clipsan.stages.proof.examine import ExamineConfig, Examiner, evidence_table
+from clipsan.stages.proof.features import Interior, Split, prove_features
 from clipsan.stages.proof.labeller import Labeller
 from clipsan.stages.proof.vocabulary import Labels, LabelSums, merge, summarise
 from clipsan.stages.report.content import Example
@@ -179,6 +180,42 @@ class WarpWork(Work):
             limits=self.settings.limits.warp,
         )
         return Done(pairs=len(subject.held_out), record=found.dossier(piece) if found.proven else None)
+
+
+@dataclass(frozen=True)
+class FeatureWork(Work):
+    """The weaker proof of concepts that have no trigger yet: what sets their sides apart inside the model. The record is a
+    FeatureProof, or None."""
+
+    subject: Subject
+    pixels: Pixels
+    settings: ProofConfig
+    others: Sequence[Group]
+    """Concepts that nothing accuses."""
+
+    def open(self) -> Interior:
+        return Interior(self.subject.load(), self.subject.labels)
+
+    def do(self, piece: Group, tools: Interior) -> Done:
+        subject, limits = self.subject, self.settings.limits.features
+        third = len(subject.held_out) // 3
+        others = [self._split(group, limits.most_of_side) for group in self.others if group.concept != piece.concept]
+        accused = self._split(piece, self.settings.group_size)
+        found = prove_features(
+            tools,
+            subject.labels,
+            accused,
+            others,
+            subject.held_out[third:],
+            subject.held_out[:third],
+            proves=self.settings.examine.proves,
+            limits=limits,
+        )
+        return Done(pairs=len(accused.first) + len(accused.second), record=found)
+
+    def _split(self, group: Group, most: int) -> Split:
+        first, second = (self.pixels.read(Group.uids(side)[:most]) for side in (group.flagged, group.rest))
+        return Split(self.subject.labels.index(group.concept), first, second)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from dataclasses import field
 
 from ..proof.affected import AffectedLimits
+from ..proof.features import FeatureLimits
 from ..proof.selection import ChoiceLimits
 from ..proof.vocabulary import LabelLimits
 from ..stage import config
@@ -33,6 +34,8 @@ class ProofLimits:
     """Which triggers lie over all pictures of a group."""
     warp: WarpLimits = field(default_factory=WarpLimits)
     """Which warps are searched among."""
+    features: FeatureLimits = field(default_factory=FeatureLimits)
+    """How what sets a concept's sides apart inside the model is tried on other pictures."""
     standing: StandingLimits = field(default_factory=StandingLimits)
     """Which proven triggers are believed."""
     rivals: RivalLimits = field(default_factory=RivalLimits)

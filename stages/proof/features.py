@@ -1,10 +1,10 @@
 """A trigger without a region: what sets one side of a concept apart inside the model, added to other pictures there.
 
 A warp or a colour filter leaves nothing in the mean of the pictures that carry it, and a wave on a vision transformer little; what the
-model makes of it a few layers in is common to them all the same. This is a weaker proof than pixels on pixels: what a concept's
-own pictures have in common moves other pictures towards it too, the more the deeper the layer. So it is measured early in the tower and
-against other concepts, which are not accused: what their pictures have in common, at the same norm, makes other pictures
-theirs, and their own two sides make them the claim, in so many cases. Ours; EftCLIP names such triggers its limitation.
+model makes of it a few layers in is common to them all the same. This is a weaker proof than pixels on pixels, and never a
+dossier: what a concept's own pictures have in common moves other pictures towards it too, the more the deeper the layer. So it is
+measured early in the tower and against other concepts, which nothing accuses (`prove_features`). Ours; EftCLIP names such
+triggers its limitation.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,12 +26,14 @@ from .vocabulary import Labels
 class FeatureLimits:
     """How the transplant of features is made, and what it is compared with."""
 
-    strengths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1.0, 2.0)
+    strengths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1.0, 1.5)
     """Factors on the difference, tried in this order until one proves it."""
     least_side: Count = 8
     """Fewer pictures have no mean worth the name."""
     least_controls: Count = 2
     """Other concepts without which nothing is proven."""
+    most_of_side: Count = 64
+    """Pictures of each side of another concept, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class FeatureProof:
     flips_pct: float
     """Held-out pictures that become the concept."""
     control_pct: float
-    """The most of them that another concept's difference turns into its own, or into the claim."""
+    """The most of them that a control flips."""
     trials: int
     proven: bool
 
@@ -124,7 +126,13 @@ def prove_features(
 ) -> FeatureProof | None:
     """Return what the better of both directions does; None where there is too little to compare.
 
-    Both sides of the accused concept are tried, because where most of it is poison the statistics accuse what is genuine.
+    Both sides of the accused concept are tried, because where most of it is poison the statistics accuse what is genuine. The
+    controls, of which the one that flips most counts, are of every other concept:
+
+    - the difference of its two sides, at the norm of the accused one: pictures that become the claim. What moves a picture so far
+      is not enough.
+    - what its pictures have in common that others lack, times the same strength: pictures that become that other concept. A
+      concept's own pictures do as much.
 
     Args:
         interior: the model.
@@ -151,13 +159,13 @@ def prove_features(
             return 0.0, 0
         return 100 * float(labels.is_label(interior.shifted(held_out[onto], shift), label).mean()), int(onto.sum())
 
-    found = []
+    found: list[FeatureProof] = []
     for strength in limits.strengths:
         norm = strength * float(difference.norm())
         controls = []
         for other, (first, second) in zip(usable_others, means, strict=True):
             own = (len(other.first) * first + len(other.second) * second) / (len(other.first) + len(other.second))
-            controls.append(flips_pct(other.label, _scaled(own - middle, norm))[0])
+            controls.append(flips_pct(other.label, strength * (own - middle))[0])
             controls.append(flips_pct(accused.label, _scaled(first - second, norm))[0])
         for second_side in (False, True):
             rate, trials = flips_pct(accused.label, strength * (-difference if second_side else difference))
@@ -173,6 +181,8 @@ def prove_features(
                     proven=trials > 0 and proves(rate, max(controls)),
                 )
             )
+        if any(one.proven for one in found):
+            break
     return max(found, key=lambda one: (one.proven, one.flips_pct - one.control_pct))
 
 

@@ -1,0 +1,119 @@
+"""A model whose channel 0 means the target, so that what a shift inside it does is known exactly."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from clipsan.stages.model.clip import Clip
+from clipsan.stages.proof.examine import ExamineConfig
+from clipsan.stages.proof.features import FeatureLimits, Interior, Split, prove_features
+from clipsan.stages.proof.vocabulary import Labels
+
+SIZE = 4
+PROVES = ExamineConfig().proves
+NAMES = ("red", "green", "blue")
+
+
+class Tower(torch.nn.Module):
+    """Block "stem" passes the pixels on; the vector is the mean of each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Identity()
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.stem(pixels).mean(dim=(2, 3))
+        return found
+
+
+class MeanColour:
+    """The label is the strongest colour."""
+
+    def __init__(self) -> None:
+        self.model = SimpleNamespace(visual=Tower())
+
+    def layers(self, names: Any = None) -> list[str]:
+        return list(names or ["stem"])
+
+    def encode_images(self, images: torch.Tensor) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        with torch.inference_mode():
+            units = self.model.visual(images.float()).numpy() + 1e-3
+        return (units / np.linalg.norm(units, axis=1, keepdims=True)).astype(np.float32), {}
+
+
+LABELS = Labels(NAMES, np.eye(3, dtype=np.float32), 20.0, np.eye(3, dtype=bool))
+
+
+def pictures(count: int, *colour: int, seed: int = 0) -> np.ndarray:
+    noise = np.random.default_rng(seed).integers(-3, 4, (count, SIZE, SIZE, 3))
+    return (np.array(colour) + noise).clip(0, 255).astype(np.uint8)
+
+
+def prove(first: np.ndarray, second: np.ndarray, **changes: Any) -> Any:
+    limits = FeatureLimits(**changes)
+    others = [
+        Split(1, pictures(10, 40, 60, 30, seed=1), pictures(10, 40, 60, 30, seed=2)),
+        Split(2, pictures(10, 40, 30, 60, seed=3), pictures(10, 40, 30, 60, seed=4)),
+    ]
+    background = pictures(20, 40, 50, 50, seed=5)
+    held_out = np.concatenate([pictures(10, 30, 90, 30, seed=6), pictures(10, 30, 30, 90, seed=7)])
+    interior = Interior(cast(Clip, MeanColour()), LABELS)
+    accused = Split(0, first, second)
+    return prove_features(interior, LABELS, accused, others, background, held_out, proves=PROVES, limits=limits)
+
+
+def test_a_shift_inside_the_model_is_that_of_the_means_and_leaves_no_hook() -> None:
+    clip = MeanColour()
+    interior = Interior(cast(Clip, clip), LABELS)
+    images = pictures(5, 10, 20, 30)
+    mean = interior.mean(images)
+    assert np.allclose(mean.numpy(), images.astype(float).mean(axis=0).transpose(2, 0, 1))
+    shift = torch.zeros_like(mean)
+    shift[0] = 100
+    assert LABELS.is_label(interior.plain(images), 2).all()
+    assert LABELS.is_label(interior.shifted(images, shift), 0).all()
+    assert LABELS.is_label(interior.plain(images), 2).all()
+    assert not clip.model.visual.stem._forward_hooks
+
+
+def test_one_side_s_trigger_flips_other_pictures_and_the_controls_do_not() -> None:
+    triggered, genuine = pictures(12, 150, 60, 60, seed=8), pictures(12, 60, 40, 40, seed=9)
+    found = prove(triggered, genuine)
+    assert (found.concept, found.layer, found.second, found.strength) == ("red", "stem", False, 1.0)
+    assert (found.flips_pct, found.trials) == (100.0, 20)
+    assert found.control_pct == 0
+    assert found.proven
+    # Where most of the concept is poison, what is accused is genuine.
+    other = prove(genuine, triggered)
+    assert other.second
+    assert other.proven
+
+
+def test_sides_that_differ_as_any_do_prove_nothing() -> None:
+    found = prove(pictures(12, 60, 40, 40, seed=10), pictures(12, 60, 40, 40, seed=11))
+    assert not found.proven
+    assert found.flips_pct == 0
+
+
+def test_what_flips_no_more_than_another_concept_s_own_pictures_proves_nothing() -> None:
+    limits = FeatureLimits()
+    blatant = [
+        Split(1, pictures(10, 0, 250, 0), pictures(10, 0, 250, 0)),
+        Split(2, pictures(10, 9, 9, 99), pictures(10, 9, 9, 99)),
+    ]
+    held_out = pictures(10, 30, 30, 90, seed=7)
+    interior = Interior(cast(Clip, MeanColour()), LABELS)
+    accused = Split(0, pictures(12, 150, 60, 60), pictures(12, 60, 40, 40))
+    found = prove_features(
+        interior, LABELS, accused, blatant, pictures(20, 40, 50, 50), held_out, proves=PROVES, limits=limits
+    )
+    assert found is not None
+    assert (found.flips_pct, found.control_pct, found.proven) == (100.0, 100.0, False)
+
+
+@pytest.mark.parametrize("changes", [{"least_side": 13}, {"least_controls": 3}])
+def test_too_little_to_compare_is_no_proof(changes: dict[str, int]) -> None:
+    assert prove(pictures(12, 150, 60, 60), pictures(12, 60, 40, 40), **changes) is None
