@@ -77,7 +77,12 @@ def whitening(covariance: np.ndarray, shrinkage: float) -> np.ndarray:
 
 def whiten(members: sp.csr_matrix, features: np.ndarray, effect: np.ndarray, white: np.ndarray) -> np.ndarray:
     """Return `[n, D] float64`: features less what the concepts explain, in whitened coordinates."""
-    return np.asarray((features.astype(np.float64) - with_intercept(members) @ effect) @ white)
+    return np.asarray(residuals(members, features, effect) @ white)
+
+
+def residuals(members: sp.csr_matrix, features: np.ndarray, effect: np.ndarray) -> np.ndarray:
+    """Return `[n, D] float64`: features less what the concepts explain."""
+    return np.asarray(features.astype(np.float64) - with_intercept(members) @ effect)
 
 
 @dataclass(slots=True)

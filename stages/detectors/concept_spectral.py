@@ -19,6 +19,7 @@ from .concept_moments import (
     concept_moments,
     regression_sums,
     residual_covariance,
+    residuals,
     shape,
     solve_regression,
     top_directions,
@@ -114,16 +115,17 @@ class ConceptSpectral(StreamingDetector):
                 raise ValueError("the embedding cache has no layer.* columns: embed with intermediate layers")
             return tuple(names), regression_sums(members, [vectors(table, name) for name in names])
         rows = member_rows(members)
-        whitened = self._whitened(state, members, table)
         if state.round == 2:
-            return [concept_moments(rows, w) for w in whitened]
+            layers = ((vectors(table, x.name), x) for x in state.layers)
+            return [concept_moments(rows, whiten(members, z, x.effect, x.white)) for z, x in layers]
+        residual = self._residuals(state, members, table)
         if state.round == 3:
-            return histograms(state, rows, whitened), np.zeros(len(rows), dtype=np.int64)
+            return histograms(state, rows, residual), np.zeros(len(rows), dtype=np.int64)
         if state.round == 4:
-            every = range(ALL_LAYERS, len(whitened))
-            found = [evidence(state, rows, whitened, table.num_rows, np.full(len(rows), view)) for view in every]
+            every = range(ALL_LAYERS, len(residual))
+            found = [evidence(state, rows, residual, table.num_rows, np.full(len(rows), view)) for view in every]
             return np.stack([distance_histograms(d, rows) for _, d in found]), np.zeros(len(rows), dtype=np.int64)
-        scores, distance = evidence(state, rows, whitened, table.num_rows, nonnull(state.gaps).view)
+        scores, distance = evidence(state, rows, residual, table.num_rows, nonnull(state.gaps).view)
         # Peeling: a pair accused in a named concept counts nowhere else.
         winner = scores.argmax(axis=1)
         out = distance[np.arange(len(winner)), winner] >= nonnull(state.gaps).cut[winner]
@@ -186,7 +188,7 @@ class ConceptSpectral(StreamingDetector):
         layers = []
         for layer, moments in zip(state.layers, summary, strict=True):
             directions, offsets, excess = top_directions(moments, self._settings.directions)
-            layers.append(replace(layer, directions=directions, offsets=offsets, excess=excess))
+            layers.append(replace(layer, directions=directions @ layer.white, offsets=offsets, excess=excess))
         return replace(state, layers=tuple(layers))
 
     def _learn_shapes(self, state: SpectralState, summary: tuple[np.ndarray, np.ndarray]) -> SpectralState:
@@ -280,14 +282,14 @@ class ConceptSpectral(StreamingDetector):
         none = np.asarray(members.sum(axis=1)).ravel() == 0
         return sp.hstack([members, sp.csr_matrix(none.astype(np.float32)[:, None])]).tocsr()
 
-    def _whitened(self, state: SpectralState, members: sp.csr_matrix, table: pa.Table) -> list[np.ndarray]:
-        return [whiten(members, vectors(table, x.name), x.effect, x.white) for x in state.layers]
+    def _residuals(self, state: SpectralState, members: sp.csr_matrix, table: pa.Table) -> list[np.ndarray]:
+        return [residuals(members, vectors(table, x.name), x.effect) for x in state.layers]
 
     def _scores(self, state: SpectralState, table: pa.Table) -> np.ndarray:
         """Return `[n, C] float64` calibrated scores, -inf where the pair is not of the concept."""
         members = self._members(state, table)
-        gaps, whitened = nonnull(state.gaps), self._whitened(state, members, table)
-        scores, distance = evidence(state, member_rows(members), whitened, table.num_rows, gaps.view)
+        gaps, residual = nonnull(state.gaps), self._residuals(state, members, table)
+        scores, distance = evidence(state, member_rows(members), residual, table.num_rows, gaps.view)
         accused = (distance >= gaps.cut) & nonnull(state.named)
         return calibrate(scores, accused, self._settings.half_score)
 

@@ -26,7 +26,8 @@ class Layer:
     excess: np.ndarray
     """`[C] float64`: largest variance over the Marchenko-Pastur edge."""
     directions: np.ndarray
-    """`[C, q, D] float64`; q is 1 once the most skewed direction is chosen."""
+    """`[C, q, D] float64`, of the whitened residuals, times `white`: residuals are projected without being whitened, which would take
+    most of the time of the later passes. q is 1 once the most skewed direction is chosen."""
     offsets: np.ndarray
     """`[C, q] float64`."""
     centre: np.ndarray
@@ -57,15 +58,15 @@ class SpectralState:
 
 
 def evidence(
-    state: SpectralState, rows: list[np.ndarray], whitened: list[np.ndarray], n: int, view: np.ndarray
+    state: SpectralState, rows: list[np.ndarray], residual: list[np.ndarray], n: int, view: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return `[n, C]` s (mean of r x inflation; -inf where no member) and `[n, C]` mean of r, over the layers of `view`."""
     scores = np.full((n, len(rows)), -np.inf)
     distance = np.full((n, len(rows)), -np.inf)
     for c, members in enumerate(rows):
-        layers = range(len(whitened)) if view[c] == ALL_LAYERS else [int(view[c])]
+        layers = range(len(residual)) if view[c] == ALL_LAYERS else [int(view[c])]
         r = {
-            i: (whitened[i][members] @ x.directions[c, 0] - x.offsets[c, 0] - x.centre[c]) / x.scale[c]
+            i: (residual[i][members] @ x.directions[c, 0] - x.offsets[c, 0] - x.centre[c]) / x.scale[c]
             for i, x in enumerate(state.layers)
             if i in layers
         }
@@ -74,11 +75,11 @@ def evidence(
     return scores, distance
 
 
-def histograms(state: SpectralState, rows: list[np.ndarray], whitened: list[np.ndarray]) -> np.ndarray:
+def histograms(state: SpectralState, rows: list[np.ndarray], residual: list[np.ndarray]) -> np.ndarray:
     """Return `[L, C, q, BINS] int32` counts of the projections of each concept's rows."""
     q = state.layers[0].directions.shape[1]
-    counts = np.zeros((len(whitened), len(rows), q, BINS), dtype=np.int32)
-    for i, (layer, w) in enumerate(zip(state.layers, whitened, strict=True)):
+    counts = np.zeros((len(residual), len(rows), q, BINS), dtype=np.int32)
+    for i, (layer, w) in enumerate(zip(state.layers, residual, strict=True)):
         for c, members in enumerate(rows):
             index = bin_index(w[members] @ layer.directions[c].T - layer.offsets[c])
             for j in range(q):

@@ -1,0 +1,152 @@
+"""Processor seconds that the passes which score take, a thousand pairs: density, learning rounds, scores, ensemble.
+
+    python -m tests.benchmarks.scoring                                    20,000 made pairs, vectors 128 wide
+    python -m tests.benchmarks.scoring --pairs 4000 --width 768
+    python -m tests.benchmarks.scoring --scan runs/demo/story/scan        the cached embeddings of a scan
+
+The works are those of `clipsan scan`, one after the other in this process on one thread; processor time says the same on a machine that
+others use. Imports are made before the clock starts. Of a round, what does not grow with the pairs (the update of the state) stands apart.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import scipy.stats  # noqa: F401 - imported before the clock starts
+import sklearn.tree  # noqa: F401 - the same
+from threadpoolctl import threadpool_limits
+
+from clipsan.pipeline.core.commit import write_part
+from clipsan.pipeline.core.parts import Parts
+from clipsan.pipeline.scan.work import CombineWork, DensityWork, ScoreWork, SummaryWork, density_pieces, merge_all
+from clipsan.stages.detectors import DetectorsConfig, StreamingDetector, build_suite
+
+COMMAND = "python -m tests.benchmarks.scoring"
+PART_ROWS = 4096
+CLASSES, ADJECTIVES, PLACES = 400, 60, 40
+"""Words of the made captions; how often a class comes falls off as 1 / rank."""
+
+
+def made_pairs(count: int, width: int, layers: int) -> pa.Table:
+    """Return a made embedding cache: clusters, one a class, as wide in every layer, and captions that name them."""
+    rng = np.random.default_rng(0)
+    share = 1 / np.arange(1, CLASSES + 1)
+    own = rng.choice(CLASSES, count, p=share / share.sum())
+    adjective, place = rng.integers(ADJECTIVES, size=count), rng.integers(PLACES, size=count)
+    said = zip(adjective, own, place, strict=True)
+    columns: dict[str, Any] = {
+        "uid": [f"made/{i:08d}" for i in range(count)],
+        "caption": [f"a photo of a {_word('a', a)} {_word('c', c)} in the {_word('p', p)}" for a, c, p in said],
+        "dhash": pa.array(rng.integers(2**63, size=count).astype(np.uint64)),
+    }
+    for name in ("image", "text", *(f"layer.{i}" for i in range(layers))):
+        centres = rng.standard_normal((CLASSES, width))
+        spread = rng.standard_normal((width, width)) / np.sqrt(width)
+        vectors = centres[own] + 1.2 * rng.standard_normal((count, width)) @ spread
+        if name == "text":  # equal captions have equal vectors
+            vectors = centres[own] + 0.3 * (centres[adjective] + centres[ADJECTIVES + place])
+        vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+        columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), width)
+    return pa.table(columns)
+
+
+def _word(first: str, number: int) -> str:
+    return first + "".join("bdfgklmnrt"[int(digit)] + "o" for digit in f"{number:03d}")
+
+
+class Clock:
+    """Processor time by the name of what took it."""
+
+    def __init__(self) -> None:
+        self.spent: Counter[str] = Counter()
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Count what happens inside."""
+        began = time.process_time()
+        yield
+        self.spent[name] += time.process_time() - began
+
+
+def learn(name: str, detectors: Sequence[StreamingDetector], table: Parts, clock: Clock) -> list[Any]:
+    """Return the final states of the detectors, as the scan learns them."""
+    states = [detector.start() for detector in detectors]
+    for number in range(max(d.rounds for d in detectors)):
+        active = [i for i, d in enumerate(detectors) if d.rounds > number]
+        work = SummaryWork([detectors[i] for i in active], [states[i] for i in active], table)
+        merged: list[Any] = []
+        with clock(f"{name} {number + 1}"):
+            for chunk in table.chunks():
+                fresh = work.do(chunk, None).record
+                merged = merge_all(work.detectors, merged, fresh) if merged else fresh
+        with clock("updates"):
+            for i, summary in zip(active, merged, strict=True):
+                states[i] = detectors[i].update(states[i], summary)
+    return states
+
+
+def score(embeddings: Parts, home: Path) -> Counter[str]:
+    """Score the pairs of a cache as `clipsan scan` does; return processor seconds by pass."""
+    clock, settings = Clock(), DetectorsConfig()
+    suite = build_suite(settings, pairs=embeddings.total, trusted=None)
+    with clock("density"):
+        work = DensityWork(settings.density, embeddings)
+        for keys, piece in density_pieces(embeddings.rows, settings.density).items():
+            for key, table in zip(keys, work.do(piece, None).parts, strict=True):
+                write_part(home / "density", key, table, "")
+    states = learn("learn", suite.detectors, embeddings, clock)
+    with clock("score"):
+        scoring = ScoreWork(
+            detectors=suite.detectors,
+            states=states,
+            embeddings=embeddings,
+            density=home / "density",
+            permutations=settings.density.permutations,
+        )
+        for number in embeddings.pieces:
+            write_part(home / "scores", number, scoring.do(number, None).parts[0], "")
+    raw = embeddings.beside(home / "scores")
+    ensemble = suite.ensemble(states)
+    (state,) = learn("weigh", [ensemble], raw, clock)
+    with clock("combine"):
+        for number in embeddings.pieces:
+            write_part(home / "combined", number, CombineWork(ensemble, state, raw).do(number, None).parts[0], "")
+    return clock.spent
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=20_000)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--scan", type=Path, help="run folder of a scan, whose embeddings are scored")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="clipsan-scoring-") as folder, threadpool_limits(1):
+        home = Path(folder)
+        if options.scan is None:
+            table = made_pairs(options.pairs, options.width, options.layers)
+            for number, start in enumerate(range(0, table.num_rows, PART_ROWS)):
+                write_part(home / "embeddings", number, table.slice(start, PART_ROWS), "")
+        embeddings = Parts.of((options.scan or home) / "embeddings")
+        spent = score(embeddings, home)
+    for name, seconds in spent.items():
+        sys.stdout.write(f"{name:10}{1000 * seconds / embeddings.total:8.4f} CPU s a thousand pairs\n")
+    whole = sum(spent.values())
+    sys.stdout.write(
+        f"{'all':10}{1000 * whole / embeddings.total:8.4f} CPU s a thousand of {embeddings.total:,} pairs, "
+        f"{1000 * (whole - spent['updates']) / embeddings.total:.4f} without the updates, which do not grow with them\n"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
