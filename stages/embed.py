@@ -52,6 +52,9 @@ CACHE_COLUMNS = frozenset([name for name, _ in FACT_FIELDS] + ["image", "text", 
 """What the embedding cache offers to the detectors."""
 
 
+# What comes through an object store cannot be written to, and nobody does.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+
 Precision = Literal["f32", "bf16"]
 
 
@@ -218,10 +221,7 @@ class Encoder:
         return table
 
     def _on_device(self, values: np.ndarray) -> torch.Tensor:
-        with warnings.catch_warnings():
-            # what comes through the object store cannot be written to, and nobody does
-            warnings.simplefilter("ignore", UserWarning)
-            tensor = torch.from_numpy(values)
+        tensor = torch.from_numpy(values)
         if self._clip.device.type != "cuda":
             return tensor
         return tensor.pin_memory().to(self._clip.device, non_blocking=True)

@@ -4,8 +4,10 @@ Only names and small records travel between processes; bytes are read, and resul
 """
 
 import pickle
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -128,21 +130,39 @@ class Pass:
         return not placed and self.pairs is not None and self.pairs < cluster.alone_below_pairs
 
     def _here(self, rows: Sequence[tuple[Any, Any]], task: "_Task", *, total: int) -> Iterator[Done]:
-        """Do the pieces in this process, with as many threads as a worker has, so that the results are those of workers."""
+        """Do the pieces in this process, with as many threads each as a worker has, so that the results are those of workers."""
         import torch
         from threadpoolctl import threadpool_limits
 
+        side_by_side = 1 if _HERE.get() else min(self.cluster.worker_count(), len(rows))
         threads = torch.get_num_threads()
         try:
             with threadpool_limits(self.cluster.threads_per_worker), self._progress(total, len(rows)) as progress:
                 torch.set_num_threads(self.cluster.threads_per_worker)
-                tools = task.work.open()
-                for key, piece in rows:
-                    done = task.do(key, piece, tools)
+                found = task.all(rows) if side_by_side == 1 else self._side_by_side(rows, task, side_by_side)
+                for done in found:
                     progress.advance(pairs=done.pairs, errors=done.errors)
                     yield done
         finally:
             torch.set_num_threads(threads)
+
+    def _side_by_side(self, rows: Sequence[tuple[Any, Any]], task: "_Task", count: int) -> Iterator[Done]:
+        """Do the pieces in threads: the model and the decoder leave Python's lock to the others while they compute."""
+        import torch
+
+        own = threading.local()
+
+        def do(row: tuple[Any, Any]) -> Done:
+            if not hasattr(own, "tools"):
+                torch.set_num_threads(self.cluster.threads_per_worker)
+                own.tools = task.work.open()
+            return task.do(*row, own.tools)
+
+        pool = ThreadPoolExecutor(count)
+        try:
+            yield from pool.map(do, rows)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _progress(self, total: int, left: int) -> Progress:
         return Progress(self.name, total=total, done=total - left)
@@ -241,6 +261,10 @@ class _Task:
         if self.commit is not None:
             self.commit(_keys(key), done)
         return replace(done, parts=(), rejected=None)
+
+    def all(self, rows: Sequence[tuple[Any, Any]]) -> Iterator[Done]:
+        tools = self.work.open()
+        return (self.do(key, piece, tools) for key, piece in rows)
 
     def open(self) -> "_Opened":
         return _Opened(self, self.work.open())

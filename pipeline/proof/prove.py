@@ -13,7 +13,6 @@ from clipsan.stages.dossier.dossier import Dossier, number
 from clipsan.stages.dossier.files import write_dossiers
 from clipsan.stages.dossier.find_patches import find_patches
 from clipsan.stages.dossier.rivals import settle
-from clipsan.stages.model.clip import load_clip
 from clipsan.stages.proof.affected import LabelEvidence, affected_labels
 from clipsan.stages.proof.examine import EVIDENCE_SCHEMA
 from clipsan.stages.proof.features import FeatureProof
@@ -23,6 +22,7 @@ from clipsan.stages.report.content import Example
 from ..core.cluster import check_pool
 from ..core.commit import part_path, read_part, write_part
 from ..core.config import ConfigError
+from ..core.kept import kept_clip
 from ..core.pass_ import Pass
 from ..core.place import AnyPath, remove_tree, written
 from ..data.pixels import Pixels, PixelWork, pieces_of
@@ -159,7 +159,7 @@ def _prepare(inquiry: Inquiry, selection: Selection) -> tuple[Subject, Pixels]:
         sums = done.record if sums is None else merge(sums, done.record)
     if sums is None:
         raise ConfigError("data: there is no pair to learn labels from")
-    clip = load_clip(inquiry.model, "cpu")
+    clip = kept_clip(inquiry.model)
     wanted = selection.pictures
     fetch = inquiry.on_tables("pictures", "work/proof/pixels")
     fetch.do(pieces_of(inquiry.units, wanted), PixelWork(inquiry.pictures, inquiry.model))

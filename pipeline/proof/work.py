@@ -24,6 +24,7 @@ from clipsan.stages.report.content import Example
 from clipsan.stages.report.dossiers import examples
 from clipsan.stages.samples import Unit
 
+from ..core.kept import kept_clip
 from ..core.parts import Parts
 from ..core.pass_ import Done, Work
 from ..data.pixels import Pictures, Pixels
@@ -64,11 +65,11 @@ class Subject:
 
     def load(self) -> Clip:
         """Return the suspect model."""
-        return load_clip(self.model, self.device, precision=self.precision)
+        return kept_clip(self.model, self.device, self.precision)
 
     def load_f32(self) -> Clip:
         """Return the suspect model in the precision in which the pairs were embedded."""
-        return load_clip(self.model, self.device)
+        return kept_clip(self.model, self.device)
 
     def suspect(self, clip: Clip) -> Suspect:
         """Return the model as a classifier over the labels."""

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from clipsan.stages.detectors import DetectorsConfig, build_suite
 from clipsan.stages.embed import CACHE_COLUMNS, EmbedConfig, Precision
-from clipsan.stages.model.clip import ModelConfig, load_clip
+from clipsan.stages.model.clip import ModelConfig
 from clipsan.stages.oracle import OracleConfig
 from clipsan.stages.samples import Unit
 from clipsan.stages.sources import SourceConfig, identity, list_pieces
@@ -18,6 +18,7 @@ from clipsan.stages.verdicts import Decision, Judge, OddLimits, Reason
 from ..core.cluster import ClusterConfig, check_private
 from ..core.commit import FingerprintError, fingerprint, missing_parts
 from ..core.config import ConfigError, as_tree
+from ..core.kept import kept_clip
 from ..core.place import AnyPath, place_of
 from ..core.run_folder import RunFolder
 from ..proof.inquiry import ProofConfig, proof_fingerprint
@@ -160,7 +161,7 @@ def make_plan(settings: ScanConfig) -> Plan:
         raise ConfigError(
             f"manifest={settings.manifest}: no such file; give the manifest.parquet that `clipsan poison` wrote, or null"
         )
-    clip = load_clip(settings.model, "cpu")
+    clip = kept_clip(settings.model)
     layers = clip.layers(settings.embed.layers)
     pairs, embed = _as_embedded(settings, units, clip.fingerprint)
     trusted = None

@@ -11,13 +11,14 @@ from clipsan.stages.detectors.density import DensityConfig, score_group
 from clipsan.stages.detectors.ensemble import Ensemble
 from clipsan.stages.detectors.streaming import StreamingDetector
 from clipsan.stages.embed import FACT_FIELDS, Block, EmbedConfig, Embedder, Encoder, Preparer
-from clipsan.stages.model.clip import Clip, Inputs, ModelConfig, load_clip, resolve_model
+from clipsan.stages.model.clip import Clip, Inputs, ModelConfig, resolve_model
 from clipsan.stages.report.figures import overlay, thumbnail
 from clipsan.stages.samples import Unit, seeded_hash
 from clipsan.stages.sources import SourceConfig, read_unit
 from clipsan.stages.verdicts import Judge
 
 from ..core.commit import read_part
+from ..core.kept import kept_clip
 from ..core.parts import Parts, fill
 from ..core.pass_ import Done, Work
 from ..core.place import AnyPath
@@ -62,7 +63,7 @@ class EmbedWork(Work):
         return tools(block), block.rejected
 
     def _load(self) -> Clip:
-        return load_clip(self.model, self.device, precision=self.settings.precision_on(self.device))
+        return kept_clip(self.model, self.device, self.settings.precision_on(self.device))
 
 
 @dataclass(frozen=True)

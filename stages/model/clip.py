@@ -1,12 +1,14 @@
 """A CLIP model as the rest of clipsan sees it: pixels and captions in, unit vectors and pooled layer features out."""
 
+import copy
 import hashlib
 import json
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -185,7 +187,7 @@ class Clip:
         with ExitStack() as stack, torch.inference_mode():
             for name in layers:
                 block = self.model.visual.get_submodule(name)
-                handle = block.register_forward_hook(partial(self._keep, pooled, name))
+                handle = block.register_forward_hook(partial(self._keep, pooled, name, threading.get_ident()))
                 stack.callback(handle.remove)
             with self._autocast():
                 features = self.model.encode_image(self.normalise(images), normalize=False)
@@ -209,10 +211,17 @@ class Clip:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16")
 
+    def in_precision(self, precision: Literal["f32", "bf16"]) -> "Clip":
+        """Return the same model, with forward passes of another precision; both share the weights."""
+        other = copy.copy(self)
+        other._precision = precision
+        return other
+
     def _keep(
-        self, pooled: dict[str, torch.Tensor], name: str, module: torch.nn.Module, inputs: Any, output: Any
+        self, pooled: dict[str, torch.Tensor], name: str, thread: int, module: torch.nn.Module, inputs: Any, output: Any
     ) -> None:
-        pooled[name] = pool_positions(output, _positions(self.model, name))
+        if threading.get_ident() == thread:  # another thread's forward pass runs through the same block
+            pooled[name] = pool_positions(output, _positions(self.model, name))
 
     def _narrow(self, features: torch.Tensor) -> torch.Tensor:
         width = features.shape[1]
@@ -342,14 +351,20 @@ def _preprocess_cfg(stored: dict[str, Any], size: int) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in merged.items()}
 
 
+@lru_cache(maxsize=4)
+def _simple_tokenizer(context_length: int, settings: str) -> Callable[[list[str]], torch.Tensor]:
+    """Return open_clip's own tokenizer; its vocabulary takes a quarter of a second to read, which every pass would pay."""
+    made: Callable[[list[str]], torch.Tensor] = SimpleTokenizer(context_length=context_length, **json.loads(settings))
+    return made
+
+
 def _tokenizer(resolved: ResolvedModel) -> Callable[[list[str]], torch.Tensor]:
     text_cfg = resolved.model_cfg["text_cfg"]
     context_length = text_cfg.get("context_length", 77)
     settings = text_cfg.get("tokenizer_kwargs", {})
     name = text_cfg.get("hf_tokenizer_name")
     if not name:
-        simple: Callable[[list[str]], torch.Tensor] = SimpleTokenizer(context_length=context_length, **settings)
-        return simple
+        return _simple_tokenizer(context_length, json.dumps(settings, sort_keys=True))
     # as open_clip: a checkpoint folder brings its tokenizer with it
     source = str(resolved.folder) if resolved.folder is not None else name
     mode = text_cfg.get("tokenizer_mode")

@@ -1,6 +1,7 @@
 """A pass in this process: what is committed, what is done again, and when workers are asked for."""
 
 import json
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,7 +39,7 @@ class Doubling(Work):
 def doubling(tmp_path: Path) -> Pass:
     return Pass(
         name="double",
-        cluster=ClusterConfig(alone_below_pairs=SMALL),
+        cluster=ClusterConfig(workers=1, alone_below_pairs=SMALL),
         run=RunFolder(tmp_path / "run"),
         folder="doubles",
         rejected="rejected",
@@ -85,6 +86,39 @@ def test_threads_are_those_of_a_worker_and_come_back(doubling: Pass, tmp_path: P
     doubling.do({0: 1}, Doubling(tmp_path))
     assert read_part(doubling.home, 0)["threads"].to_pylist() == [doubling.cluster.threads_per_worker]
     assert torch.get_num_threads() == before
+
+
+@dataclass(frozen=True)
+class Meeting(Work):
+    """Two pieces that wait for each other: each is done only where the other is under way."""
+
+    met: Path
+
+    def open(self) -> object:
+        return object()
+
+    def do(self, piece: int, tools: object) -> Done:
+        (self.met / str(piece)).touch()
+        for _ in range(1000):
+            if len(list(self.met.iterdir())) == 2:
+                return Done(pairs=1, record=(piece, id(tools), torch.get_num_threads()))
+            time.sleep(0.01)
+        raise TimeoutError("nobody came")
+
+
+def test_pieces_of_a_small_set_are_done_side_by_side_each_with_tools_of_its_own(doubling: Pass, tmp_path: Path) -> None:
+    (tmp_path / "met").mkdir()
+    two = replace(doubling, folder=None, cluster=ClusterConfig(workers=2, alone_below_pairs=SMALL))
+    done = [found.record for found in two.do([0, 1], Meeting(tmp_path / "met"))]
+    assert [piece for piece, _, _ in done] == [0, 1]
+    assert len({tools for _, tools, _ in done}) == 2
+    assert {threads for _, _, threads in done} == {1}
+
+
+def test_what_a_piece_raises_ends_the_pass(doubling: Pass, tmp_path: Path) -> None:
+    many = replace(doubling, cluster=ClusterConfig(workers=3, alone_below_pairs=SMALL))
+    with pytest.raises(TypeError):
+        many.do({0: 1, 1: "two", 2: 3, 3: 4}, Doubling(tmp_path))
 
 
 @pytest.mark.parametrize(
