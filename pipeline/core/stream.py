@@ -68,6 +68,8 @@ class Commit:
             pa.concat_tables(read_part(self.blocks, f"{key}/{name}-{number}") for number in range(count))
             for name in ("part", "rejected")
         )
+        # what a block's file says of itself is not said of the piece
+        part, rejected = part.replace_schema_metadata(None), rejected.replace_schema_metadata(None)
         self.piece(key, part, rejected)
         remove_tree(self.blocks / str(key))
 
