@@ -65,13 +65,22 @@ class Commit:
     def joined(self, key: int, count: int) -> None:
         """Commit a piece whose blocks are there, and remove them."""
         part, rejected = (
-            pa.concat_tables(read_part(self.blocks, f"{key}/{name}-{number}") for number in range(count))
+            pa.concat_tables(_unread(read_part(self.blocks, f"{key}/{name}-{number}")) for number in range(count))
             for name in ("part", "rejected")
         )
-        # what a block's file says of itself is not said of the piece
-        part, rejected = part.replace_schema_metadata(None), rejected.replace_schema_metadata(None)
         self.piece(key, part, rejected)
         remove_tree(self.blocks / str(key))
+
+
+def _unread(table: pa.Table) -> pa.Table:
+    """Return a table as it was before it was written and read: Parquet names what is in a list, and a file says what made it."""
+    fields = [
+        field.with_type(pa.list_(field.type.value_type, field.type.list_size))
+        if pa.types.is_fixed_size_list(field.type)
+        else field
+        for field in table.schema
+    ]
+    return table.cast(pa.schema(fields))
 
 
 @dataclass(frozen=True, slots=True)

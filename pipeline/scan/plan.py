@@ -129,7 +129,7 @@ class Plan:
             f"model      {self.model_fingerprint[:12]}, layers {', '.join(self.layers)}",
             f"out        {c.out}",
             f"workers    {c.cluster.describe()}",
-            f"embed      {len(units)} parts -> embeddings/, rejected/  ({self.pairs.fingerprint[:12]})",
+            f"embed      {len(units)} parts in {self._embedding} -> embeddings/, rejected/  ({self.pairs.fingerprint[:12]})",
             f"score      {len(units)} parts -> scores/  ({self.score_fingerprint[:12]})",
             *self._proof_lines(),
             f"verdict    {len(units)} parts -> verdicts/  ({self.verdict_fingerprint[:12]})",
@@ -137,6 +137,12 @@ class Plan:
             f"columns    {', '.join(sorted(self.columns))}",
         ]
         return "\n".join(lines) + "\n"
+
+    @property
+    def _embedding(self) -> str:
+        cluster, embed = self.config.cluster, self.embed
+        apart = ", decoders and encoders apart" if cluster.apart is not None else ""
+        return f"{embed.precision}, batches of {embed.batch_on(cluster.device)}{apart}"
 
     def _proof_lines(self) -> list[str]:
         oracle, proof = self.config.oracle, self.config.proof
