@@ -12,6 +12,7 @@ from clipsan.stages.sources import list_units
 from clipsan.stages.sources.common import inside
 from clipsan.stages.verdicts import Cut, Judge, Reason
 
+from ..core.cluster import PoolConfig
 from ..core.commit import FingerprintError, missing_parts, write_bytes
 from ..core.config import ConfigError
 from ..core.parts import Parts
@@ -26,6 +27,10 @@ from ..proof.views import Views
 from .losses import Losses
 from .plan import DataSet, Plan
 from .work import CombineWork, DensityWork, EmbedWork, JudgeWork, ScoreWork, SummaryWork, density_pieces, merge_all
+
+DENSITY_SHARES = 8
+"""Workers of the density pass that share what a worker of the embed pass has of a GPU: a block keeps a core busy with its forest and
+ranks for tens of milliseconds, and a GPU with its distances for a few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +143,12 @@ def score_pairs(scan: Scan) -> Findings:
     settings, embeddings, fingerprint = scan.plan.config.detectors, scan.embeddings, scan.plan.score_fingerprint
     suite = build_suite(settings, pairs=embeddings.total, trusted=_trusted_moments(scan), scale=scan.plan.scale)
     density = scan.over_parts("density", "work/density", fingerprint)
-    gpus = bool(scan.plan.config.cluster.gpus_per_worker)
+    gpus = scan.plan.config.cluster.gpus_per_worker
+    if gpus:
+        # what holds the GPU here is no model, but it is given back in the same way
+        density = replace(density, loads_model=True, pool=PoolConfig(gpus_per_worker=gpus / DENSITY_SHARES))
     work = DensityWork(settings.density, embeddings, "cuda" if gpus else "cpu")
-    # what holds the GPU here is no model, but it is given back in the same way
-    replace(density, loads_model=gpus).do(density_pieces(embeddings.rows, settings.density), work)
+    density.do(density_pieces(embeddings.rows, settings.density), work)
     states = _learn(scan, "learn", suite.detectors, embeddings)
     score = scan.over_parts("score", "work/scores", fingerprint)
     score.do(
