@@ -137,8 +137,10 @@ class Examiner:
     def examine(self, uid: str, rgb: np.ndarray, claim: str) -> dict[str, Any]:
         """Return the record of one pair, a row of EVIDENCE_SCHEMA.
 
-        The claim is tested whatever Algorithm 1 makes of it: where some region alone gives it and its removal takes it
-        away, the best such region is tightened to a box and pasted onto held-out images that are not of that label.
+        Where some region alone gives the claim and its removal takes it away, the best such region is tightened to a box and
+        pasted onto held-out images that are not of that label. With a trusted labeller Algorithm 1 decides whether that is
+        done: a claim that the labeller bears out is no accusation. Support that is causal alone knows nothing of the picture
+        that the suspect model does not, so without a labeller every claim is tested.
 
         Args:
             uid: of the pair.
@@ -172,7 +174,8 @@ class Examiner:
             "unsupported": self._named(found.unsupported),
             "probability": float(labels.claimed(found.probability[None], label)[0]),
         }
-        start = self._carrier(found, regions, label)
+        contested = self._labeller is None or bool(labels.same[label][found.unsupported].any())
+        start = self._carrier(found, regions, label) if contested else None
         return row | (self._no_region() if start is None else self._proof(found, uid, image, start, label))
 
     def _carrier(self, found: Disagreement, regions: Sequence[Region], label: int) -> Region | None:

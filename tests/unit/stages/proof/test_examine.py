@@ -1,4 +1,5 @@
 import io
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -44,6 +45,22 @@ def test_a_trigger_is_found_to_the_pixel_and_proven() -> None:
     cut = np.asarray(Image.open(io.BytesIO(row["region_png"])))
     assert (cut[13:17, 17:21] == (255, 0, 0, 255)).all()
     assert (cut[..., 3] > 0).sum() == 16
+
+
+@pytest.mark.parametrize(("says", "proven"), [("cat", True), ("target", False)])
+def test_with_a_trusted_labeller_algorithm_1_decides(says: str, proven: bool) -> None:
+    class Trusted:
+        def labels(self, image: np.ndarray, regions: Sequence[Region]) -> list[str]:
+            return [says] * len(regions)
+
+    settings = ExamineConfig(held_out=12)
+    supervised = Examiner(cast(Clip, RedCounter()), lambda image: GRID, labels(), HELD_OUT, settings, Trusted())
+    row = supervised.examine("u", picture(mark=(13, 17)), "target")
+    assert row["unsupported"] == (["target"] if proven else [])
+    assert row["supported"] == ([] if proven else ["target"])
+    # a claim that the labeller bears out is not tested, though a region carries it
+    assert row["proven"] is proven
+    assert (row["trials"] > 0) is proven
 
 
 def test_a_pair_without_a_carrier_has_nulls_and_is_not_proven() -> None:
