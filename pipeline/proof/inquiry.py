@@ -9,7 +9,8 @@ from pydantic import Field
 from clipsan.stages.detectors import Findings
 from clipsan.stages.dossier.limits import ProofLimits
 from clipsan.stages.dossier.repair_set import RepairSetConfig
-from clipsan.stages.model.clip import ModelConfig
+from clipsan.stages.model.checkpoints import ModelError
+from clipsan.stages.model.clip import ModelConfig, load_clip
 from clipsan.stages.oracle import OracleConfig
 from clipsan.stages.proof.examine import ExamineConfig
 from clipsan.stages.samples import Unit
@@ -17,7 +18,7 @@ from clipsan.stages.stage import config
 
 from ..core.cluster import ClusterConfig, PoolConfig
 from ..core.commit import fingerprint
-from ..core.config import as_tree
+from ..core.config import ConfigError, as_tree
 from ..core.parts import Parts
 from ..core.pass_ import Pass
 from ..core.run_folder import RunFolder
@@ -54,6 +55,18 @@ class ProofConfig:
     """The compact set for `clipsan repair`, written to OUT/repair/ when a trigger is proven."""
     pool: PoolConfig = field(default_factory=PoolConfig)
     """Where the oracle's workers run."""
+
+
+def labeller_fingerprint(labeller: ModelConfig) -> str:
+    """Return the fingerprint of the trusted model, once it is known to load: another one at the same path is another proof.
+
+    Raises:
+        ConfigError: its weights are missing, are no checkpoint, or hold numbers that are no numbers.
+    """
+    try:
+        return load_clip(labeller, "cpu").fingerprint
+    except (ModelError, OSError) as error:
+        raise ConfigError(f"proof.labeller: {' '.join(str(error).split())}") from None
 
 
 def proof_fingerprint(settings: ProofConfig, oracle: OracleConfig, before: Mapping[str, Any]) -> str:

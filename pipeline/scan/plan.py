@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -21,7 +21,7 @@ from ..core.config import ConfigError, as_tree
 from ..core.kept import kept_clip
 from ..core.place import AnyPath, place_of
 from ..core.run_folder import RunFolder
-from ..proof.inquiry import ProofConfig, proof_fingerprint
+from ..proof.inquiry import ProofConfig, labeller_fingerprint, proof_fingerprint
 from ..proof.views import Views
 from ..tracking.record import TrackingConfig
 
@@ -187,7 +187,9 @@ def make_plan(settings: ScanConfig) -> Plan:
     proven = None
     if settings.oracle is not None:
         check_private(settings.proof.pool, settings.cluster)
-        made = {"score": scored, "decision": as_tree(settings.decision), "seed": settings.seed}
+        made: dict[str, Any] = {"score": scored, "decision": as_tree(settings.decision), "seed": settings.seed}
+        if settings.proof.labeller is not None:
+            made["labeller"] = labeller_fingerprint(settings.proof.labeller)
         proven = judged["proof"] = proof_fingerprint(settings.proof, settings.oracle, made)
     return Plan(
         config=settings,

@@ -2,14 +2,24 @@
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from clipsan.pipeline.core.config import ConfigError, as_tree, validate
-from clipsan.pipeline.proof.inquiry import ProofConfig, proof_fingerprint
+from clipsan.pipeline.proof.inquiry import ProofConfig, labeller_fingerprint, proof_fingerprint
 from clipsan.stages.dossier.limits import ProofLimits
+from clipsan.stages.model.checkpoints import build_model, save_clip
+from clipsan.stages.model.clip import ModelConfig
 from clipsan.stages.oracle import SuperpixelsConfig
+
+TINY = {
+    "embed_dim": 8,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16},
+    "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
+}
 
 
 def mark(settings: ProofConfig) -> str:
@@ -66,3 +76,31 @@ def test_a_wrong_limit_is_named_in_one_line(limits: dict[str, Any], message: str
     with pytest.raises(ConfigError, match=message) as refused:
         validate(ProofConfig, {"limits": limits}, verb="scan")
     assert "\n" not in str(refused.value)
+
+
+def labeller(folder: Path, spoiled: float | None = None) -> ModelConfig:
+    """A small CLIP, whole or with one number replaced."""
+    torch.manual_seed(0)
+    model = build_model(TINY)
+    if spoiled is not None:
+        with torch.no_grad():
+            next(model.visual.parameters()).view(-1)[0] = spoiled
+    save_clip(model, TINY, {"mean": [0.5] * 3, "std": [0.5] * 3}, folder)
+    return ModelConfig(path=str(folder))
+
+
+def test_a_labeller_is_known_by_its_weights(tmp_path: Path) -> None:
+    one = labeller_fingerprint(labeller(tmp_path / "one"))
+    assert one == labeller_fingerprint(labeller(tmp_path / "copy"))
+    assert one != labeller_fingerprint(labeller(tmp_path / "other", spoiled=0.25))
+
+
+def test_a_labeller_without_usable_weights_is_refused_in_one_line(tmp_path: Path) -> None:
+    for settings, message in (
+        (labeller(tmp_path / "nan", spoiled=float("nan")), "NaN or infinite"),
+        (ModelConfig(path=str(tmp_path / "nowhere")), "nowhere"),
+        (ModelConfig(name="ViT-B-32"), "without weights"),
+    ):
+        with pytest.raises(ConfigError, match=f"proof.labeller: .*{message}") as refused:
+            labeller_fingerprint(settings)
+        assert "\n" not in str(refused.value)
