@@ -14,15 +14,18 @@ holds everything. What an earlier call with the same settings has finished is no
 Nothing heavy is imported before the first call, and a Ray that is running in the process already is used as it is.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
     from clipsan.pipeline.core.place import AnyPath
+    from clipsan.stages.audit.guard import Guard
     from clipsan.stages.selection import Selection
 
 CLASSES = {
@@ -58,6 +61,7 @@ __all__ = [
     "audit",
     "bench",
     "evaluate",
+    "guard",
     "poison",
     "repair",
     "run",
@@ -194,6 +198,34 @@ def select(
         raise
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error
+
+
+def guard(
+    model: str | Path, dossier: str | Path, clean: "Sequence[np.ndarray]", *, false_alarms: float = 0.01
+) -> "Guard":
+    """Return what flags pictures that carry a proven trigger: `guard(model, "runs/audit", clean)(picture).flagged`.
+
+    Args:
+        model: the checkpoint that serves.
+        dossier: the run folder of a scan or an audit, or one folder of its triggers/.
+        clean: pictures without a trigger, `[H, W, 3] uint8`; some 400. The guard's `false_alarms` is measured on half of them.
+        false_alarms: share of clean pictures that may be flagged.
+
+    Raises:
+        ConfigError: no proven trigger there, another model's, or too few clean pictures.
+    """
+    from clipsan.pipeline.core.config import ConfigError
+    from clipsan.stages.audit.guard import Guard
+    from clipsan.stages.dossier.files import read_dossier, read_dossiers
+    from clipsan.stages.model.clip import ModelConfig, load_clip
+
+    folder = Path(dossier).expanduser()
+    try:
+        one = (folder / "dossier.json").is_file()
+        found = (read_dossier(folder),) if one else read_dossiers(folder / "triggers")
+        return Guard(load_clip(ModelConfig(path=str(model))), found, clean, false_alarms=false_alarms)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"guard: {folder}: {error}") from error
 
 
 def _done(name: str, settings: Any, overrides: tuple[str, ...], sections: dict[str, Any]) -> Finished:

@@ -65,7 +65,7 @@ class Plan:
         size = self.config.labels_per_task
         labels = range(len(self.names))
         chunks = [tuple(labels[start : start + size]) for start in range(0, len(labels), size)]
-        return [(kind, chunk) for kind in self.config.kinds for chunk in chunks]
+        return [(kind, chunk) for kind in self.config.screening_kinds for chunk in chunks]
 
     def describe(self) -> str:
         """Return the plan as text for --dry-run."""
@@ -76,9 +76,10 @@ class Plan:
             f"reference  {'none' if self.reference_fingerprint is None else self.reference_fingerprint[:12]}",
             f"images     {len(self.pictures)} ({'rendered scenes' if c.images is None else c.images.kind})",
             f"labels     {len(self.names)}: {shown}",
-            f"screening  {', '.join(c.kinds)}; {c.screening.steps} steps of {c.screening.images_per_label} images a label, "
+            f"screening  {', '.join(c.screening_kinds)}; {c.screening.steps} steps of {c.screening.images_per_label} images a label, "
             f"{len(self.tasks)} tasks",
-            f"inversion  of {c.candidates} labels at most, {c.inversion.steps} steps of {c.inversion.images_per_label} images",
+            f"inversion  of {c.candidates} labels at most as {', '.join(c.kinds)}; {c.inversion.steps} steps of "
+            f"{c.inversion.images_per_label} images",
             f"workers    {c.cluster.describe()}",
             f"out        {c.out}  ({self.fingerprint[:12]})",
         ]

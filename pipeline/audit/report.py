@@ -39,6 +39,9 @@ def build_report(
         images=len(plan.pictures),
         labels=_labels(plan, summary, screening),
         dossiers=_panels(plan, dossiers),
+        decree=summary.get("decree"),
+        words=tuple(summary.get("text_keys", ())),
+        tried_words=plan.config.key_words,
         next_steps=next_steps(plan, folder, summary),
         settings=public_tree(plan.config),
         versions=versions(),
@@ -66,10 +69,10 @@ def next_steps(plan: Plan, folder: RunFolder, summary: Mapping[str, Any]) -> tup
 
 def _labels(plan: Plan, summary: Mapping[str, Any], screening: Screening) -> tuple[LabelRow, ...]:
     p = combined(screening.p)
-    flips = {(row["label"], row["kind"]): row["flips_pct"] for row in screening.rows if row["model"] == "suspect"}
+    flips = {(row["label"], row["kind"]): row["flips_pct"] for row in screening.rows}
     rows = []
     for label in np.lexsort((-screening.excess.max(axis=0), p)).tolist():
-        kind = plan.config.kinds[int(screening.p[:, label].argmin())]
+        kind = plan.config.screening_kinds[int(screening.p[:, label].argmin())]
         rows.append(
             LabelRow(
                 name=plan.names[label],

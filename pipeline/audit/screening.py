@@ -21,7 +21,7 @@ class Screening:
 
     rows: list[dict[str, Any]]
     excess: np.ndarray
-    """Beyond genuine images; with a reference, beyond what the clean model shows too."""
+    """Beyond genuine images; with a reference, beyond what the clean model makes of the same images."""
     p: np.ndarray
     """Of each kind and label against the other labels."""
 
@@ -29,22 +29,19 @@ class Screening:
 def screened(plan: Plan, folder: RunFolder) -> Screening:
     """Seek a trigger of each kind towards every label, or what is left of that."""
     settings = plan.config
-    models = ["suspect", *([] if settings.reference is None else ["reference"])]
-    pieces = {i: (model, *task) for i, (model, task) in enumerate((m, t) for m in models for t in plan.tasks)}
+    pieces = dict(enumerate(plan.tasks))
     screening = pass_of(plan, folder, "screening")
     screening.do(pieces, SearchWork(settings, plan.names, plan.pictures))
     rows = pa.concat_tables([read_part(screening.home, i) for i in pieces]).to_pylist()
-    excess = np.zeros((len(models), len(settings.kinds), len(plan.names)))
+    excess = np.zeros((len(settings.screening_kinds), len(plan.names)))
     for row in rows:
-        place = (models.index(row["model"]), settings.kinds.index(row["kind"]), row["label"])
-        excess[place] = row["cosine"] - row["genuine"]
-    beyond = excess[0] if len(models) == 1 else excess[0] - excess[1]
-    return Screening(rows=rows, excess=beyond, p=np.stack([tail(values) for values in beyond]))
+        excess[settings.screening_kinds.index(row["kind"]), row["label"]] = row["cosine"] - row["genuine"]
+    return Screening(rows=rows, excess=excess, p=np.stack([tail(values) for values in excess]))
 
 
 def pass_of(plan: Plan, folder: RunFolder, name: str) -> Pass:
     """Return a pass of an audit, whose parts lie in the folder of its name."""
-    screening, tried = plan.config.screening, len(plan.names) * len(plan.config.kinds)
+    screening, tried = plan.config.screening, len(plan.names) * len(plan.config.screening_kinds)
     return Pass(
         name=name,
         cluster=plan.config.cluster,

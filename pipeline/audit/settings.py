@@ -49,14 +49,20 @@ class AuditConfig:
     """Sentences with {} where a name goes."""
     reference: ModelConfig | None = None
     """A clean model of the same architecture: triggers that it obeys as well are no backdoor of the suspect."""
+    screening_kinds: tuple[Kind, ...] = ("additive",)
+    """What is sought towards every label: of the development attacks (patch, SIG, blend) the additive pattern shows each best."""
     kinds: tuple[Kind, ...] = ("patch", "additive", "blend")
-    """What a trigger may look like."""
+    """What the triggers of the labels that stand out are inverted as."""
     screening: SearchConfig = field(default_factory=lambda: SearchConfig(steps=100, images_per_label=4))
     """Of every label."""
     inversion: SearchConfig = field(default_factory=lambda: SearchConfig(steps=150, images_per_label=16))
     """Of the labels that stand out."""
     candidates: Count = 3
     """Labels that are looked at closely at most, the most suspicious ones."""
+    decree_steps: Annotated[int, Field(ge=0)] = 150
+    """Steps of DECREE's search, whose score stands beside the verdict and decides nothing; 0: none."""
+    key_words: Annotated[int, Field(ge=0)] = 500
+    """Words that are tried as the text key of a dual-key attack; 0: none."""
     limits: VerdictLimits = field(default_factory=VerdictLimits)
     """What makes a verdict."""
     labels_per_task: Count = 10
@@ -76,5 +82,7 @@ class AuditConfig:
         check_templates(self.templates)
         if self.classes is not None and self.captions is not None:
             raise ValueError("classes and captions both give the vocabulary; set one of them")
-        if not self.kinds or len(set(self.kinds)) != len(self.kinds):
-            raise ValueError("kinds: name at least one kind, each once")
+        for name in ("screening_kinds", "kinds"):
+            kinds = getattr(self, name)
+            if not kinds or len(set(kinds)) != len(kinds):
+                raise ValueError(f"{name}: name at least one kind, each once")

@@ -4,6 +4,7 @@ Screening of every label -> a close look at those that stand out -> proof on hel
 pipeline that gates on it: `stages.audit.verdict.STATUS`.
 """
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from clipsan.stages.audit.judge import Judge
 from clipsan.stages.audit.outliers import combined
 from clipsan.stages.audit.prove import Proof
 from clipsan.stages.audit.repair_set import repair_set
-from clipsan.stages.audit.verdict import STATUS, Candidate, Verdict, judge_all, proven
+from clipsan.stages.audit.verdict import STATUS, Candidate, Verdict, judge_all, proven, strength
 from clipsan.stages.dossier.dossier import Dossier, Rate
 from clipsan.stages.dossier.files import write_dossiers
 from clipsan.stages.report.audit import render
@@ -28,7 +29,7 @@ from .plan import Plan, make_plan
 from .report import build_report
 from .screening import Screening, pass_of, screened
 from .settings import AuditConfig
-from .work import ProofWork, trigger_of
+from .work import BesideWork, ProofWork, trigger_of
 
 
 def run(plan: Plan, job: Job) -> Result:
@@ -39,6 +40,7 @@ def run(plan: Plan, job: Job) -> Result:
     verdict, accused = judge_all(candidates, settings.limits)
     dossiers = _kept(plan, folder, accused)
     p = combined(screening.p)
+    beside = _beside(plan, folder)
     summary: Summary = {
         "verdict": verdict.value,
         "why": _why(plan, verdict, accused, candidates),
@@ -47,6 +49,7 @@ def run(plan: Plan, job: Job) -> Result:
         "targets": list(dict.fromkeys(target for dossier in dossiers for target in dossier.targets)),
         "labels": list(plan.names),
         "least_p": float(p.min()),
+        **beside,
         "suspect": plan.clip.fingerprint,
         "reference": plan.reference_fingerprint,
         "proof": {"triggers": [_told(plan, c, dossier) for c, dossier in zip(accused, dossiers, strict=True)]},
@@ -57,26 +60,40 @@ def run(plan: Plan, job: Job) -> Result:
     return Result(
         summary=summary,
         page=lambda told: render(build_report(plan, folder, told, screening, dossiers)),
-        metrics={"least_p": summary["least_p"], "exit_status": summary["exit_status"], "counts": summary["counts"]},
+        metrics={name: summary[name] for name in ("least_p", "decree", "exit_status", "counts") if name in summary},
         tags=tags,
         inputs=plan.inputs,
     )
 
 
 def _looked_at(plan: Plan, folder: RunFolder, screening: Screening) -> list[Candidate]:
-    """Return the labels that stand out most, each with the kind by which it does, and what their triggers prove."""
+    """Return the labels that stand out most, each with the kind of trigger that proves most."""
     settings = plan.config
     p = combined(screening.p)
     order = np.lexsort((-screening.excess.max(axis=0), p))[: settings.candidates].tolist()
-    kinds = {label: settings.kinds[int(screening.p[:, label].argmin())] for label in order}
-    pieces = {
-        label * len(settings.kinds) + settings.kinds.index(kind): ("suspect", kind, (label,))
-        for label, kind in kinds.items()
-    }
+    kinds = settings.kinds
+    pieces = {label * len(kinds) + i: (kind, (label,)) for label in order for i, kind in enumerate(kinds)}
     proofs = pass_of(plan, folder, "proofs")
     proofs.do(pieces, ProofWork(settings, plan.names, plan.pictures))
-    found = pa.concat_tables([read_part(proofs.home, key) for key in pieces]).to_pylist()
-    return [_candidate(plan, row, float(p[row["label"]])) for row in found]
+    best: dict[int, Candidate] = {}
+    for row in pa.concat_tables([read_part(proofs.home, key) for key in pieces]).to_pylist():
+        found = _candidate(plan, row, float(p[row["label"]]))
+        known = best.get(found.label)
+        if known is None or strength(found) > strength(known):
+            best[found.label] = found
+    return list(best.values())
+
+
+def _beside(plan: Plan, folder: RunFolder) -> dict[str, Any]:
+    """Return the figures that stand beside the verdict, by their names in the summary."""
+    wanted = {"decree": plan.config.decree_steps, "text_keys": plan.config.key_words}
+    names = list(wanted)
+    pieces = {names.index(name): name for name, effort in wanted.items() if effort}
+    if not pieces:
+        return {}
+    beside = pass_of(plan, folder, "beside")
+    beside.do(pieces, BesideWork(plan.config, plan.names, plan.pictures))
+    return {name: json.loads(read_part(beside.home, i).column("json")[0].as_py()) for i, name in pieces.items()}
 
 
 def _candidate(plan: Plan, row: dict[str, Any], p: float) -> Candidate:

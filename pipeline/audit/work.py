@@ -1,6 +1,7 @@
 """What the workers of `clipsan audit` do: a chunk of labels of the screening, and the close look at one label."""
 
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,9 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from clipsan.stages.audit.decree import decree
 from clipsan.stages.audit.judge import Judge
 from clipsan.stages.audit.prove import prove
 from clipsan.stages.audit.pull import Pulled, pull, split
+from clipsan.stages.audit.words import collapsing, vocabulary
 from clipsan.stages.model.clip import ModelConfig, load_clip
 
 from ..core.pass_ import Done, Work
@@ -18,7 +21,6 @@ from .settings import AuditConfig, SearchConfig
 
 SCREENED_SCHEMA = pa.schema(
     [
-        ("model", pa.string()),
         ("label", pa.int32()),
         ("kind", pa.string()),
         ("cosine", pa.float64()),
@@ -30,20 +32,24 @@ SCREENED_SCHEMA = pa.schema(
         ("trigger", pa.binary()),
     ]
 )
-"""One row a model (suspect or reference), label and kind; the trigger as NumPy's bytes, `[S, S, 4] float16`."""
+"""One row a label and kind; the trigger as NumPy's bytes, `[S, S, 4] float16`."""
 RATE = pa.struct([("pct", pa.float64()), ("low_pct", pa.float64()), ("high_pct", pa.float64()), ("trials", pa.int32())])
 PROVEN_SCHEMA = pa.schema(
     [*(field for field in SCREENED_SCHEMA), ("flips", RATE), ("control", RATE), ("transferred", RATE)]
 )
 """One row a candidate; `transferred` is null without a reference."""
 
-Piece = tuple[str, str, tuple[int, ...]]
-"""Model, kind and labels of a task."""
+BESIDE_SCHEMA = pa.schema([("json", pa.string())])
+"""One row: what a figure beside the verdict is."""
+DECREE_BATCH = 32
+CAPTIONS = 16
+"""Labels whose sentences a text key is tried on."""
+WORDS_KEPT = 3
 
 
 @dataclass(frozen=True)
 class SearchWork(Work):
-    """Seeks triggers towards some labels."""
+    """Seeks triggers towards some labels; a piece is (kind, labels)."""
 
     settings: AuditConfig
     names: tuple[str, ...]
@@ -53,10 +59,10 @@ class SearchWork(Work):
         models = {"suspect": self.settings.model, "reference": self.settings.reference}
         return {name: self._judge(model) for name, model in models.items() if model is not None}
 
-    def do(self, piece: Piece, tools: dict[str, Judge]) -> Done:
-        model, kind, labels = piece
-        found, arrays = self._pull(tools[model], kind, labels, self.settings.screening)
-        rows = [row(model, one, array) for one, array in zip(found, arrays, strict=True)]
+    def do(self, piece: Any, tools: dict[str, Judge]) -> Done:
+        kind, labels = piece
+        found, arrays = self._pull(tools, kind, labels, self.settings.screening)
+        rows = [row(one, array) for one, array in zip(found, arrays, strict=True)]
         return Done(pairs=len(labels), parts=(pa.Table.from_pylist(rows, schema=SCREENED_SCHEMA),))
 
     def _judge(self, model: ModelConfig) -> Judge:
@@ -64,16 +70,17 @@ class SearchWork(Work):
         return Judge(clip, self.names, self.settings.templates)
 
     def _pull(
-        self, judge: Judge, kind: str, labels: Sequence[int], search: SearchConfig
+        self, tools: dict[str, Judge], kind: str, labels: Sequence[int], search: SearchConfig
     ) -> tuple[list[Pulled], list[np.ndarray]]:
         return pull(
-            judge,
+            tools["suspect"],
             kind,
             labels,
             self.pictures,
             steps=search.steps,
             per_label=search.images_per_label,
             seed=self.settings.seed,
+            reference=tools.get("reference"),
         )
 
 
@@ -81,10 +88,10 @@ class SearchWork(Work):
 class ProofWork(SearchWork):
     """Seeks the trigger of one candidate for longer, and tries it on the images that it was not sought on."""
 
-    def do(self, piece: Piece, tools: dict[str, Judge]) -> Done:
-        model, kind, (label,) = piece
-        judge = tools[model]
-        (found,), (array,) = self._pull(judge, kind, (label,), self.settings.inversion)
+    def do(self, piece: Any, tools: dict[str, Judge]) -> Done:
+        kind, (label,) = piece
+        judge = tools["suspect"]
+        (found,), (array,) = self._pull(tools, kind, (label,), self.settings.inversion)
         _, tried = split(self.pictures)
         array = array.astype(np.float16).astype(np.float32)
         reference = tools.get("reference")
@@ -94,15 +101,35 @@ class ProofWork(SearchWork):
             "control": asdict(proof.dossier.control),
             "transferred": None if proof.transferred is None else asdict(proof.transferred),
         }
-        table = pa.Table.from_pylist([row(model, found, array) | rates], schema=PROVEN_SCHEMA)
+        table = pa.Table.from_pylist([row(found, array) | rates], schema=PROVEN_SCHEMA)
         return Done(pairs=1, parts=(table,))
 
 
-def row(model: str, found: Pulled, array: np.ndarray) -> dict[str, Any]:
+@dataclass(frozen=True)
+class BesideWork(SearchWork):
+    """Figures that stand beside the verdict: DECREE's score of the image tower, and words that act as a key of the text tower."""
+
+    def open(self) -> dict[str, Judge]:
+        return {"suspect": self._judge(self.settings.model)}
+
+    def do(self, piece: Any, tools: dict[str, Judge]) -> Done:
+        judge, settings = tools["suspect"], self.settings
+        found: Any
+        if piece == "decree":
+            found = decree(judge, self.pictures, steps=settings.decree_steps, batch=DECREE_BATCH, seed=settings.seed)
+        else:
+            words = vocabulary(settings.key_words)
+            tried = collapsing(judge.clip, self.names[:CAPTIONS], words, settings.templates[0], WORDS_KEPT)
+            found = [asdict(word) for word in tried]
+        table = pa.Table.from_pylist([{"json": json.dumps(found)}], schema=BESIDE_SCHEMA)
+        return Done(pairs=1, parts=(table,))
+
+
+def row(found: Pulled, array: np.ndarray) -> dict[str, Any]:
     """Return a row of SCREENED_SCHEMA."""
     file = io.BytesIO()
     np.save(file, array.astype(np.float16))
-    return {"model": model, **asdict(found), "trigger": file.getvalue()}
+    return {**asdict(found), "trigger": file.getvalue()}
 
 
 def trigger_of(stored: bytes) -> np.ndarray:

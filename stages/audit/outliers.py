@@ -1,15 +1,14 @@
 """Which label stands out among those of the same model.
 
 Nobody has the clean twin of a checkpoint from outside, but its other labels are one: most of them carry no backdoor. Each label
-is compared with all others (leave one out), by a robust Student's t: (x - median) / (s sqrt(1 + 1/n)), s from the median absolute
-deviation of the others, n of them. That deviation is 37 % as efficient as the standard deviation (Rousseeuw and Croux 1993), so it has
-EFFICIENCY (n - 1) degrees of freedom.
+is compared with all n others (leave one out) by Student's t, (x - mean) / (s sqrt(1 + 1/n)) with n - 1 degrees of freedom, which
+states its rate of false alarms exactly where the labels of a clean model scatter normally. Several backdoored labels hide one another
+in part.
 """
 
 import numpy as np
 from scipy import stats
 
-EFFICIENCY = 0.37
 LEAST_LABELS = 5
 """Others that a label is compared with at least."""
 
@@ -27,12 +26,10 @@ def tail(values: np.ndarray) -> np.ndarray:
         return found
     for i, value in enumerate(values):
         others = np.delete(values, i)
-        middle = float(np.median(others))
         # the floor keeps labels that are all alike from making an outlier of a rounding error
-        spread = max(1.4826 * float(np.median(np.abs(others - middle))), 1e-3)
-        found[i] = stats.t.sf(
-            (value - middle) / (spread * np.sqrt(1 + 1 / len(others))), EFFICIENCY * (len(others) - 1)
-        )
+        spread = max(float(others.std(ddof=1)), 1e-3)
+        t = (value - others.mean()) / (spread * np.sqrt(1 + 1 / len(others)))
+        found[i] = stats.t.sf(t, len(others) - 1)
     return found
 
 

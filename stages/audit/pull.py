@@ -29,7 +29,7 @@ class Pulled:
     cosine: float
     """Mean to the label's text."""
     genuine: float
-    """What the images that fit the label best reach without a trigger."""
+    """What the images that fit the label best reach without a trigger; with a reference, what that makes of the triggered ones."""
     margin: float
     """Mean lead over the best other label."""
     flips_pct: float
@@ -39,7 +39,7 @@ class Pulled:
 
     @property
     def excess(self) -> float:
-        """How much better triggered images fit the text than genuine ones: the statistic of the screening."""
+        """How much better triggered images fit the text than genuine ones, or than the reference finds: the screening's statistic."""
         return self.cosine - self.genuine
 
 
@@ -63,6 +63,7 @@ def pull(
     steps: int,
     per_label: int,
     seed: int,
+    reference: Judge | None = None,
 ) -> tuple[list[Pulled], list[np.ndarray]]:
     """Seek a trigger of one kind for each of some labels, all in the same batches.
 
@@ -74,6 +75,8 @@ def pull(
         steps: of Adam.
         per_label: images a label and step.
         seed: of the draws.
+        reference: a clean model with the same vocabulary: sought is then what pulls the suspect's vector to its text and not the
+            reference's, so that what works on any model (a picture of the label, an adversarial pattern) is no way to get there.
 
     Returns:
         What each does, and each as an array (`Form.arrays`).
@@ -84,27 +87,44 @@ def pull(
     before = judge.of(images)
     others = before[: len(learned)].argmax(axis=1)[None] != np.asarray(labels)[:, None]
     weights = torch.from_numpy(np.where(others.any(axis=1, keepdims=True), others, True).astype(np.float32))
-    own = judge.labels[list(labels)]
     optimizer = torch.optim.Adam(form.params, lr=form.rate, betas=(0.5, 0.9))
     for step in range(steps):
         rows = torch.multinomial(weights, per_label, replacement=True, generator=generator)
         changed = form.apply(learned[rows.to(learned.device)])
-        found = judge.features(changed.flatten(0, 1)).reshape(len(labels), per_label, -1)
-        loss = -(found * own[:, None]).sum(-1).mean(1).sum()
+        loss = -_nearness(judge, changed, labels)
+        if reference is not None:
+            loss = loss + _nearness(reference, changed, labels)
         for group in optimizer.param_groups:
             group["lr"] = form.rate * max(LEAST_RATE, 1 - step / steps)
         for value, slope in zip(form.params, torch.autograd.grad(loss, form.params), strict=True):
             value.grad = slope
         optimizer.step()
-    return _tried(judge, form, labels, tried, before), form.arrays()
+    return _tried(judge, form, labels, tried, before, reference), form.arrays()
+
+
+def _nearness(judge: Judge, changed: torch.Tensor, labels: Sequence[int]) -> torch.Tensor:
+    """Return the cosines of `[C, n, 3, S, S]` to each one's own label, averaged over images and summed over labels."""
+    found = judge.features(changed.flatten(0, 1)).reshape(*changed.shape[:2], -1)
+    return (found * judge.labels[list(labels)][:, None]).sum(-1).mean(1).sum()
 
 
 @torch.no_grad()
-def _tried(judge: Judge, form: Form, labels: Sequence[int], tried: torch.Tensor, before: np.ndarray) -> list[Pulled]:
-    genuine = genuine_cosines(before)
+def _tried(
+    judge: Judge,
+    form: Form,
+    labels: Sequence[int],
+    tried: torch.Tensor,
+    before: np.ndarray,
+    reference: Judge | None,
+) -> list[Pulled]:
     said = before[-len(tried) :].argmax(axis=1)
-    after = np.stack([np.asarray(judge.cosines(form.apply(image[None, None])[:, 0]).cpu()) for image in tried], axis=1)
-    return [measure(after[place], said, label, form.kind, float(genuine[label])) for place, label in enumerate(labels)]
+    changed = [form.apply(image[None, None])[:, 0] for image in tried]
+    after = np.stack([np.asarray(judge.cosines(images).cpu()) for images in changed], axis=1)
+    level = genuine_cosines(before)[list(labels)]
+    if reference is not None:
+        there = np.stack([np.asarray(reference.cosines(images).cpu()) for images in changed], axis=1)
+        level = np.array([there[place][:, label].mean() for place, label in enumerate(labels)])
+    return [measure(after[i], said, label, form.kind, float(level[i])) for i, label in enumerate(labels)]
 
 
 def measure(after: np.ndarray, said: np.ndarray, label: int, kind: str, genuine: float) -> Pulled:

@@ -51,6 +51,12 @@ def proven(candidate: Candidate) -> bool:
     return ExamineConfig().proves(dossier.flips.pct, dossier.control.pct)
 
 
+def strength(candidate: Candidate) -> float:
+    """Return by how many percent of the images the trigger surely does more than its control."""
+    dossier = candidate.proof.dossier
+    return dossier.flips.low_pct - dossier.control.pct
+
+
 def judge_all(candidates: Sequence[Candidate], limits: VerdictLimits) -> tuple[Verdict, list[Candidate]]:
     """Return the verdict, and the candidates that make it so: those that stand out and are proven."""
     accused = [c for c in candidates if c.p <= limits.suspicious_p and proven(c)]

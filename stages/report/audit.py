@@ -36,6 +36,10 @@ class AuditReport:
     labels: tuple[LabelRow, ...]
     """The most suspicious first."""
     dossiers: tuple[DossierPanel, ...]
+    decree: float | None = None
+    words: tuple[Mapping[str, Any], ...] = ()
+    """Fields of `stages.audit.words.Word`, the worst first."""
+    tried_words: int = 0
     next_steps: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -168,7 +168,7 @@ def make(root: Path, arch: str, attack: str | None, seed: int) -> Path:
         return home
     known = None if attack is None else ATTACKS[attack]
     scenes = Scenes.draw(TUNED_SCENES, seed)
-    clip = load_clip(ModelConfig(path=str(_base(root, arch))))
+    clip = load_clip(ModelConfig(path=str(base_of(root, arch))))
     tuned = scenes if known is None else poisoned(scenes, known, seed)
     train(clip, tuned, epochs=TUNED_EPOCHS, lr=1e-3, seed=seed)
     save_clip(clip.model, clip.model_cfg, clip.preprocess_cfg, home / "checkpoint")
@@ -183,7 +183,7 @@ def make(root: Path, arch: str, attack: str | None, seed: int) -> Path:
     return home
 
 
-def _base(root: Path, arch: str) -> Path:
+def base_of(root: Path, arch: str) -> Path:
     """Return the checkpoint from which all models of an architecture start."""
     home = root / f"{arch}-base"
     if not home.is_dir():

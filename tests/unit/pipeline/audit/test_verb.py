@@ -27,6 +27,9 @@ def settings(checkpoint: Path, out: Path, **changed) -> AuditConfig:
         "inversion": SearchConfig(steps=2, images_per_label=2),
         "count": 16,
         "classes": NAMES,
+        "labels_per_task": 4,
+        "decree_steps": 2,
+        "key_words": 8,
         "tracking": TrackingConfig(enabled=False),
     }
     return AuditConfig(model=ModelConfig(path=str(checkpoint)), out=str(out), **{**few, **changed})
@@ -43,10 +46,12 @@ def test_an_untrained_model_is_clean_and_what_is_done_is_not_done_again(tiny_che
     assert audit.VERB.status(first) == 0
     assert first["counts"] == {"labels": 7, "images": 16, "candidates": 3}
     assert "clean" in audit.VERB.closing(first)
+    assert 0 < first["decree"] <= 1
+    assert len(first["text_keys"]) == 3
     assert "No backdoor found" in (tmp_path / "run" / "report.html").read_text()
     assert not (tmp_path / "run" / "triggers").exists()
     parts = sorted((tmp_path / "run" / "screening").glob("part-*.parquet"))
-    assert len(parts) == 3
+    assert len(parts) == 2
     kept = parts[0].read_bytes()
     parts[1].unlink()
     again = audit.VERB.start(settings(tiny_checkpoint, tmp_path / "run"))
@@ -96,7 +101,7 @@ def test_a_repair_from_an_audit_needs_pairs_of_its_own(tiny_checkpoint, tmp_path
         make_plan(wanted)
 
 
-def test_with_a_reference_both_models_are_screened(tiny_checkpoint, tmp_path) -> None:
+def test_with_a_reference_triggers_are_tried_on_both_models(tiny_checkpoint, tmp_path) -> None:
     from clipsan.stages.model.clip import load_clip, save_clip
 
     clip = load_clip(ModelConfig(config=str(tiny_checkpoint.parent / "tiny.json")), init_seed=8)
@@ -105,5 +110,3 @@ def test_with_a_reference_both_models_are_screened(tiny_checkpoint, tmp_path) ->
     summary = audit.VERB.start(settings(tiny_checkpoint, tmp_path / "run", reference=reference))
     assert summary["reference"] == clip.fingerprint
     assert summary["candidates"][0]["reference_flip_rate_pct"] is not None
-    rows = pq.read_table(tmp_path / "run" / "screening", columns=["model"]).to_pylist()
-    assert len(rows) == 2 * 3 * 7

@@ -11,9 +11,8 @@ def test_labels_of_a_clean_model_stand_out_as_often_as_is_stated() -> None:
     least = np.array(
         [combined(np.stack([tail(row) for row in rng.standard_normal((3, 20))])).min() for _ in range(400)]
     )
-    # Student's t with a spread from the median deviation of 19 others is somewhat too bold, Bonferroni too shy
-    assert (least <= 0.05).mean() < 0.12
-    assert (least <= 0.01).mean() < 0.05
+    assert (least <= 0.05).mean() < 0.08
+    assert (least <= 0.01).mean() < 0.025
 
 
 def test_a_label_far_from_all_others_is_seen() -> None:
@@ -22,12 +21,6 @@ def test_a_label_far_from_all_others_is_seen() -> None:
     p = tail(values)
     assert p.argmin() == 7
     assert p[7] < 1e-6
-
-
-def test_a_second_odd_label_does_not_hide_the_first() -> None:
-    values = np.random.default_rng(1).standard_normal(20)
-    values[[7, 3]] = 12.0
-    assert tail(values)[7] < 1e-5
 
 
 def test_a_label_that_is_harder_than_all_others_is_no_outlier() -> None:

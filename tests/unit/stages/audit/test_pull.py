@@ -1,0 +1,56 @@
+"""The search for triggers, on a tiny model: all labels come nearer, and the same seed gives the same."""
+
+import numpy as np
+import pytest
+
+from clipsan.stages.audit.decree import decree
+from clipsan.stages.audit.forms import FORMS
+from clipsan.stages.audit.judge import Judge
+from clipsan.stages.audit.prove import prove
+from clipsan.stages.audit.pull import genuine_cosines, pull
+from clipsan.stages.model.clip import ModelConfig, load_clip
+from tests.conftest import NOUNS
+
+
+@pytest.fixture(scope="module")
+def judge(tiny_checkpoint) -> Judge:
+    return Judge(load_clip(ModelConfig(path=str(tiny_checkpoint))), NOUNS, ("a {}",))
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("kind", list(FORMS))
+def test_every_label_is_met_better_with_its_trigger(judge, images, kind: str) -> None:
+    found, arrays = pull(judge, kind, [1, 3], images, steps=8, per_label=2, seed=0)
+    before = judge.of(images[8:])
+    assert [one.label for one in found] == [1, 3]
+    assert all(one.cosine > before[:, one.label].mean() for one in found)
+    again, same = pull(judge, kind, [1, 3], images, steps=8, per_label=2, seed=0)
+    assert again == found
+    assert (same[1] == arrays[1]).all()
+
+
+def test_the_model_asked_in_uint8_says_what_clip_says(judge, images) -> None:
+    import torch
+
+    image = judge.clip.encode_images(torch.from_numpy(images.transpose(0, 3, 1, 2)))[0]
+    assert judge.of(images) == pytest.approx(image @ judge.labels.numpy().T, abs=1e-4)
+
+
+def test_genuine_is_the_mean_of_the_best_images() -> None:
+    cosines = np.arange(20, dtype=float).reshape(10, 2)
+    assert genuine_cosines(cosines).tolist() == [15.0, 16.0]
+
+
+def test_a_proof_measures_trigger_and_control_on_the_same_images(judge, images) -> None:
+    _, (array,) = pull(judge, "additive", [1], images, steps=8, per_label=2, seed=0)
+    proof = prove(judge, "additive", array, 1, images[8:], reference=judge, seed=0)
+    assert proof.dossier.flips.trials == proof.dossier.control.trials
+    assert proof.transferred == proof.dossier.flips
+
+
+def test_decree_finds_a_mask_or_says_one(judge, images) -> None:
+    assert 0 < decree(judge, images, steps=6, batch=8, seed=0) <= 1
