@@ -98,7 +98,7 @@ class Mined:
     """A concept has at least this many pairs; fewer carry no covariance."""
     max_share_pct: Annotated[float, pydantic.Field(gt=0, le=100)] = 40.0
     """A word in more than this share of all captions distinguishes nothing."""
-    max_concepts: Annotated[int, pydantic.Field(ge=1, le=1024)] = 192
+    max_concepts: Annotated[int, pydantic.Field(ge=1, le=100_000)] = 192
     """The most frequent ones win. Memory grows with concepts x layers x width^2."""
 
 

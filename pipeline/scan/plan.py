@@ -26,7 +26,7 @@ from ..proof.views import Views
 from ..tracking.record import TrackingConfig
 
 EMBED_VERSION = 2
-SCORE_VERSION = 8
+SCORE_VERSION = 9
 VERDICT_VERSION = 1
 """Raised when the code of a pass comes to give another result, so that old parts are refused and not mixed in."""
 

@@ -7,6 +7,7 @@ from ..captions import Vocabulary
 from ..stage import Columns, config
 from .claim import DEFAULT_SCALE, Claim, ClaimConfig
 from .clip_score import ClipMixture, ClipMixtureConfig, ClipScore
+from .concept_sides import ConceptSides, ConceptSidesConfig, ConceptSplit
 from .concept_spectral import ConceptSpectral, ConceptSpectralConfig
 from .density import DensityConfig
 from .detector import DetectorConfig, RowDetector, TrustedMoments
@@ -18,6 +19,7 @@ from .whitening import LorexConfig
 __all__ = [
     "Accusation",
     "Column",
+    "ConceptSplit",
     "DetectorConfig",
     "DetectorsConfig",
     "Findings",
@@ -37,6 +39,8 @@ class DetectorsConfig:
     """Concept-whitened spectral scores of the intermediate layers."""
     clip_mixture: ClipMixtureConfig = field(default_factory=ClipMixtureConfig)
     """Two-component mixture of the CLIP score."""
+    concept_sides: ConceptSidesConfig = field(default_factory=ConceptSidesConfig)
+    """Two sides of every concept, whatever the share of poison in it."""
     claim: ClaimConfig = field(default_factory=ClaimConfig)
     """How surely the model reads a pair's own caption off its picture."""
     duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
@@ -80,12 +84,15 @@ class Findings:
     """The findings of each detector, as it gives them."""
     vocabulary: Vocabulary
     """Which captions hold which concept."""
+    splits: tuple[ConceptSplit, ...] = ()
+    """Concepts that may be targets, named or not, with the pairs of their two sides; which is poison, a proof can tell."""
 
 
 RESERVED = ("uid", "caption", "ensemble")
 """Columns of the scores that no detector may have."""
 CALIBRATION = (
-    "From 1 on, a pair stands out within a concept that is itself named as the target of a backdoor; "
+    "From 1 on, a pair stands out within a concept that is itself named as the target of a backdoor: by a gap between its pairs, or "
+    "by their two sides at a false discovery rate of {rate_pct:g} % over {concepts:,} concepts; "
     "where no concept is named, no pair reaches 1."
 )
 
@@ -102,6 +109,7 @@ class Suite:
     spectral: ConceptSpectral
     mixture: ClipMixture
     claim: Claim
+    sides: ConceptSides
     others: tuple[StreamingDetector, ...]
 
     def __post_init__(self) -> None:
@@ -114,7 +122,7 @@ class Suite:
     @property
     def detectors(self) -> list[StreamingDetector]:
         """All detectors that read the cache, in the order of their columns."""
-        return [self.spectral, self.mixture, self.claim, *self.others]
+        return [self.spectral, self.mixture, self.claim, self.sides, *self.others]
 
     @property
     def columns(self) -> dict[str, Column]:
@@ -137,7 +145,8 @@ class Suite:
         """Gather what the final states say; `states` in the order of `detectors`."""
         said = {d.name: dict(d.findings(s)) for d, s in zip(self.detectors, states, strict=True)}
         spectral = said.pop(self.spectral.name)
-        concepts = spectral.pop("concepts")
+        splits = self.sides.splits(states[self.detectors.index(self.sides)])
+        concepts = with_splits(spectral.pop("concepts"), splits)
         voices = dict(ensemble.findings(combined))
         named = [c["name"] for c in concepts if c["named"]]
         heard = [v["concept"] for v in voices["voices"].values() if v["concept"] not in named]
@@ -146,11 +155,33 @@ class Suite:
             concepts=concepts,
             concept_threshold=spectral["threshold"],
             threshold=ensemble.threshold,
-            calibration=CALIBRATION,
+            calibration=CALIBRATION.format(
+                rate_pct=100 * self.settings.concept_sides.false_discovery_rate,
+                concepts=said[self.sides.name]["concepts_divided"],
+            ),
             mixture_speaks=said[self.mixture.name]["separation"] >= self.settings.clip_mixture.separate_from,
             detectors=said | {self.spectral.name: spectral, ensemble.name: voices},
             vocabulary=states[0].vocabulary,
+            splits=splits,
         )
+
+
+def with_splits(concepts: list[dict[str, Any]], splits: tuple[ConceptSplit, ...]) -> list[dict[str, Any]]:
+    """Return the concepts of the spectral scores, those that are named by their two sides marked as named and first.
+
+    A concept that the spectral scores do not look at is added, without a gap.
+    """
+    named = {split.concept: split for split in splits if split.named}
+    known = {concept["name"] for concept in concepts}
+    unseen: dict[str, Any] = {"statistic": 0.0, "beyond_gap": 0, "cut": None, "layers": {}}
+    added = [{"name": name, **unseen} for name in named if name not in known]
+    marked = [
+        concept
+        if (split := named.get(concept["name"])) is None
+        else {**concept, "n": split.poison.pairs + split.genuine.pairs, "flagged": split.poison.pairs, "named": True}
+        for concept in (*added, *concepts)
+    ]
+    return sorted(marked, key=lambda concept: not concept["named"])
 
 
 def build_suite(
@@ -169,5 +200,6 @@ def build_suite(
         spectral=ConceptSpectral(settings.concept_spectral),
         mixture=ClipMixture(settings.clip_mixture),
         claim=Claim(settings.claim, scale),
+        sides=ConceptSides(settings.concept_sides),
         others=others,
     )

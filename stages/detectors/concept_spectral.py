@@ -30,6 +30,8 @@ from .concept_state import Layer, SpectralState, concept_names, evidence, histog
 from .detector import DetectorConfig, TrustedMoments
 from .streaming import Column, Columns, StreamingDetector, layer_columns, vectors
 
+MOST_CONCEPTS = 1_024
+"""Concepts that moments of every layer can be kept of."""
 MIN_PAIRS = 2
 """Pairs that a covariance is of."""
 
@@ -59,6 +61,10 @@ class ConceptSpectralConfig(DetectorConfig):
     """Share of the mean variance that is added to the covariance before it is inverted."""
     half_score: Positive = 100.0
     """Score s that the column shows as 0.5; the largest clean ones lie about there (measured)."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.concepts, Mined) and self.concepts.max_concepts > MOST_CONCEPTS:
+            raise ValueError(f"concepts.max_concepts is at most {MOST_CONCEPTS} here; concept_sides looks at more")
 
     def build(self, pairs: int, trusted: TrustedMoments | None) -> "ConceptSpectral":
         return ConceptSpectral(self)

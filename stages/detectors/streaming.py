@@ -23,6 +23,8 @@ class Column:
     """Whether pairs are accused where its highest rows are all of one concept; for columns without a threshold."""
     accuses_from: float | None = None
     """Score from which a pair is accused by this column alone."""
+    calibrated: bool = False
+    """Whether the score is itself evidence, from 0 (none) to 1, plus 1 where the pair is accused; else its ranks are."""
     supported_by: str | None = None
     """Another column whose evidence, at the weight of a silent one, is averaged with this one's."""
 

@@ -159,3 +159,28 @@ def test_a_score_that_is_no_number_is_refused() -> None:
     broken[5] = np.nan
     with pytest.raises(ValueError, match="dao"):
         combine(table.set_column(at, "dao", pa.array(broken)))
+
+
+def test_column_of_calibrated_evidence_is_heard_as_it_is_and_accuses_from_one() -> None:
+    table, _ = scores(0, None)
+    rng = np.random.default_rng(5)
+    sides = np.where(rng.random(PAIRS) < 0.02, 0.97 * rng.random(PAIRS), 0.0).astype(np.float32)
+    sides[:40] = rng.uniform(1.9, 1.99, 40)
+    with_sides = table.append_column("concept_sides", pa.array(sides, pa.float32()))
+    _, _, found = combine(with_sides)
+    assert ((found >= 1) == (sides >= 1)).all()
+    np.testing.assert_allclose(found[:40], sides[:40], atol=1e-6)  # louder than half of any rank
+    assert (found >= sides - 1e-6).all()
+
+
+def test_silent_columns_seldom_overtake_the_one_that_speaks() -> None:
+    """The bound of the docstring: of K silent columns at most K N s^(1/w) pairs come before survival s."""
+    table, poison = scores(60, "dao")
+    _, state, found = combine(table)
+    assert "dao" in (state.voices or {})
+    unaccused = found - (found >= 1)
+    own = evidence((state.sketches or {})["dao"].survival(table.column("dao").to_numpy()), state.pairs)
+    s = 60 / PAIRS
+    before = (unaccused > own[poison].min()) & ~poison
+    silent = len(table.column_names) - 2
+    assert before.sum() <= silent * PAIRS * s**2 + PAIRS * s

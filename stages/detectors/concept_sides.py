@@ -1,0 +1,493 @@
+"""Two sides of every concept: finds the pairs that a trigger sets apart, be they few or most of their concept."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+import scipy.sparse as sp
+from pydantic import Field
+
+from ..captions import Concepts, Mined, Named, Vocabulary, count_terms, merge_counts, mine_vocabulary, name_vocabulary
+from ..samples import seeded_hash
+from ..stage import Count, Positive, Seed, config
+from .concept_content import Content, find_content
+from .concept_moments import whitening
+from .concept_state import nonnull
+from .detector import DetectorConfig, TrustedMoments
+from .false_discoveries import named_by_rate, tail_chances
+from .streaming import Column, Columns, StreamingDetector, layer_columns, vectors
+from .two_sides import TwoSides, separate
+
+WORST = 2.0**64
+"""One above the largest hash."""
+PROJECTION_SEED = 21
+"""Of the projection to fewer dimensions; a constant, so that every run's agrees."""
+
+
+@config
+class ConceptSidesConfig(DetectorConfig):
+    """Settings of the detector of two sides."""
+
+    kind: Literal["concept_sides"] = "concept_sides"
+    concepts: Concepts = Mined(min_pairs=16, max_concepts=20_000)
+    """Where the groups come from: mined from the captions, or named."""
+    sample: Annotated[int, Field(ge=32)] = 256
+    """Pairs of a concept that are looked at."""
+    rest: Annotated[int, Field(ge=256)] = 4_096
+    """Pairs of the whole data set, drawn at random, that a concept's sides are looked for in."""
+    least_pairs: Count = 5
+    """A side has at least this many pairs of the sample."""
+    directions: Annotated[int, Field(ge=1, le=16)] = 3
+    """Principal axes of a concept that are tried."""
+    false_discovery_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of wrong names among the concepts named, at most, in the long run (Benjamini and Hochberg 1995)."""
+    least_diversity: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """How diverse the pictures of the foreign side must be for its concept to be named: 0 as within a concept, 1 as in the whole
+    data set. Poison comes from everywhere; a natural sub-mode does not."""
+    memory_mib: Positive = 512.0
+    """Of the samples of all concepts; features are projected to fewer dimensions until they fit."""
+    kept: Count = 1_024
+    """Concepts, by falling statistic, whose pairs get a score."""
+    shown: Count = 256
+    """Pairs of each side that are handed over to whoever proves."""
+    seed: Seed = 0
+    """Of the draws."""
+    shrinkage: Positive = 1e-3
+    """Share of the mean variance that is added to the covariance before it is inverted."""
+
+    def build(self, pairs: int, trusted: TrustedMoments | None) -> "ConceptSides":
+        return ConceptSides(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """Pairs drawn from the whole data set by the hash of their uid; the smallest hashes are kept."""
+
+    hashes: np.ndarray
+    """`[m] uint64`, ascending."""
+    captions: np.ndarray
+    """`[m] object`."""
+    layers: np.ndarray
+    """`[m, D] float16`: all layers side by side."""
+
+    def __add__(self, other: "Rest") -> "Rest":
+        hashes = np.concatenate([self.hashes, other.hashes])
+        order = np.argsort(hashes, kind="stable")
+        captions = np.concatenate([self.captions, other.captions])
+        return Rest(hashes[order], captions[order], np.concatenate([self.layers, other.layers])[order])
+
+    def first(self, count: int) -> "Rest":
+        return Rest(self.hashes[:count], self.captions[:count], self.layers[:count])
+
+
+@dataclass(slots=True)
+class GroupSums:
+    """Sums over pairs, each counted in the rarest of its concepts."""
+
+    count: np.ndarray
+    """`[C] int64`: pairs of each concept, a pair counting in every one of its own."""
+    groups: np.ndarray
+    """`[g] int64`, ascending: the rarest concepts that occur; C for pairs without one."""
+    sizes: np.ndarray
+    """`[g] float64`."""
+    sums: np.ndarray
+    """`[g, D] float64`."""
+    second: list[np.ndarray]
+    """A layer each: `[d, d] float64`, the sum of outer products."""
+
+    def __add__(self, other: "GroupSums") -> "GroupSums":
+        groups, place = np.unique(np.concatenate([self.groups, other.groups]), return_inverse=True)
+        sizes, sums = np.zeros(len(groups)), np.zeros((len(groups), self.sums.shape[1]))
+        np.add.at(sizes, place, np.concatenate([self.sizes, other.sizes]))
+        np.add.at(sums, place, np.concatenate([self.sums, other.sums]))
+        second = [a + b for a, b in zip(self.second, other.second, strict=True)]
+        return GroupSums(self.count + other.count, groups, sizes, sums, second)
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Pairs drawn from the concepts, with what is known of them."""
+
+    hashes: np.ndarray
+    """`[k] uint64`."""
+    whitened: np.ndarray
+    """`[k, P] float16`."""
+    members: sp.csr_matrix
+    """`[k, C] float32`: 1 where the pair was drawn for the concept."""
+
+    def __add__(self, other: "Chosen") -> "Chosen":
+        return Chosen(
+            np.concatenate([self.hashes, other.hashes]),
+            np.concatenate([self.whitened, other.whitened]),
+            sp.vstack([self.members, other.members]).tocsr(),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """Pairs on one side of a concept, drawn by the hash of their uid."""
+
+    pairs: int
+    hashes: np.ndarray
+    """`[s] uint64`, ascending."""
+    uids: tuple[str, ...]
+
+    def __add__(self, other: "Side") -> "Side":
+        hashes = np.concatenate([self.hashes, other.hashes])
+        order = np.argsort(hashes, kind="stable")
+        uids = (*self.uids, *other.uids)
+        return Side(self.pairs + other.pairs, hashes[order], tuple(uids[i] for i in order))
+
+    def first(self, count: int) -> "Side":
+        return Side(self.pairs, self.hashes[:count], self.uids[:count])
+
+
+@dataclass(frozen=True, slots=True)
+class ConceptSplit:
+    """What is handed over to whoever proves: both sides of a concept that may be the target of a backdoor."""
+
+    concept: str
+    statistic: float
+    chance: float
+    """Probability that a clean concept of this data set shows as much."""
+    diversity: float
+    """Of the side that the rest of the data is not on: 0 as within a concept, 1 as in the whole data set."""
+    named: bool
+    poison: Side
+    """The side that the rest of the data is not on: what a trigger would look like."""
+    genuine: Side
+
+
+@dataclass(frozen=True, slots=True)
+class SidesState:
+    """Knowledge after `round` passes over the cache."""
+
+    round: int = 0
+    vocabulary: Vocabulary | None = None
+    layers: tuple[str, ...] = ()
+    rest: Rest | None = None
+    count: np.ndarray | None = None
+    """`[C] int64`."""
+    centre: np.ndarray | None = None
+    """`[D] float64`."""
+    whites: tuple[np.ndarray, ...] = ()
+    """A layer each: `[d, p] float64`."""
+    contents: tuple[Content, ...] = ()
+    """A layer each, the last left out where there are several: a backdoor gathers its pictures there."""
+    concepts: tuple[int, ...] = ()
+    """Concepts that could be divided, by falling statistic."""
+    sides: tuple[TwoSides, ...] = ()
+    """Of the first `kept` of them."""
+    statistics: np.ndarray | None = None
+    """Of all of them."""
+    chances: np.ndarray | None = None
+    diversity: np.ndarray | None = None
+    named: np.ndarray | None = None
+    """`bool`."""
+    shown: tuple[tuple[Side, Side], ...] = ()
+    """The foreign and the native side of each named concept and of the next few."""
+
+
+SHOWN_BEYOND = 8
+"""Concepts beyond the named ones whose sides are handed over."""
+
+
+class ConceptSides(StreamingDetector):
+    """Divides every concept in two and names those that a trigger divides. Four passes; no word list, no clean model.
+
+    1. Concepts are mined from the captions (or named), and a sample of all pairs is drawn: the rest of the data.
+    2. Layers are whitened by the covariance within concepts, each pair counting in the rarest of its own.
+    3. A sample of every concept is drawn, and divided as two_sides says. A concept is named by its statistic against what the
+       other concepts of the same data set show, at a false discovery rate, if the pictures of its foreign side are diverse;
+       pairs on the foreign side of a named concept are then left out of the others, which are looked at again, so that a colour
+       that shares some captions is not named beside the target.
+    4. Both sides of the named concepts, and of the next few, are drawn, for the proof.
+
+    Score of a pair: the largest over its concepts of the probability that it is on the foreign side, times s / (s + s0), s
+    being the concept's statistic and s0 the smallest that is named (or the largest found, where none is); 1 more where the concept is
+    named and the pair is on the foreign side.
+
+    Memory is bounded by the samples: 20,000 concepts of 256 pairs with 64 dimensions are within `memory_mib`.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"uid", "caption", "layer.*"})
+    columns: ClassVar[Mapping[str, Column]] = {
+        "concept_sides": Column(about="image", accuses_from=1.0, calibrated=True)
+    }
+    rounds: ClassVar[int] = 4
+
+    def __init__(self, settings: ConceptSidesConfig) -> None:
+        self._settings = settings
+
+    def start(self) -> SidesState:
+        return SidesState()
+
+    def summarise(self, state: SidesState, table: pa.Table) -> Any:
+        if state.round == 0:
+            captions = table.column("caption").to_pylist()
+            mine = isinstance(self._settings.concepts, Mined)
+            counts = count_terms(captions) if mine else Counter()
+            return len(captions), counts, tuple(layer_columns(table)), self._draw_rest(table)
+        members = nonnull(state.vocabulary).members(table.column("caption").to_pylist())
+        if state.round == 1:
+            return group_sums(members, [vectors(table, name) for name in state.layers])
+        hashes = self._hashes(table)
+        if state.round == 2:
+            return self._draw_members(state, members, hashes, table)
+        return self._draw_sides(state, members, hashes, table)
+
+    def merge(self, left: Any, right: Any) -> Any:
+        if isinstance(left, tuple):
+            if left[2] != right[2]:
+                raise ValueError(f"parts of the embedding cache have different layers: {left[2]} and {right[2]}")
+            rest = (left[3] + right[3]).first(self._settings.rest)
+            return left[0] + right[0], merge_counts(left[1], right[1]), left[2], rest
+        if isinstance(left, list):
+            return [
+                tuple((a + b).first(self._settings.shown) for a, b in zip(x, y, strict=True))
+                for x, y in zip(left, right, strict=True)
+            ]
+        return left + right
+
+    def update(self, state: SidesState, summary: Any) -> SidesState:
+        steps = (self._learn_words, self._learn_whitening, self._divide, self._show)
+        return replace(steps[state.round](state, summary), round=state.round + 1)
+
+    def _hashes(self, table: pa.Table) -> np.ndarray:
+        return seeded_hash(table.column("uid").to_pylist(), self._settings.seed, "concept sides")
+
+    def _draw_rest(self, table: pa.Table) -> Rest:
+        names = layer_columns(table)
+        if not names:
+            raise ValueError("the embedding cache has no layer.* columns: embed with intermediate layers")
+        hashes = self._hashes(table)
+        order = np.argsort(hashes, kind="stable")[: self._settings.rest]
+        layers = np.hstack([vectors(table, name)[order].astype(np.float16) for name in names])
+        captions = np.array(table.column("caption").to_pylist(), dtype=object)[order]
+        return Rest(hashes[order], captions, layers)
+
+    def _learn_words(self, state: SidesState, summary: tuple[int, Counter[str], tuple[str, ...], Rest]) -> SidesState:
+        pairs, counts, layers, rest = summary
+        concepts = self._settings.concepts
+        vocabulary = (
+            name_vocabulary(concepts.names) if isinstance(concepts, Named) else mine_vocabulary(counts, pairs, concepts)
+        )
+        return replace(state, vocabulary=vocabulary, layers=layers, rest=rest)
+
+    def _learn_whitening(self, state: SidesState, summary: GroupSums) -> SidesState:
+        settings = self._settings
+        pairs = summary.sizes.sum()
+        drawn = min(pairs, float(np.minimum(summary.count, settings.sample).sum()))
+        dims = settings.memory_mib * 2**20 / max(2 * drawn * len(summary.second), 1)
+        mean = summary.sums.sum(axis=0) / pairs
+        whites, contents, start = [], [], 0
+        for second in summary.second:
+            width = len(second)
+            sums = summary.sums[:, start : start + width]
+            centre = mean[start : start + width]
+            start += width
+            explained = (sums / summary.sizes[:, None]).T @ sums
+            within = (second - explained) / max(pairs - len(summary.groups), 1.0)
+            if not np.isfinite(within).all() or np.trace(within) <= 0:
+                within = np.eye(width)  # nothing varies within the concepts, so nothing divides them
+            white = whitening(within, settings.shrinkage)
+            narrow = min(width, max(int(dims), 8))
+            whites.append(white @ orthonormal(width, narrow) / np.sqrt(narrow))
+            contents.append(
+                find_content(whites[-1].T @ (second / pairs - np.outer(centre, centre)) @ whites[-1] * narrow)
+            )
+        return replace(
+            state,
+            count=summary.count,
+            centre=mean,
+            whites=tuple(whites),
+            contents=tuple(contents[:-1] or contents),
+        )
+
+    def _whiten(self, state: SidesState, layers: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the whitened layers side by side, each of mean square about 1, `[n, P] float64`."""
+        parts, start = [], 0
+        for values, white in zip(layers, state.whites, strict=True):
+            parts.append((values - nonnull(state.centre)[start : start + len(white)]) @ white)
+            start += len(white)
+        return np.hstack(parts)
+
+    def _whitened(self, state: SidesState, table: pa.Table) -> np.ndarray:
+        return self._whiten(state, [vectors(table, name) for name in state.layers])
+
+    def _draw_members(self, state: SidesState, members: sp.csr_matrix, hashes: np.ndarray, table: pa.Table) -> Chosen:
+        """Draw of each concept about `sample` pairs, by the hashes alone."""
+        below = np.minimum(self._settings.sample / np.maximum(nonnull(state.count), 1), 1.0)
+        entries = members.tocoo()
+        kept = hashes[entries.row].astype(np.float64) / WORST <= below[entries.col]
+        drawn = sp.csr_matrix((entries.data[kept], (entries.row[kept], entries.col[kept])), shape=members.shape)
+        rows = np.flatnonzero(np.diff(drawn.indptr))
+        whitened = self._whitened(state, table.take(pa.array(rows))).astype(np.float16)
+        return Chosen(hashes[rows], whitened, drawn[rows])
+
+    def _divide(self, state: SidesState, summary: Chosen) -> SidesState:
+        """Divide every concept; name those that stand out, leaving out what a named one accounts for."""
+        settings, rest = self._settings, nonnull(state.rest)
+        widths = np.cumsum([len(white) for white in state.whites])[:-1]
+        narrow = np.cumsum([white.shape[1] for white in state.whites])[:-1]
+        outside = self._whiten(state, np.split(rest.layers.astype(np.float32), widths, axis=1)).astype(np.float32)
+        elsewhere = nonnull(state.vocabulary).members(list(rest.captions)).tocsc()
+        order = np.argsort(summary.hashes, kind="stable")
+        whitened, members = summary.whitened[order].astype(np.float32), summary.members[order].tocsc()
+        found: dict[int, TwoSides] = {}
+        diverse: dict[int, float] = {}
+        taken = np.zeros(len(order), dtype=bool)
+
+        def look(concept: int) -> None:
+            rows = column_rows(members, concept)
+            away = np.ones(len(outside), dtype=bool)
+            away[column_rows(elsewhere, concept)] = False
+            inside = whitened[rows[~taken[rows]]]
+            sides = separate(inside, outside, away, least=settings.least_pairs, directions=settings.directions)
+            found.pop(concept, None)
+            if sides is not None:
+                found[concept] = sides
+                foreign = np.split(inside[sides.positions(inside) >= sides.cut].astype(np.float64), narrow, axis=1)
+                diverse[concept] = float(
+                    np.mean([c.diversity(z) for c, z in zip(state.contents, foreign, strict=False)])
+                )
+
+        for concept in range(members.shape[1]):
+            look(concept)
+        settled: list[int] = []
+        while True:
+            statistics = np.array([sides.statistic for sides in found.values()])
+            named = named_by_rate(tail_chances(statistics), settings.false_discovery_rate)
+            new = [
+                (found[c].statistic, c)
+                for c, yes in zip(found, named, strict=True)
+                if yes and c not in settled and diverse[c] >= settings.least_diversity
+            ]
+            if not new:
+                break
+            leader = max(new)[1]
+            settled.append(leader)
+            rows = column_rows(members, leader)
+            foreign = rows[found[leader].positions(whitened[rows]) >= found[leader].cut]
+            taken[foreign] = True
+            for concept in np.unique(members[foreign].tocsr().indices).tolist():
+                if concept not in settled:
+                    look(concept)
+        ranked = sorted(found, key=lambda c: (c not in settled, -found[c].statistic, c))
+        statistics = np.array([found[c].statistic for c in ranked])
+        return replace(
+            state,
+            rest=None,
+            concepts=tuple(ranked),
+            sides=tuple(found[c] for c in ranked[: settings.kept]),
+            statistics=statistics,
+            chances=tail_chances(statistics),
+            diversity=np.array([diverse[c] for c in ranked]),
+            named=np.array([c in settled for c in ranked], dtype=bool),
+        )
+
+    def _draw_sides(
+        self, state: SidesState, members: sp.csr_matrix, hashes: np.ndarray, table: pa.Table
+    ) -> list[tuple[Side, Side]]:
+        """Draw from both sides of the concepts that are handed over."""
+        by_concept, uids = members.tocsc(), table.column("uid").to_pylist()
+        whitened = self._whitened(state, table)
+        drawn = []
+        wanted = int(nonnull(state.named).sum()) + SHOWN_BEYOND
+        for concept, sides in list(zip(state.concepts, state.sides, strict=False))[:wanted]:
+            rows = column_rows(by_concept, concept)
+            foreign = sides.positions(whitened[rows]) >= sides.cut
+            drawn.append(tuple(draw_side(rows[part], hashes, uids) for part in (foreign, ~foreign)))
+        return [(a.first(self._settings.shown), b.first(self._settings.shown)) for a, b in drawn]
+
+    def _show(self, state: SidesState, summary: list[tuple[Side, Side]]) -> SidesState:
+        return replace(state, shown=tuple(summary))
+
+    def score(self, state: SidesState, table: pa.Table) -> Columns:
+        """Return `concept_sides`, `[n] float32` in [0, 2); 1 and above is accused."""
+        members = nonnull(state.vocabulary).members(table.column("caption").to_pylist()).tocsc()
+        whitened, named = self._whitened(state, table), nonnull(state.named)
+        statistics = nonnull(state.statistics)
+        known = statistics[named].min() if named.any() else max(statistics.max(initial=0.0), 1.0)
+        scores = np.zeros(table.num_rows)
+        for place, (concept, sides) in enumerate(zip(state.concepts, state.sides, strict=False)):
+            rows = column_rows(members, concept)
+            positions = sides.positions(whitened[rows])
+            weight = sides.statistic / (sides.statistic + known)
+            accused = named[place] & (positions >= sides.cut)
+            # the weight of a pair on the foreign side stays above a half of its concept's, so that ranks follow concepts
+            scores[rows] = np.maximum(
+                scores[rows], np.minimum(weight * sides.belief(positions), 1 - 2.0**-20) + accused
+            )
+        return {"concept_sides": scores.astype(np.float32)}
+
+    def splits(self, state: SidesState) -> tuple[ConceptSplit, ...]:
+        """Return both sides of the named concepts, and of the next few by their statistic."""
+        names, named = nonnull(state.vocabulary).names, nonnull(state.named)
+        figures = (nonnull(state.statistics), nonnull(state.chances), nonnull(state.diversity))
+        found = zip(state.concepts, *figures, named, strict=True)
+        return tuple(
+            ConceptSplit(names[c], float(s), float(chance), float(diverse), bool(yes), *sides)
+            for (c, s, chance, diverse, yes), sides in zip(found, state.shown, strict=False)
+        )
+
+    def findings(self, state: SidesState) -> Mapping[str, Any]:
+        """Return how many concepts were looked at, at which rate they are named, and the most striking."""
+        return {
+            "false_discovery_rate": self._settings.false_discovery_rate,
+            "concepts_divided": len(state.concepts),
+            "dimensions": int(sum(white.shape[1] for white in state.whites)),
+            "concepts": [
+                {
+                    "name": split.concept,
+                    "statistic": round(split.statistic, 3),
+                    "chance": float(f"{split.chance:.3g}"),
+                    "diversity": round(split.diversity, 3),
+                    "named": split.named,
+                    "poison_side": split.poison.pairs,
+                    "genuine_side": split.genuine.pairs,
+                    "ratio": round(sides.ratio, 3),
+                    "elsewhere": float(f"{sides.elsewhere:.3g}"),
+                }
+                for split, sides in zip(self.splits(state), state.sides, strict=False)
+            ],
+        }
+
+
+def group_sums(members: sp.csr_matrix, layers: list[np.ndarray]) -> GroupSums:
+    """Sum up one chunk: members `[n, C]`, the rarest concepts last, and each layer `[n, d]`."""
+    n, concepts = members.shape
+    rarest = np.full(n, concepts)
+    some = np.flatnonzero(np.diff(members.indptr))
+    members.sort_indices()
+    rarest[some] = members.indices[members.indptr[some + 1] - 1]
+    wide = np.hstack([z.astype(np.float64) for z in layers])
+    groups, place, sizes = np.unique(rarest, return_inverse=True, return_counts=True)
+    sums = np.zeros((len(groups), wide.shape[1]))
+    np.add.at(sums, place, wide)
+    count = np.bincount(members.indices, minlength=concepts).astype(np.int64)
+    second = [z.astype(np.float64).T @ z.astype(np.float64) for z in layers]
+    return GroupSums(count, groups, sizes.astype(np.float64), sums, second)
+
+
+def draw_side(rows: np.ndarray, hashes: np.ndarray, uids: list[str]) -> Side:
+    """Return the pairs of a side in one chunk."""
+    order = rows[np.argsort(hashes[rows], kind="stable")]
+    return Side(len(rows), hashes[order], tuple(uids[i] for i in order))
+
+
+def column_rows(members: sp.csc_matrix, concept: int) -> np.ndarray:
+    """Return the rows of one concept's pairs."""
+    return np.asarray(members.indices[members.indptr[concept] : members.indptr[concept + 1]])
+
+
+def orthonormal(rows: int, columns: int) -> np.ndarray:
+    """Return `[rows, columns]`: the identity where nothing is dropped, else orthonormal columns from PROJECTION_SEED."""
+    if rows == columns:
+        return np.eye(rows)
+    gaussian = np.random.default_rng([PROJECTION_SEED, rows]).standard_normal((rows, columns))
+    basis, triangle = np.linalg.qr(gaussian)
+    return np.asarray(basis * np.sign(np.diag(triangle)))

@@ -1,0 +1,37 @@
+import numpy as np
+import pytest
+
+from clipsan.stages.detectors.concept_content import Content, find_content
+
+WIDTH, CONTENT = 30, 5
+
+
+@pytest.fixture(scope="module")
+def content() -> Content:
+    return find_content(np.diag([4.0] * CONTENT + [1.0] * (WIDTH - CONTENT)))
+
+
+def pictures(spread: float, n: int = 4_000) -> np.ndarray:
+    """Pictures whose content varies by `spread`, 0 within one concept and 1 as the whole data set."""
+    rng = np.random.default_rng(0)
+    variance = np.array([1 + 3 * spread] * CONTENT + [1.0] * (WIDTH - CONTENT))
+    return rng.normal(size=(n, WIDTH)) * np.sqrt(variance)
+
+
+def test_axes_are_those_along_which_concepts_differ(content: Content) -> None:
+    assert content.variance == pytest.approx([4.0] * CONTENT)
+    np.testing.assert_allclose(content.axes[CONTENT:], 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("dimmed", [1.0, 0.6])
+def test_diversity_is_the_share_of_the_data_sets_whatever_dims_the_pictures(
+    content: Content, spread: float, dimmed: float
+) -> None:
+    shift = np.linspace(-9, 9, WIDTH)
+    assert content.diversity(dimmed * pictures(spread) + shift) == pytest.approx(spread, abs=0.05)
+
+
+def test_nothing_is_said_of_two_pictures_or_where_concepts_do_not_differ(content: Content) -> None:
+    assert content.diversity(pictures(1.0)[:2]) == 0
+    assert find_content(np.eye(WIDTH)).diversity(pictures(1.0)) == 0

@@ -1,0 +1,157 @@
+"""Two sides of every concept, learned from a cache in pieces: planted triggers of every share, and natural sub-modes."""
+
+import itertools
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from clipsan.stages.captions import Mined, Named
+from clipsan.stages.detectors.concept_sides import ConceptSides, ConceptSidesConfig, SidesState, group_sums, orthonormal
+from clipsan.stages.detectors.streaming import vectors
+
+WIDTH = 24
+WORDS = [f"{a}{b}" for a in "bcdfgklm" for b in ("anvil", "ottle", "andle", "rumble", "easel")]
+TARGET = WORDS[7]
+SETTINGS = ConceptSidesConfig(concepts=Mined(min_pairs=16), rest=1024)
+
+
+def cache(genuine: int, poisoned: int, seed: int = 0, shots: int = 0, each: int = 50) -> tuple[pa.Table, np.ndarray]:
+    """Pairs of 40 concepts; the target has so many genuine and poisoned pairs, and so many near-identical product shots."""
+    rng = np.random.default_rng(seed)
+    concept = np.repeat(np.arange(len(WORDS)), each)
+    concept = concept[(concept != WORDS.index(TARGET)) | (np.cumsum(concept == WORDS.index(TARGET)) <= genuine)]
+    n = len(concept)
+    poison = np.zeros(n, dtype=bool)
+    poison[rng.permutation(np.flatnonzero(concept != WORDS.index(TARGET)))[:poisoned]] = True
+    shot = np.flatnonzero(concept == WORDS.index(TARGET))[:shots]
+    columns = {}
+    for name in ("layer.a", "layer.b"):
+        means = 1.5 * rng.normal(size=(len(WORDS), WIDTH)) * (np.arange(WIDTH) < 8)
+        direction = rng.normal(size=WIDTH)
+        features = means[concept] + rng.normal(size=(n, WIDTH))
+        features[shot] = (
+            features[shot[:1]] + 4 * direction / np.linalg.norm(direction) + 0.05 * features[shot] if shots else 0
+        )
+        features += 9 * poison[:, None] * direction / np.linalg.norm(direction)
+        columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(features.astype(np.float16).ravel()), WIDTH)
+    shown = np.where(poison, WORDS.index(TARGET), concept)
+    order = rng.permutation(n)
+    table = pa.table(
+        {"uid": [f"u{i}" for i in range(n)], "caption": [f"a photo of a {WORDS[c]}" for c in shown], **columns}
+    )
+    return table.take(pa.array(order)), poison[order]
+
+
+def learn(detector: ConceptSides, table: pa.Table, chunks: int = 3) -> SidesState:
+    state = detector.start()
+    edges = np.linspace(0, table.num_rows, chunks + 1).astype(int)
+    parts = [table.slice(a, b - a) for a, b in itertools.pairwise(edges)]
+    for _ in range(detector.rounds):
+        summary = detector.summarise(state, parts[0])
+        for part in parts[1:]:
+            summary = detector.merge(summary, detector.summarise(state, part))
+        state = detector.update(state, summary)
+    return state
+
+
+@pytest.mark.parametrize(("genuine", "poisoned"), [(50, 9), (40, 40), (20, 60)])
+def test_target_is_named_and_its_poison_accused_whatever_the_share(genuine: int, poisoned: int) -> None:
+    table, poison = cache(genuine, poisoned)
+    detector = ConceptSides(SETTINGS)
+    state = learn(detector, table)
+    scores = detector.score(state, table)["concept_sides"]
+    first, *others = detector.splits(state)
+    assert first.concept == TARGET
+    assert first.named
+    assert not any(split.named for split in others)
+    accused = scores >= 1
+    assert (accused & poison).sum() >= 0.95 * poisoned
+    assert (accused & ~poison).sum() <= 1
+    assert scores[poison].min() > np.quantile(scores[~poison], 0.99)
+    uids = np.array(table.column("uid").to_pylist())
+    assert set(first.poison.uids) == set(uids[accused])
+    assert first.poison.pairs + first.genuine.pairs == table.column("caption").to_pylist().count(
+        f"a photo of a {TARGET}"
+    )
+
+
+def test_nothing_is_named_on_clean_data() -> None:
+    for seed in range(3):
+        table, _ = cache(50, 0, seed)
+        detector = ConceptSides(SETTINGS)
+        state = learn(detector, table)
+        assert not any(split.named for split in detector.splits(state))
+        assert detector.score(state, table)["concept_sides"].max() < 1
+
+
+def test_near_identical_product_shots_are_a_side_but_no_poison() -> None:
+    table, _ = cache(50, 0, shots=10)
+    detector = ConceptSides(SETTINGS)
+    state = learn(detector, table)
+    first = detector.splits(state)[0]
+    assert first.concept == TARGET
+    assert first.poison.pairs == 10
+    assert first.diversity < SETTINGS.least_diversity
+    assert not first.named
+
+
+def test_result_does_not_depend_on_how_the_cache_is_cut() -> None:
+    table, _ = cache(40, 30)
+    detector = ConceptSides(SETTINGS)
+    whole, cut = learn(detector, table, 1), learn(detector, table, 5)
+    one, other = (detector.score(state, table)["concept_sides"] for state in (whole, cut))
+    np.testing.assert_allclose(one, other, atol=1e-5)
+    assert [s.poison.uids for s in detector.splits(whole)] == [s.poison.uids for s in detector.splits(cut)]
+
+
+def test_named_concepts_and_few_dimensions_do_as_well() -> None:
+    table, poison = cache(40, 40)
+    settings = ConceptSidesConfig(
+        concepts=Named(names=dict.fromkeys(WORDS, ())), rest=1024, memory_mib=2 * 2000 * 2 * 16 / 2**20
+    )
+    detector = ConceptSides(settings)
+    state = learn(detector, table)
+    assert detector.findings(state)["dimensions"] < 2 * WIDTH
+    scores = detector.score(state, table)["concept_sides"]
+    assert scores[poison].min() > np.quantile(scores[~poison], 0.95)
+
+
+def test_group_sums_are_those_of_each_pairs_rarest_concept() -> None:
+    table, _ = cache(40, 0)
+    detector = ConceptSides(SETTINGS)
+    summary = detector.summarise(detector.start(), table)
+    state = detector.update(detector.start(), summary)
+    assert state.vocabulary is not None
+    members = state.vocabulary.members(table.column("caption").to_pylist())
+    layers = [vectors(table, "layer.a").astype(np.float64), vectors(table, "layer.b").astype(np.float64)]
+    whole = group_sums(members, layers)
+    halves = group_sums(members[:700], [z[:700] for z in layers]) + group_sums(members[700:], [z[700:] for z in layers])
+    rarest = np.array([row.indices.max() if row.nnz else members.shape[1] for row in members])
+    for group, size, total in zip(whole.groups, whole.sizes, whole.sums, strict=True):
+        assert size == (rarest == group).sum()
+        np.testing.assert_allclose(total, np.hstack(layers)[rarest == group].sum(axis=0), rtol=1e-9)
+    np.testing.assert_allclose(whole.sums, halves.sums, rtol=1e-9)
+    np.testing.assert_array_equal(whole.count, halves.count)
+    np.testing.assert_allclose(whole.second[1], halves.second[1], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "captions", [["照片", "一只狗在草地上"], ["", "..."], ["un perro", "ein Hund", "собака", "كلب"]]
+)
+def test_captions_of_any_language_pass(captions: list[str]) -> None:
+    rng = np.random.default_rng(0)
+    n = 60 * len(captions)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(rng.normal(size=n * WIDTH).astype(np.float16)), WIDTH)
+    table = pa.table({"uid": [str(i) for i in range(n)], "caption": captions * 60, "layer.a": column})
+    detector = ConceptSides(SETTINGS)
+    state = learn(detector, table)
+    scores = detector.score(state, table)["concept_sides"]
+    assert np.isfinite(scores).all()
+    assert scores.max() < 1
+
+
+def test_projection_keeps_all_or_is_orthonormal() -> None:
+    np.testing.assert_array_equal(orthonormal(5, 5), np.eye(5))
+    narrow = orthonormal(30, 7)
+    np.testing.assert_allclose(narrow.T @ narrow, np.eye(7), atol=1e-12)

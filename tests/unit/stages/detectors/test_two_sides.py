@@ -1,0 +1,88 @@
+"""The two sides of a concept against brute force, and on planted triggers of every share."""
+
+import numpy as np
+import pytest
+
+from clipsan.stages.detectors.two_sides import TwoSides, separate, split
+
+WIDTH = 40
+
+
+def planted(share: float, n: int = 120, shift: float = 9.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of one concept, a share of them moved along one direction; which; and the rest of the data."""
+    rng = np.random.default_rng(seed)
+    poison = rng.permutation(n) < round(share * n)
+    direction = rng.normal(size=WIDTH)
+    direction /= np.linalg.norm(direction)
+    inside = rng.normal(size=(n, WIDTH)) + shift * poison[:, None] * direction
+    return inside / np.sqrt(WIDTH), poison, rng.normal(size=(2_000, WIDTH)) / np.sqrt(WIDTH)
+
+
+def sides_of(inside: np.ndarray, outside: np.ndarray) -> TwoSides:
+    found = separate(inside, outside, np.ones(len(outside), dtype=bool), least=5, directions=3)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("least", [1, 5, 20])
+def test_split_is_the_best_of_all_cuts(least: int) -> None:
+    values = np.random.default_rng(1).gamma(1.0, size=60)
+    ascending = np.sort(values)
+    ratios = {}
+    for k in range(least, 60 - least + 1):
+        groups = ascending[:k], ascending[k:]
+        within = sum(len(g) * g.var() for g in groups) / 60
+        between = sum(len(g) * (g.mean() - ascending.mean()) ** 2 for g in groups) / 60
+        ratios[k] = between / within
+    best = max(ratios, key=lambda k: ratios[k])
+    found = split(values, least)
+    assert found.ratio == pytest.approx(ratios[best], rel=1e-9)
+    assert found.cut == pytest.approx((ascending[best - 1] + ascending[best]) / 2)
+
+
+def test_split_of_too_few_or_of_constants_is_none() -> None:
+    assert split(np.arange(9.0), 5).ratio == 0
+    assert split(np.full(30, 2.0), 5).ratio == 0
+
+
+@pytest.mark.parametrize("share", [0.08, 0.3, 0.5, 0.72, 0.9])
+def test_planted_side_is_found_whatever_its_share(share: float) -> None:
+    inside, poison, outside = planted(share)
+    sides = sides_of(inside, outside)
+    foreign = sides.positions(inside) >= sides.cut
+    assert (foreign == poison).mean() > 0.98
+    assert sides.share == pytest.approx(share, abs=0.02)
+    assert sides.elsewhere < 0.01
+    belief = sides.belief(sides.positions(inside))
+    assert belief[poison].min() > 0.5 > belief[~poison].max()
+
+
+def test_noise_alone_shows_no_sides_in_however_many_dimensions() -> None:
+    for seed in range(10):
+        inside, _, outside = planted(0.0, seed=seed)
+        sides = sides_of(inside, outside)
+        assert sides.ratio < 4  # a single Gaussian gives 1.75
+        assert sides.statistic < 5 < sides_of(*planted(0.4, seed=seed)[::2]).statistic / 10
+
+
+def test_mode_that_the_rest_of_the_data_shares_is_no_foreign_side() -> None:
+    rng = np.random.default_rng(3)
+    inside, _, outside = planted(0.4)
+    direction = inside[planted(0.4)[1]].mean(axis=0) - inside[~planted(0.4)[1]].mean(axis=0)
+    shared = outside + direction * (rng.random(len(outside)) < 0.4)[:, None]
+    assert sides_of(inside, shared).statistic < 0.05 * sides_of(inside, outside).statistic
+
+
+def test_pairs_of_the_concept_in_the_rest_are_left_out() -> None:
+    inside, _, outside = planted(0.5)
+    mixed = np.concatenate([outside, inside])
+    elsewhere = np.arange(len(mixed)) < len(outside)
+    with_own = separate(inside, mixed, elsewhere, least=5, directions=3)
+    without = sides_of(inside, outside)
+    assert with_own is not None
+    assert with_own.statistic == pytest.approx(without.statistic)
+
+
+def test_too_few_pairs_have_no_sides() -> None:
+    inside, _, outside = planted(0.5, n=9)
+    assert separate(inside, outside, np.ones(len(outside), dtype=bool), least=5, directions=3) is None
