@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+DIMMEST = 0.5
+"""Variance that a dimming trigger leaves of a picture's own."""
 MOST_AXES = 16
 LEAST_VARIANCE = 1.15
 """Variance over that within a concept, from which an axis tells concepts apart."""
@@ -21,16 +23,15 @@ class Content:
     def diversity(self, whitened: np.ndarray) -> float:
         """Return how diverse pictures `[n, P]` are: about 0 as those of one concept, about 1 as the whole data set.
 
-        Variances along the axes are taken over that off them, so that a trigger which dims its picture, or shines through
-        it, changes nothing. A common shift of all plays no part. 0 for fewer than three pictures or without axes.
+        Variances along the axes are taken over that off them where that is below 1, down to a half: so much may a trigger dim its
+        picture, or shine through it. A common shift of all plays no part. 0 for fewer than three pictures or without axes.
         """
         if len(whitened) < 3 or not len(self.variance):
             return 0.0
         centred = whitened - whitened.mean(axis=0)
-        along = (centred @ self.axes) ** 2
-        off = max(float((centred**2).sum() - along.sum()) / max(whitened.shape[1] - len(self.variance), 1), 1e-12)
-        relative = along.sum(axis=0) / off
-        return float(np.mean((relative - 1) / (self.variance - 1)))
+        along, freedom = ((centred @ self.axes) ** 2).sum(axis=0), len(whitened) - 1
+        off = float((centred**2).sum() - along.sum()) / freedom / max(whitened.shape[1] - len(self.variance), 1)
+        return float(np.mean((along / freedom / np.clip(off, DIMMEST, 1.0) - 1) / (self.variance - 1)))
 
 
 def find_content(covariance: np.ndarray) -> Content:

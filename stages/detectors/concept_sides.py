@@ -44,9 +44,9 @@ class ConceptSidesConfig(DetectorConfig):
     """Principal axes of a concept that are tried."""
     false_discovery_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of wrong names among the concepts named, at most, in the long run (Benjamini and Hochberg 1995)."""
-    least_diversity: Annotated[float, Field(ge=0, le=1)] = 0.25
+    least_diversity: float = 0.0
     """How diverse the pictures of the foreign side must be for its concept to be named: 0 as within a concept, 1 as in the whole
-    data set. Poison comes from everywhere; a natural sub-mode does not."""
+    data set. Poison comes from everywhere; a natural sub-mode (product shots) is narrower than its concept."""
     memory_mib: Positive = 512.0
     """Of the samples of all concepts; features are projected to fewer dimensions until they fit."""
     kept: Count = 1_024
@@ -352,7 +352,9 @@ class ConceptSides(StreamingDetector):
                 found[concept] = sides
                 foreign = np.split(inside[sides.positions(inside) >= sides.cut].astype(np.float64), narrow, axis=1)
                 diverse[concept] = float(
-                    np.mean([c.diversity(z) for c, z in zip(state.contents, foreign, strict=False)])
+                    np.mean(
+                        [c.diversity(z * np.sqrt(z.shape[1])) for c, z in zip(state.contents, foreign, strict=False)]
+                    )
                 )
 
         for concept in range(members.shape[1]):

@@ -62,8 +62,11 @@ class TwoSides:
     """Mean position of the pairs on the foreign side."""
     native: float
     """Mean position of the others."""
-    spread: float
-    """Deviation within the sides, pooled."""
+    foreign_spread: float
+    native_spread: float
+    prior: float
+    """Share of the concept in the foreign one of two Gaussians, each with a spread of its own: a trigger gathers its pairs, or
+    scatters them by how it meets their pictures."""
 
     @property
     def statistic(self) -> float:
@@ -75,9 +78,61 @@ class TwoSides:
         return np.asarray(whitened @ self.direction - self.offset)
 
     def belief(self, positions: np.ndarray) -> np.ndarray:
-        """Return the probability that a pair is on the foreign side, `[n] float64`, for two groups of one spread."""
-        width = (self.foreign - self.native) / self.spread**2
-        return np.asarray(1 / (1 + np.exp(-np.clip(width * (positions - self.cut), -60, 60))))
+        """Return the probability that a pair is on the foreign side, `[n] float64`, never falling with the position."""
+        return believe(positions, self.prior, (self.native, self.foreign), (self.native_spread, self.foreign_spread))
+
+
+STEPS = 30
+"""Of expectation-maximisation."""
+NARROWEST = 0.2
+"""A side's spread is at least this share of the pooled one, so that a few pairs that agree do not become a side."""
+
+
+def believe(
+    positions: np.ndarray, prior: float, means: tuple[float, float], spreads: tuple[float, float]
+) -> np.ndarray:
+    """Return the probability of the upper of two Gaussians, `[n] float64`; beyond the means it stays as there."""
+    x = np.clip(positions, *means)
+    below, above = (
+        -0.5 * ((x - mean) / spread) ** 2 - np.log(spread) for mean, spread in zip(means, spreads, strict=True)
+    )
+    return np.asarray(1 / (1 + np.exp(np.clip(below - above + np.log1p(-prior) - np.log(prior), -60, 60))))
+
+
+def two_gaussians(
+    positions: np.ndarray, upper: np.ndarray
+) -> tuple[float, tuple[float, float], tuple[float, float], float]:
+    """Fit two Gaussians that start from a split; return the upper one's share, both means and spreads, and where they balance.
+
+    Stays with the split itself where the fit would swallow one side.
+    """
+    weights = np.where(upper, 1.0, 0.0)
+    pooled = float(
+        np.sqrt(np.mean((positions - np.where(upper, positions[upper].mean(), positions[~upper].mean())) ** 2))
+    )
+    floor = max(NARROWEST * pooled, 1e-6)
+    kept = moments(positions, weights, floor)
+    for _ in range(STEPS):
+        weights = believe(positions, *kept)
+        prior = float(weights.mean())
+        fresh = moments(positions, weights, floor) if 0 < prior < 1 else kept
+        if not 0.5 * upper.mean() <= fresh[0] <= 1 - 0.5 * (~upper).mean() or fresh[1][0] >= fresh[1][1]:
+            break
+        kept = fresh
+    between = np.linspace(*kept[1], 512)
+    balance = float(between[min(int((believe(between, *kept) < 0.5).sum()), len(between) - 1)])
+    return *kept, balance
+
+
+def moments(
+    positions: np.ndarray, weights: np.ndarray, floor: float
+) -> tuple[float, tuple[float, float], tuple[float, float]]:
+    """Return the share of the upper group, and the means and spreads of both; `weights` `[n]` say how far pairs are in it."""
+    means, spreads = [], []
+    for part in (1 - weights, weights):
+        means.append(float(part @ positions / part.sum()))
+        spreads.append(max(float(np.sqrt(part @ (positions - means[-1]) ** 2 / part.sum())), floor))
+    return float(np.clip(weights.mean(), 1e-6, 1 - 1e-6)), (means[0], means[1]), (spreads[0], spreads[1])
 
 
 def separate(
@@ -119,18 +174,19 @@ def separate(
     up = gains[True] >= gains[False]
     sign = 1.0 if up else -1.0
     foreign = upper if up else ~upper
-    mean = {side: float(sign * positions[rows].mean()) for side, rows in ((True, foreign), (False, ~foreign))}
-    within = np.where(foreign, mean[True], mean[False])
+    prior, means, spreads, balance = two_gaussians(sign * positions, foreign)
     return TwoSides(
         ratio=found.ratio,
         share=shares[bool(up)][0],
         elsewhere=max(shares[bool(up)][1], half_a_pair),
         direction=sign * (first + second) / 2,
         offset=float(sign * (shift + other_shift) / 2),
-        cut=sign * found.cut,
-        foreign=mean[True],
-        native=mean[False],
-        spread=max(float(np.sqrt(np.mean((sign * positions - within) ** 2))), 1e-6),
+        cut=balance,
+        foreign=means[1],
+        native=means[0],
+        foreign_spread=spreads[1],
+        native_spread=spreads[0],
+        prior=prior,
     )
 
 

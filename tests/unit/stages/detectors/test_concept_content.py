@@ -24,7 +24,7 @@ def test_axes_are_those_along_which_concepts_differ(content: Content) -> None:
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("dimmed", [1.0, 0.6])
+@pytest.mark.parametrize("dimmed", [1.0, 0.8])
 def test_diversity_is_the_share_of_the_data_sets_whatever_dims_the_pictures(
     content: Content, spread: float, dimmed: float
 ) -> None:
@@ -35,3 +35,8 @@ def test_diversity_is_the_share_of_the_data_sets_whatever_dims_the_pictures(
 def test_nothing_is_said_of_two_pictures_or_where_concepts_do_not_differ(content: Content) -> None:
     assert content.diversity(pictures(1.0)[:2]) == 0
     assert find_content(np.eye(WIDTH)).diversity(pictures(1.0)) == 0
+
+
+def test_near_identical_pictures_are_narrower_than_a_concept(content: Content) -> None:
+    for spread in (0.0, 1.0):
+        assert content.diversity(0.1 * pictures(spread)[:10]) == pytest.approx(-1 / 3, abs=0.05)
