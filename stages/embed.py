@@ -26,6 +26,8 @@ REJECTED_SCHEMA = pa.schema(
         ("key", pa.string()),
         ("reason", pa.string()),
         ("detail", pa.string()),
+        ("source_id", pa.string()),
+        ("source_url", pa.string()),
     ]
 )
 
@@ -41,7 +43,11 @@ FACT_FIELDS = [
     ("pixel_std", pa.float32()),
     ("dhash", pa.uint64()),
     ("label", pa.int32()),
+    ("source_id", pa.string()),
+    ("source_url", pa.string()),
+    ("source_sha256", pa.string()),
 ]
+"""The facts of a pair; those of the source are what the data set says of the pair's origin."""
 
 CPU_BATCH, GPU_BATCH = 64, 1024
 """Pairs of a forward pass: on a CPU larger batches leave its caches, a GPU is idle between smaller ones."""
@@ -121,7 +127,7 @@ class Preparer:
 
     def __call__(self, pairs: Iterable[RawPair]) -> Iterator[Block]:
         """Yield the pairs of one piece in blocks; every pair is in exactly one block, decoded or rejected. At least one block."""
-        rejected: list[dict[str, str]] = []
+        rejected: list[dict[str, str | None]] = []
         ready: list[_Ready] = []
         prepared = (
             map(self._prepare, pairs)
@@ -140,7 +146,7 @@ class Preparer:
         if ready or rejected or not any_block:
             yield self._block(ready, rejected)
 
-    def _prepare(self, pair: RawPair) -> _Ready | dict[str, str]:
+    def _prepare(self, pair: RawPair) -> _Ready | dict[str, str | None]:
         if pair.reject is not None:
             return _rejection(pair, pair.reject, pair.detail)
         if pair.image is None or pair.caption is None:
@@ -162,10 +168,13 @@ class Preparer:
             "pixel_std": looks.pixel_std,
             "dhash": looks.dhash,
             "label": pair.label,
+            "source_id": pair.origin.id,
+            "source_url": pair.origin.url,
+            "source_sha256": pair.origin.sha256,
         }
         return _Ready(facts, self._inputs.preprocess(decoded.rgb))
 
-    def _block(self, ready: list[_Ready], rejected: list[dict[str, str]]) -> Block:
+    def _block(self, ready: list[_Ready], rejected: list[dict[str, str | None]]) -> Block:
         row_of: dict[str, int] = {}
         caption_of = [row_of.setdefault(one.facts["caption"], len(row_of)) for one in ready]
         size = self._inputs.image_size
@@ -266,7 +275,7 @@ def _half(values: torch.Tensor) -> torch.Tensor:
     return values.clamp(-limit, limit).half()
 
 
-def _rejection(pair: RawPair, reason: Reject, detail: str) -> dict[str, str]:
+def _rejection(pair: RawPair, reason: Reject, detail: str) -> dict[str, str | None]:
     return {
         "uid": pair.uid,
         "uid_hex": pair.uid_hex,
@@ -274,6 +283,8 @@ def _rejection(pair: RawPair, reason: Reject, detail: str) -> dict[str, str]:
         "key": pair.key,
         "reason": reason.value,
         "detail": detail,
+        "source_id": pair.origin.id,
+        "source_url": pair.origin.url,
     }
 
 

@@ -59,6 +59,19 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a pair came from, as its data set says; nothing here is checked. What is not said is None."""
+
+    id: str | None = None
+    url: str | None = None
+    sha256: str | None = None
+    """Of the image as it was downloaded, which may have been encoded again since."""
+
+
+UNKNOWN = Origin()
+
+
+@dataclass(frozen=True, slots=True)
 class RawPair:
     """One pair as it stands in the shard, undecoded."""
 
@@ -76,6 +89,8 @@ class RawPair:
     """All captions that can be used, where the data set lists several; else empty, and `caption` is the only one."""
     native_uid: str | None = None
     """The data set's own 128-bit hexadecimal uid (DataComp), where it has one."""
+    origin: Origin = UNKNOWN
+    """Where the pair came from; for readers of the verdicts alone."""
     image_suffix: str = ""
     """File suffix of the image in the source (".jpg"), or "" when it has none."""
     native: object = None

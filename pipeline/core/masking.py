@@ -7,20 +7,13 @@ masked once, where the settings become a plain tree; run.yaml, the page, trackin
 import re
 from typing import Any
 
-MASK = "***"
+from clipsan.stages.masking import MASK, masked
+
+__all__ = ["MASK", "masked", "masked_tree", "one_line", "what_stopped"]
+
 SAID = 500
 """Characters of an error that a table has room for; a log has the rest."""
-NAMES = "key|secret|token|passw|pwd|sig|credential|auth"
-"""Parts of the names of parameters in an address whose values are kept to ourselves."""
-# The greedy ends reach the last @, so that no part of a password with an @ or a / in it is left over. A port is no password.
-_USERINFO = re.compile(r"(?<=://)(?:[^/\s\"'<>]*@|[^/\s\"'<>:@]*:(?!\d+(?:[/\s]|$))[^\s\"'<>]*@)")
-_PARAMETER = re.compile(rf"([?&;][^=&;\s]*(?:{NAMES})[^=&;\s]*=)[^&;#\s\"'<>]+", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-
-
-def masked(text: str) -> str:
-    """Return a text with the credentials of the addresses in it replaced by MASK."""
-    return _PARAMETER.sub(rf"\1{MASK}", _USERINFO.sub(f"{MASK}@", text)) if "://" in text or "?" in text else text
 
 
 def masked_tree(tree: Any) -> Any:

@@ -54,11 +54,12 @@ class Losses:
 def closing(summary: dict[str, Any]) -> str:
     """Return what the last lines of a scan say of its losses."""
     lost = summary.get("lost_shards")
-    line = ""
+    changed = summary.get("counts", {}).get("bytes_changed", 0)
+    line = f"; {changed:,} images are not the ones whose hash the data set publishes" if changed else ""
     if lost is not None:
         more = ", ..." if lost["count"] > len(lost["names"]) else ""
         limit = ", more than max_lost_shards_pct allows" if lost["too_many"] else ""
-        line = f"; {lost['count']:,} of {lost['of']:,} shards could not be read to their end{limit}: {', '.join(lost['names'])}{more}"
+        line += f"; {lost['count']:,} of {lost['of']:,} shards could not be read to their end{limit}: {', '.join(lost['names'])}{more}"
     return line + (f"\nscan: {summary['hint']}" if "hint" in summary else "")
 
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipsan.stages.evaluation.detection import detection_figures
-from clipsan.stages.samples import uid_array, uid_rows
+from clipsan.stages.samples import Reject, uid_array, uid_rows
 from clipsan.stages.selection import ALLOWED, FLAGGED, REJECTED
 from clipsan.stages.verdicts import ACCUSING, Reason, Verdict
 
@@ -57,6 +57,7 @@ class Counts:
             "reasons": self.reasons,
             "rejected": sum(self.rejected.values()),
             "rejected_by_reason": self.rejected,
+            "bytes_changed": self.rejected.get(Reject.BYTES_CHANGED.value, 0),
             "flagged": self.flagged,
         }
 

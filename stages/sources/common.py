@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 from ..files import LFS, LFS_POINTER, Found, PathError, absolute, read_file
 from ..registry import Family
-from ..samples import HEX_UID, RawPair, Reject, Unit, seeded_hash
+from ..samples import HEX_UID, UNKNOWN, Origin, RawPair, Reject, Unit, seeded_hash
 from ..stage import config
 
 TRAINED_SUFFIXES = (".jpg", ".png", ".jpeg", ".webp")
@@ -170,6 +170,7 @@ def make_pair(
     no_caption: str = "",
     again: str = "",
     bad: Bad | None = None,
+    origin: Origin = UNKNOWN,
 ) -> RawPair:
     """Build a pair and set its reject reason: a duplicate key first, then `bad`, then the image, then the caption.
 
@@ -194,6 +195,7 @@ def make_pair(
         image_suffix=image_suffix,
         native=native,
         captions=tuple(_usable(captions)),
+        origin=origin,
     )
 
 

@@ -37,6 +37,7 @@ from .common import (
     thinned,
 )
 from .hints import json_hint
+from .origin import origin_of
 from .rows import Row, RowsEnd, count_rows, header, image_suffix, load_image, rows, walk
 from .table import TableSource, check_columns
 
@@ -287,7 +288,7 @@ def _image_pairs(source: FolderSource, unit: Unit) -> Iterator[RawPair]:
         bad = None
         if any(part.startswith(".") for part in [last, *info.path.split("/")] if part != "."):
             bad = Bad(Reject.HIDDEN_NAME, "a name that starts with a dot; rename it if it is an image of the set")
-        yield _pair(source, unit, number, row, duplicate=False, missing=missing, bad=bad)
+        yield _pair(source, unit, number, row, duplicate=False, missing=missing, bad=bad, said=beside.fields)
 
 
 def _beside(source: FolderSource, folder: str, image: str, names: frozenset[str]) -> _Beside:
@@ -335,6 +336,7 @@ def _pair(
     duplicate: bool,
     missing: str,
     bad: Bad | None = None,
+    said: dict[str, Any] | None = None,
 ) -> RawPair:
     name = row.get(source.file_name)
     caption = row.get(source.caption)
@@ -363,6 +365,7 @@ def _pair(
         captions=caption if isinstance(caption, list) else (),
         no_caption=missing,
         bad=bad or check_hash(image, source, row.get(source.sha256 or "")),
+        origin=origin_of(row if said is None else said),
     )
 
 

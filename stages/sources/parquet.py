@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..files import MAX_FILE_BYTES, Found, PathError, find, is_address, open_input, roots_of
-from ..samples import RawPair, Reject, Unit, hash_uid
+from ..samples import Origin, RawPair, Reject, Unit, hash_uid
 from ..stage import Count, config
 from .common import (
     PIECES,
@@ -35,6 +35,7 @@ from .common import (
     settle_paths,
     slices,
 )
+from .origin import origin_columns, origin_of
 from .rows import image_suffix, load_image
 from .table import check_columns, check_rows_source
 
@@ -118,7 +119,8 @@ class ParquetSource(SourceConfig):
                 missing = [name for name in (self.image, self.key) if name is not None and name not in present]
                 if missing:
                     raise PathError(f"no column {missing[0]!r}")
-                columns = sorted({name for name in wanted if name is not None and name in present})
+                found = [*(name for name in wanted if name is not None and name in present), *origin_columns(present)]
+                columns = sorted(set(found))
                 seen = _earlier_keys(self, parquet, unit)
                 for first_row, batch in _batches(parquet, unit.start, unit.stop, columns):
                     for pair in _pairs(self, unit, first_row, batch, seen):
@@ -350,10 +352,11 @@ def _pairs(
         column(source.key),
         column(source.sha256),
         names,
+        _origins(batch),
         strict=True,
     )
     is_bytes = _holds_bytes(batch.schema.field(source.image).type)
-    for row, (value, caption, captions, label, own_key, published, name) in enumerate(every, first_row):
+    for row, (value, caption, captions, label, own_key, published, name, origin) in enumerate(every, first_row):
         has_key = own_key not in (None, b"")
         key = printable(own_key if isinstance(own_key, bytes) else str(own_key)) if has_key else row_key(row)
         if labels is not None:
@@ -372,8 +375,15 @@ def _pairs(
             captions=captions,
             no_caption="the caption is null" if source.caption else "data.caption is null",
             bad=check_hash(image, source, published),
+            origin=origin,
         )
         seen.add(own_key)
+
+
+def _origins(batch: pa.RecordBatch) -> Iterator[Origin]:
+    said = {name: _values(batch, name) for name in origin_columns(batch.schema.names)}
+    for row in range(batch.num_rows):
+        yield origin_of({name: values[row] for name, values in said.items()})
 
 
 def _place(value: Any) -> Any:

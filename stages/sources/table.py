@@ -31,6 +31,7 @@ from .common import (
     thinned,
 )
 from .hints import CAPTION_NAMES, IMAGE_NAMES, likely, list_names
+from .origin import origin_of
 from .rows import (
     Row,
     RowsEnd,
@@ -195,6 +196,7 @@ def _pair(source: TableSource, unit: Unit, number: int, row: Row, duplicate: boo
         native=(row, place),
         no_caption=f"the row ends before the column {source.caption}" if source.caption else "data.caption is null",
         bad=check_hash(image, source, row.get(source.sha256 or "")),
+        origin=origin_of(row),
     )
 
 

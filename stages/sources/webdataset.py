@@ -37,6 +37,7 @@ from .common import (
     slices,
 )
 from .hints import json_hint, list_names
+from .origin import origin_of
 from .tar import ForwardReader, Member, TarDamage, end_marker, members, open_reader, padded
 
 NAME = re.compile(r"((?:.*/)?[^./][^./]*)(\.[^/]+)", re.DOTALL)
@@ -340,6 +341,7 @@ def _pair(source: WebDataset, unit: Unit, group: Group, names: _Names) -> RawPai
         no_caption=_no_caption(source, group, names, fields, data),
         again=SORT if half else "only the first pair of a key is used",
         bad=bad or check_hash(image, source, fields.get(source.sha256 or "")),
+        origin=origin_of(fields),
     )
 
 

@@ -26,6 +26,12 @@ def test_nothing_lost_says_nothing(tmp_path: Path) -> None:
     assert found.tree(0.0) == {}
     assert losses.closing({}) == ""
     assert losses.status({}) == 0
+    assert losses.closing({"counts": {"bytes_changed": 0}}) == ""
+
+
+def test_images_that_changed_since_their_hash_was_published_are_in_the_closing_line() -> None:
+    told = losses.closing({"counts": {"bytes_changed": 1234}})
+    assert told == "; 1,234 images are not the ones whose hash the data set publishes"
 
 
 def test_lost_shards_and_the_likely_setting(tmp_path: Path) -> None:
