@@ -35,7 +35,8 @@ class Reason(StrEnum):
     NEAR_DUPLICATE = "near_duplicate"
     """The same picture (by difference hash) stands in the set with other pairs."""
     PLACEHOLDER = "placeholder"
-    """An almost uniform picture, or one picture under many captions: a dead link's stand-in."""
+    """An almost uniform picture, or one picture (or pictures that look the same) under many captions: a dead link's stand-in. One
+    that comes back with the same few captions is a near-duplicate."""
     OUTLIER = "outlier"
     """Its embedding lies in a sparser place than its neighbours', by two density scores at once."""
 
@@ -51,6 +52,9 @@ class OddLimits:
     placeholder_copies: Annotated[int, pydantic.Field(ge=3)] = 20
     """Pairs with one picture. That of a dead link comes back for hundreds of captions; a popular photo, or two pictures that
     hash alike, for a few."""
+    placeholder_caption_share: Share = 0.1
+    """Share of the pairs with such a picture that may have the caption of this one. A dead link's stand-in has captions of all
+    kinds, a picture that was published many times has the same few."""
     uniform_std: Weight = 3.0
     """Standard deviation of the pixel values (0 to 255) under which a picture shows nothing."""
     mismatch_probability: Share = 0.99
@@ -132,6 +136,7 @@ class Judge:
             "ensemble",
             "clip_mixture",
             "image_duplicates",
+            "pair_duplicates",
             "slof",
             "dao",
             "concept",
@@ -168,7 +173,8 @@ class Judge:
         triggers = table.column("trigger_id").to_pylist()
         column = {name: table.column(name).to_numpy(zero_copy_only=False) for name in self.reads & _NUMERIC}
         copies, limits = np.expm1(column["image_duplicates"]), self._limits
-        many = copies >= limits.placeholder_copies - 0.5
+        own = np.maximum(1, limits.placeholder_caption_share * copies + 1e-3)
+        many = (copies >= limits.placeholder_copies - 0.5) & (column["pair_duplicates"] <= own)
         masks = {
             Reason.PROVEN_TRIGGER: np.array([trigger is not None for trigger in triggers], bool),
             Reason.POISON_SUSPECT: column["ensemble"] >= self._cut,
@@ -194,4 +200,4 @@ def _verdict(reasons: list[str]) -> Verdict:
     return Verdict.SUSPECT if reasons else Verdict.CLEAN
 
 
-_NUMERIC = {"pixel_std", "ensemble", "clip_mixture", "image_duplicates", "slof", "dao"}
+_NUMERIC = {"pixel_std", "ensemble", "clip_mixture", "image_duplicates", "pair_duplicates", "slof", "dao"}

@@ -25,9 +25,9 @@ from ..proof.inquiry import ProofConfig, labeller_fingerprint, proof_fingerprint
 from ..proof.views import Views
 from ..tracking.record import TrackingConfig
 
-EMBED_VERSION = 2
-SCORE_VERSION = 9
-VERDICT_VERSION = 1
+EMBED_VERSION = 3
+SCORE_VERSION = 10
+VERDICT_VERSION = 2
 """Raised when the code of a pass comes to give another result, so that old parts are refused and not mixed in."""
 
 

@@ -133,6 +133,7 @@ class ScoreWork(Work):
             scores, texts = detector.tell(state, table)
             columns |= {name: np.asarray(v, np.float32) for name, v in scores.items()}
             columns |= {name: pa.array(said, pa.string()) for name, said in texts.items()}
+            columns |= {name: pa.array(n, pa.int32()) for name, n in detector.tallies(state, table).items()}
         columns |= mean_ranks([read_part(self.density, density_key(p, piece)) for p in range(self.permutations)])
         return Done(pairs=table.num_rows, parts=(pa.table(columns),))
 

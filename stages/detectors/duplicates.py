@@ -115,10 +115,11 @@ class DuplicatesConfig(DetectorConfig):
 
 @dataclass(frozen=True, slots=True)
 class DuplicateCounts:
-    """Occurrences of captions and of image hashes."""
+    """Occurrences of captions, of image hashes, and of the two together."""
 
     captions: Counter
     images: Counter
+    pairs: Counter
 
 
 class CaptionDuplicates(StreamingDetector):
@@ -133,6 +134,7 @@ class CaptionDuplicates(StreamingDetector):
         "caption_duplicates": Column(about="caption"),
         "image_duplicates": Column(about="caption"),
     }
+    counts: ClassVar[frozenset[str]] = frozenset({"pair_duplicates"})
     rounds: ClassVar[int] = 1
 
     def __init__(self, expected_pairs: int, settings: DuplicatesConfig | None = None) -> None:
@@ -144,11 +146,11 @@ class CaptionDuplicates(StreamingDetector):
 
     def summarise(self, state: None, table: pa.Table) -> DuplicateCounts:
         """Count the captions and images of one chunk."""
-        keys = _caption_keys(table), _image_keys(table)
+        keys = _caption_keys(table), _image_keys(table), _pair_keys(table)
         return DuplicateCounts(*(Counter.of(own, self._width, self._exact_keys) for own in keys))
 
     def merge(self, left: DuplicateCounts, right: DuplicateCounts) -> DuplicateCounts:
-        return DuplicateCounts(left.captions + right.captions, left.images + right.images)
+        return DuplicateCounts(left.captions + right.captions, left.images + right.images, left.pairs + right.pairs)
 
     def score(self, state: DuplicateCounts, table: pa.Table) -> Columns:
         """Return caption_duplicates and image_duplicates, `[n] float32`: log(1 + occurrences, the pair with them)."""
@@ -156,6 +158,11 @@ class CaptionDuplicates(StreamingDetector):
             "caption_duplicates": np.log1p(state.captions.count(_caption_keys(table))).astype(np.float32),
             "image_duplicates": np.log1p(state.images.count(_image_keys(table))).astype(np.float32),
         }
+
+    def tallies(self, state: DuplicateCounts, table: pa.Table) -> dict[str, np.ndarray]:
+        """Return pair_duplicates, `[n] int32`: how often the image stands with the caption, the pair with them."""
+        found = state.pairs.count(_pair_keys(table))
+        return {"pair_duplicates": np.minimum(found, np.iinfo(np.int32).max).astype(np.int32)}
 
     def findings(self, state: DuplicateCounts) -> Mapping[str, Any]:
         """Return the greatest numbers of copies, and whether they are exact or upper bounds."""
@@ -178,3 +185,8 @@ def _caption_keys(table: pa.Table) -> np.ndarray:
 
 def _image_keys(table: pa.Table) -> np.ndarray:
     return np.asarray(table.column("dhash").to_numpy(), dtype=np.uint64)
+
+
+def _pair_keys(table: pa.Table) -> np.ndarray:
+    # the multiplier is odd, so that no two hashes of a caption's images become one
+    return _caption_keys(table) ^ (_image_keys(table) * np.uint64(ODD_FACTORS[0]))

@@ -42,6 +42,8 @@ class StreamingDetector(ABC):
     """Number of passes over the cache before `score`."""
     says: ClassVar[frozenset[str]] = frozenset()
     """Columns of text that `texts` returns."""
+    counts: ClassVar[frozenset[str]] = frozenset()
+    """Columns of whole numbers that `tallies` returns: facts, which score nothing."""
 
     @property
     def name(self) -> str:
@@ -61,7 +63,7 @@ class StreamingDetector(ABC):
     @property
     def adds(self) -> frozenset[str]:
         """All columns that it adds."""
-        return frozenset(self.columns) | self.says
+        return frozenset(self.columns) | self.says | self.counts
 
     def start(self) -> Any:
         """Return the state before the first round."""
@@ -90,6 +92,10 @@ class StreamingDetector(ABC):
     def tell(self, state: Any, table: pa.Table) -> tuple[Columns, dict[str, list[str]]]:
         """Return what `score` and `texts` return; overridden where both need the same work."""
         return self.score(state, table), self.texts(state, table)
+
+    def tallies(self, state: Any, table: pa.Table) -> dict[str, np.ndarray]:
+        """Return what it counts of each row, `[n] int32` each."""
+        return {}
 
     def findings(self, state: Any) -> Mapping[str, Any]:
         """Return what the final state says about the data set as a whole (JSON-like), for summary and report."""

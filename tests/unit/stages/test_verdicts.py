@@ -19,6 +19,7 @@ def facts(**columns):
         "ensemble": np.zeros(count, np.float32),
         "clip_mixture": np.zeros(count, np.float32),
         "image_duplicates": np.full(count, np.log1p(1), np.float32),
+        "pair_duplicates": np.ones(count, np.int32),
         "slof": np.full(count, 0.5, np.float32),
         "dao": np.full(count, 0.5, np.float32),
         "concept": ["cat"] * count,
@@ -77,6 +78,16 @@ def test_limits_decide_what_is_odd():
     limits = OddLimits(placeholder_copies=4, uniform_std=6.0)
     judged = Judge(5.0, frozenset(), mixture_speaks=False, limits=limits)(table)
     assert judged.column("reasons").to_pylist() == [["placeholder", "near_duplicate"], ["placeholder"]]
+
+
+def test_a_picture_is_a_placeholder_under_many_captions_and_a_duplicate_under_few():
+    copies = np.log1p(np.array([40, 40, 40, 40, 19, 20], np.float32))
+    own = np.array([1, 4, 5, 40, 1, 1], np.int32)
+    judged = Judge(5.0, frozenset(), mixture_speaks=False, limits=OddLimits())(
+        facts(image_duplicates=copies, pair_duplicates=own)
+    )
+    expected = ["placeholder", "placeholder", "near_duplicate", "near_duplicate", "near_duplicate", "placeholder"]
+    assert judged.column("reasons").to_pylist() == [[reason] for reason in expected]
 
 
 def test_a_flag_outside_the_named_concepts_names_no_target():

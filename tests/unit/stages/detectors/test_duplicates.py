@@ -43,6 +43,14 @@ def test_images_count_by_difference_hash() -> None:
     assert detector.findings(state) == {"most_copies_of_a_caption": 1, "most_copies_of_an_image": 3, "exact": True}
 
 
+def test_a_picture_with_one_caption_is_told_from_one_with_many() -> None:
+    table = table_of(["A dog.", "a dog", "a cat", "a pear", "A dog"], [5, 5, 5, 5, 6])
+    detector = CaptionDuplicates(5)
+    found = detector.tallies(learned(detector, [table.slice(0, 2), table.slice(2)]), table)["pair_duplicates"]
+    assert found.dtype == np.int32
+    assert found.tolist() == [2, 2, 1, 1, 1]
+
+
 def drawn(n: int, distinct: int) -> pa.Table:
     rng = np.random.default_rng(0)
     captions = [f"caption number {i}" for i in rng.integers(distinct, size=n)]
@@ -59,7 +67,7 @@ def test_chunks_merge_to_the_state_of_one_chunk(exact_keys: int) -> None:
     )
     assert detector.findings(whole) == detector.findings(parts)
     assert detector.findings(whole)["exact"] == (exact_keys > 500)
-    for name in detector.adds:
+    for name in detector.columns:
         np.testing.assert_array_equal(*(detector.score(state, table)[name] for state in (whole, parts)))
 
 
