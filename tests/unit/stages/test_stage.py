@@ -76,3 +76,8 @@ def test_limits_hold_for_what_is_made_in_python(given: dict[str, Any], message: 
         Limited(**given)
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(Limited(), **given)
+
+
+def test_a_column_stands_once():
+    with pytest.raises(ChainError, match=r"Decode adds rgb, which the chain has already"):
+        check_chain({"image", "layer.*", "rgb"}, [Decode(), Score()])
