@@ -35,8 +35,8 @@ class Reason(StrEnum):
     NEAR_DUPLICATE = "near_duplicate"
     """The same picture (by difference hash) stands in the set with other pairs."""
     PLACEHOLDER = "placeholder"
-    """An almost uniform picture, or one picture (or pictures that look the same) under many captions: a dead link's stand-in. One
-    that comes back with the same few captions is a near-duplicate."""
+    """An almost uniform picture, or one picture (the same difference hash) under many captions: a dead link's stand-in. One that
+    comes back with the same few captions is a near-duplicate; so are copies that were encoded so differently that they hash apart."""
     OUTLIER = "outlier"
     """Its embedding lies in a sparser place than its neighbours', by two density scores at once."""
 

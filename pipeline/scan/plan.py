@@ -8,6 +8,7 @@ from pydantic import Field
 
 from clipsan.stages.detectors import DetectorsConfig, build_suite
 from clipsan.stages.embed import CACHE_COLUMNS, EmbedConfig, Precision
+from clipsan.stages.model.checkpoints import activation_said
 from clipsan.stages.model.clip import ModelConfig
 from clipsan.stages.oracle import OracleConfig
 from clipsan.stages.samples import Unit
@@ -102,6 +103,7 @@ class Plan:
     pairs: DataSet
     trusted: DataSet | None
     model_fingerprint: str
+    activation: str
     embed: EmbedConfig
     """With the precision that this scan's machine, or the earlier run, has."""
     layers: list[str]
@@ -126,7 +128,7 @@ class Plan:
         size = sum({u.shard: u.size_bytes for u in units}.values())
         lines = [
             f"data       {len(units)} units of {len({u.shard for u in units})} shards, {size / 2**20:,.1f} MiB ({c.data.kind})",
-            f"model      {self.model_fingerprint[:12]}, layers {', '.join(self.layers)}",
+            f"model      {self.model_fingerprint[:12]}, {self.activation}, layers {', '.join(self.layers)}",
             f"out        {c.out}",
             f"workers    {c.cluster.describe()}",
             f"embed      {len(units)} parts in {self._embedding} -> embeddings/, rejected/  ({self.pairs.fingerprint[:12]})",
@@ -196,6 +198,7 @@ def make_plan(settings: ScanConfig) -> Plan:
         pairs=pairs,
         trusted=trusted,
         model_fingerprint=clip.fingerprint,
+        activation=activation_said(settings.model, clip.model_cfg),
         embed=embed,
         layers=layers,
         scale=clip.scale,

@@ -381,6 +381,15 @@ def activation_doubt(model: ModelConfig, weights: dict[str, torch.Tensor]) -> st
     return f"{reason}, and name={name} computes GELU: unless you trained them so, give name={name}-quickgelu"
 
 
+def activation_said(model: ModelConfig, model_cfg: dict[str, Any]) -> str:
+    """Return which activation a model computes, for a plan; and what to do where weights of its name may want the other."""
+    if model_cfg.get("quick_gelu"):
+        return "QuickGELU"
+    if model.name is None or f"{model.name}-quickgelu" not in open_clip.list_models():
+        return "GELU"
+    return f"GELU (weights of OpenAI's family, also when trained further, need name={model.name}-quickgelu; no file says so)"
+
+
 def save_clip(
     model: torch.nn.Module,
     model_cfg: dict[str, Any],

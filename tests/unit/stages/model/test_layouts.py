@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from clipsan.stages.model.checkpoints import activation_doubt, named_preprocess
+from clipsan.stages.model.checkpoints import activation_doubt, activation_said, named_preprocess
 from clipsan.stages.model.clip import Clip, Inputs, ModelConfig, ModelError, load_clip, resolve_model, save_clip
 from clipsan.stages.model.layouts import from_transformers, transformers_cfg, unwrapped
 
@@ -274,6 +274,16 @@ def test_weights_of_quickgelu_under_a_name_without_it_are_told_by_evidence_alone
         (ModelConfig(config="x.json"), openai),
     ):
         assert activation_doubt(model, weights) is None
+
+
+def test_a_plan_says_the_activation_and_what_openais_family_needs() -> None:
+    said = activation_said(ModelConfig(name="ViT-B-32"), {})
+    assert said.startswith("GELU (")
+    assert "need name=ViT-B-32-quickgelu" in said
+    assert activation_said(ModelConfig(name="ViT-B-32-quickgelu"), {"quick_gelu": True}) == "QuickGELU"
+    assert activation_said(ModelConfig(path="folder"), {"quick_gelu": True}) == "QuickGELU"
+    assert activation_said(ModelConfig(name="ViT-B-16-SigLIP"), {}) == "GELU"
+    assert activation_said(ModelConfig(path="folder"), {}) == "GELU"
 
 
 def test_the_doubt_is_said_when_the_model_is_loaded(
