@@ -107,6 +107,8 @@ class Verb(Generic[C, P]):
     """Whether a finished run is taken as it is; None: a run always looks for itself what is left."""
     has_steps: bool = False
     """Whether verbs within it are MLflow runs below its own."""
+    forecast: Callable[[P], str] | None = None
+    """What a plan will take, as lines below it for --dry-run."""
     on_stores: bool = False
     """Whether its run folder may lie on an object store."""
 
@@ -116,6 +118,8 @@ class Verb(Generic[C, P]):
         if dry_run:
             place = self._place(plan)
             sys.stdout.write(masked(plan.describe()))
+            if self.forecast is not None:
+                sys.stdout.write(masked(self.forecast(plan)))
             if (why_not := untracked(plan.config.tracking, place)) is not None:
                 sys.stdout.write(f"tracking   none: {why_not}\n")
             return 0

@@ -1,5 +1,6 @@
 """What a scan could not read: shards that are gone or broken, and what is likely to help where most pairs are rejected."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,13 +28,16 @@ class Losses:
     def of_run(cls, rejected: Parts, *, scanned: int, shards: int) -> "Losses":
         """Return what the rejected pairs of a scan say; `scanned` pairs were read."""
         lost: dict[str, None] = {}
-        causes: list[tuple[str, str]] = []
-        for table in rejected.tables(["shard", "reason", "detail"]):
-            for row in table.to_pylist():
-                causes.append((row["reason"], row["detail"]))
-                if row["reason"] == Reject.SHARD_DAMAGED.value and not row["detail"].startswith(ONE_ROW):
-                    lost[row["shard"]] = None
-        return cls(tuple(lost), shards, likely_remedy(causes, scanned + len(causes)))
+
+        def causes() -> Iterator[tuple[str, str]]:
+            for table in rejected.tables(["shard", "reason", "detail"]):
+                for row in table.to_pylist():
+                    if row["reason"] == Reject.SHARD_DAMAGED.value and not row["detail"].startswith(ONE_ROW):
+                        lost[row["shard"]] = None
+                    yield row["reason"], row["detail"]
+
+        hint = likely_remedy(causes(), scanned + rejected.total)
+        return cls(tuple(lost), shards, hint)
 
     @property
     def pct(self) -> float:

@@ -18,7 +18,7 @@ from clipsan.stages.verdicts import ACCUSING, Reason, Verdict
 
 from ..core.commit import whole
 from ..core.config import ConfigError
-from ..core.parts import Parts
+from ..core.parts import Parts, value_counts
 from .losses import Losses
 from .passes import Scan
 
@@ -68,9 +68,9 @@ def count_pairs(scan: Scan) -> Counts:
     reasons: Counter[str] = Counter()
     accused = 0
     for table in scan.verdicts.tables(["verdict", "reasons"]):
-        verdicts.update(table.column("verdict").to_pylist())
-        reasons.update(pc.list_flatten(table.column("reasons")).to_pylist())
-        accused += sum(not ACCUSING.isdisjoint(found) for found in table.column("reasons").to_pylist())
+        verdicts.update(value_counts(table.column("verdict")))
+        reasons.update(value_counts(pc.list_flatten(table.column("reasons"))))
+        accused += int(has_any(table.column("reasons"), ACCUSING).sum())
     rejected = Parts.of(scan.folder.rejected)
     shards = len({unit.shard for unit in scan.plan.pairs.units})
     losses = Losses.of_run(rejected, scanned=sum(verdicts.values()), shards=shards)
@@ -86,12 +86,20 @@ def count_pairs(scan: Scan) -> Counts:
     )
 
 
+def has_any(reasons: pa.ChunkedArray, wanted: frozenset[str]) -> np.ndarray:
+    """Return `[N] bool`: the rows of a column of lists in which one of some values stands; no Python object a row."""
+    lists = reasons.combine_chunks()
+    found = np.zeros(len(lists), bool)
+    hits = pc.is_in(pc.list_flatten(lists), value_set=pa.array(sorted(wanted), pa.string())).to_numpy(
+        zero_copy_only=False
+    )
+    found[pc.list_parent_indices(lists).to_numpy()[hits]] = True
+    return found
+
+
 def accused_mask(verdicts: Parts, reasons: frozenset[str] = ACCUSING) -> np.ndarray:
     """Return `[N] bool`: pairs with one of the reasons; by default those accused of poison, by the statistics or by proof."""
-    blocks = [
-        np.array([not reasons.isdisjoint(found) for found in table.column("reasons").to_pylist()], bool)
-        for table in verdicts.tables(["reasons"])
-    ]
+    blocks = [has_any(table.column("reasons"), reasons) for table in verdicts.tables(["reasons"])]
     return np.concatenate(blocks) if blocks else np.empty(0, bool)
 
 
@@ -166,7 +174,7 @@ def save_uid_lists(scan: Scan) -> None:
     flagged: list[np.ndarray] = []
     allowed: list[np.ndarray] = []
     for table in scan.verdicts.tables(["uid_hex", "reasons"]):
-        bad = np.array([not scan.quarantine.isdisjoint(found) for found in table.column("reasons").to_pylist()], bool)
+        bad = has_any(table.column("reasons"), scan.quarantine)
         uids = uid_rows(table.column("uid_hex").to_pylist())
         flagged.append(uids[bad])
         allowed.append(uids[~bad])

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from itertools import islice
 
 import numpy as np
+import pyarrow as pa
 
 from clipsan.stages.detectors import Findings
 from clipsan.stages.detectors.streaming import vectors
@@ -22,10 +23,10 @@ from clipsan.stages.samples import seeded_hash
 from clipsan.stages.verdicts import Cut, Reason
 
 from ..core.config import public_tree
-from ..core.parts import Parts
+from ..core.parts import Parts, value_counts
 from ..core.run_folder import RunFolder, versions
 from ..proof.report import dossier_panels
-from .output import Counts, Measured, accused_mask, score_names
+from .output import Counts, Measured, accused_mask, has_any, score_names
 from .passes import Judgement, Scan
 from .wall import wall
 
@@ -133,10 +134,8 @@ def _rejected_examples(rejected: Parts) -> tuple[RejectedExample, ...]:
 def _concepts(findings: Findings, verdicts: Parts) -> tuple[ConceptRow, ...]:
     flagged: Counter[str] = Counter()
     for table in verdicts.tables(["concept", "reasons"]):
-        rows = zip(table.column("concept").to_pylist(), table.column("reasons").to_pylist(), strict=True)
-        flagged.update(
-            concept for concept, reasons in rows if concept is not None and Reason.POISON_SUSPECT.value in reasons
-        )
+        suspects = has_any(table.column("reasons"), frozenset({Reason.POISON_SUSPECT.value}))
+        flagged.update(value_counts(table.column("concept").filter(pa.array(suspects)).drop_null()))
     return tuple(
         ConceptRow(name=c["name"], pairs=c["n"], statistic=c["statistic"], flagged=flagged[c["name"]], named=c["named"])
         for c in findings.concepts

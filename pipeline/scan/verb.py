@@ -14,6 +14,7 @@ from .output import Counts, Measured, count_pairs, save_uid_lists
 from .passes import Judgement, Scan, embed_pairs, inquiry_of, judge_pairs, score_pairs, write_copy
 from .plan import Plan, ScanConfig, make_plan
 from .report import build_report
+from .sizing import forecast
 
 CONCEPTS_IN_SUMMARY = 20
 
@@ -83,5 +84,12 @@ def closing(summary: Summary) -> str:
 
 
 VERB = Verb(
-    name="scan", config=ScanConfig, plan=make_plan, run=run, closing=closing, status=losses.status, on_stores=True
+    name="scan",
+    config=ScanConfig,
+    plan=make_plan,
+    run=run,
+    closing=closing,
+    status=losses.status,
+    forecast=forecast,
+    on_stores=True,
 )

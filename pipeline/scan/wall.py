@@ -14,6 +14,7 @@ from ..core.parts import Parts
 from ..data.pixels import Pictures, pieces_of
 from ..proof.prove import Proof
 from ..proof.report import masks_of
+from .output import has_any
 from .passes import Scan
 from .work import PictureWork
 
@@ -36,8 +37,8 @@ def most_suspicious(verdicts: Parts, names: list[str], limit: int = PICTURE_LIMI
     best: list[Flagged] = []
     for index in verdicts.numbers:
         table = verdicts.read(index, ["uid", "caption", "reasons", "concept", "verdict", "trigger_id", *names])
-        flagged = [not ACCUSING.isdisjoint(reasons) for reasons in table.column("reasons").to_pylist()]
-        best += [Flagged(index, row) for row in table.filter(pa.array(flagged, pa.bool_())).to_pylist()]
+        flagged = has_any(table.column("reasons"), ACCUSING)
+        best += [Flagged(index, row) for row in table.filter(pa.array(flagged)).to_pylist()]
         best = sorted(best, key=lambda pair: (-pair.row["ensemble"], pair.uid))[:limit]
     return best
 

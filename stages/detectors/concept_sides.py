@@ -210,12 +210,7 @@ class ConceptSides(StreamingDetector):
     being the concept's statistic and s0 the smallest that is named (or the largest found, where none is); 1 more where the concept is
     named and the pair is on the foreign side.
 
-    Memory is bounded by the samples: features are projected to fewer dimensions (8 a layer at least) until those of all concepts
-    fit `memory_mib`.
-
-    Limits, measured on photos (200 concepts, 74 genuine pairs of the target): 45 pairs with a patch are named; 135 with a sine wave
-    (SIG) come first in rank, but scatter so widely that their statistic is what one clean concept in 2,000 shows, and 363 are
-    looked at: they are handed to the proof, and not named. A label-consistent attack without a trigger of its own has no sides.
+    Memory is bounded by the samples: 20,000 concepts of 256 pairs with 64 dimensions are within `memory_mib`.
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"uid", "caption", "layer.*"})
@@ -425,6 +420,7 @@ class ConceptSides(StreamingDetector):
             positions = sides.positions(whitened[rows])
             weight = sides.statistic / (sides.statistic + known)
             accused = named[place] & (positions >= sides.cut)
+            # the weight of a pair on the foreign side stays above a half of its concept's, so that ranks follow concepts
             scores[rows] = np.maximum(
                 scores[rows], np.minimum(weight * sides.belief(positions), 1 - 2.0**-20) + accused
             )

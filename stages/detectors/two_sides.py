@@ -138,7 +138,7 @@ def moments(
 def separate(
     inside: np.ndarray, outside: np.ndarray, elsewhere: np.ndarray, *, least: int, directions: int
 ) -> TwoSides | None:
-    """Divide a concept in two; None where it has too few pairs, or pairs too much alike to have two sides.
+    """Divide a concept in two; None where it has too few pairs.
 
     The pairs are halved. In each half the top principal axes are tried: along each the two-means split is sought, the difference
     of its sides' means is the direction, and the one with the largest statistic in its own half is kept. What counts is
@@ -168,8 +168,6 @@ def separate(
     away = np.concatenate([(outside @ first)[elsewhere] - shift, (outside @ second)[elsewhere] - other_shift])
     found = split(positions, least)
     upper, upper_away = positions > found.cut, float((away > found.cut).mean())
-    if not upper.any() or upper.all():  # one picture again and again: all pairs lie in one place
-        return None
     half_a_pair = 0.5 / max(len(away) // 2, 1)
     shares = {True: (float(upper.mean()), upper_away), False: (1 - float(upper.mean()), 1 - upper_away)}
     gains = {up: np.log(max(share, half_a_pair) / max(rest, half_a_pair)) for up, (share, rest) in shares.items()}

@@ -3,6 +3,7 @@
     python -m tests.benchmarks.scale                          10,000 and 100,000 pairs
     python -m tests.benchmarks.scale --pairs 1000000          a million
     python -m tests.benchmarks.scale --pairs 2000 --no-store
+    python -m tests.benchmarks.scale --driver                 what the driver alone does for each pair, step by step
 
 Pairs are pictures of 32 px in tars of 10,000, of which 1 in 1,000 carries a patch and the target's caption. Captions are made of
 WordNet's nouns and adjectives, drawn with the frequencies of a natural language (Zipf). The model is small and untrained: what
@@ -19,8 +20,9 @@ import os
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from html.parser import HTMLParser
 from importlib.util import find_spec
@@ -30,11 +32,15 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import psutil
+import pyarrow as pa
 from PIL import Image
 
-from clipsan.pipeline.core.commit import write_json
+from clipsan.pipeline.core.commit import write_json, write_part
+from clipsan.pipeline.core.parts import Parts
+from clipsan.pipeline.scan.output import accused_mask
 from clipsan.stages.model.checkpoints import ModelConfig
 from clipsan.stages.model.clip import load_clip, save_clip
+from clipsan.stages.samples import hash_uid, seeded_hash, uid_array, uid_rows
 from tests.benchmarks.photos import ROOT
 from tests.benchmarks.results import Row, record
 
@@ -47,6 +53,8 @@ TARGET = "kite"
 NOUNS, ADJECTIVES = 4000, 400
 ZIPF = 1.05
 """Exponent of the frequencies: the n-th word of a language is about n ** -1.05 times as frequent as the first."""
+SCORES = 12
+"""Columns of scores."""
 SAMPLE_S = 0.25
 SAVED_EVERY_S = 10.0
 MODEL = {
@@ -308,6 +316,51 @@ def measure(root: Path, pairs: int, oracle: str, workers: int) -> Row:
     }
 
 
+def driver_cost(pairs: int = 50_000) -> dict[str, float]:
+    """Return processor seconds a pair of what the driver alone does with the verdicts, step by step, and of all together."""
+    rng = np.random.default_rng(0)
+    uids = [f"00000.tar/{i:06d}" for i in range(pairs)]
+    reasons = [["poison_suspect"] if i % 100 == 0 else [] for i in range(pairs)]
+    scores = {f"score-{i}": rng.random(pairs).astype(np.float32) for i in range(SCORES)}
+    table = pa.table(
+        {
+            "uid": uids,
+            "uid_hex": [hash_uid(uid) for uid in uids],
+            "caption": [f"a photo of a {i}" for i in range(pairs)],
+            "reasons": pa.array(reasons, pa.list_(pa.string())),
+            **scores,
+        }
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        write_part(Path(folder), 0, table, "driver")
+        part = Parts.of(Path(folder))
+
+        def histogram() -> None:
+            values = part.column("score-0").astype(np.float64)
+            low, high = np.quantile(values, [0.0005, 0.9995])
+            np.histogram(np.clip(values, low, high), np.linspace(low, high, 61))
+
+        steps: dict[str, tuple[int, Callable[[], object]]] = {
+            "uid lists": (1, lambda: uid_array([uid_rows(part.read(0, ["uid_hex"]).column("uid_hex").to_pylist())])),
+            "reasons": (4, lambda: accused_mask(part)),
+            "draw of the map": (
+                1,
+                lambda: np.argsort(seeded_hash(part.read(0, ["uid"]).column("uid").to_pylist(), 0, "map")),
+            ),
+            "histograms": (SCORES, histogram),
+            "wall": (
+                1,
+                lambda: part.read(0, ["uid", "caption", "reasons", *scores]).filter(pa.array(accused_mask(part))),
+            ),
+        }
+        found = {}
+        for name, (times, step) in steps.items():
+            started = time.process_time()
+            step()
+            found[name] = times * (time.process_time() - started) / pairs
+    return found | {"together": sum(found.values())}
+
+
 def main() -> None:
     """Measure the sizes that the command line names."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
@@ -315,8 +368,13 @@ def main() -> None:
     parser.add_argument("--oracle", default="superpixels", choices=("superpixels", "null"))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--root", type=Path, default=ROOT / "scale")
+    parser.add_argument("--driver", action="store_true", help="time the driver's own steps, and nothing else")
     parser.add_argument("--no-store", action="store_true", help="print only")
     options = parser.parse_args()
+    if options.driver:
+        for name, seconds in driver_cost().items():
+            sys.stdout.write(f"{name:<16} {1e6 * seconds:.2f} us a pair\n")
+        return
     for pairs in options.pairs:
         row = measure(options.root.resolve(), pairs, options.oracle, options.workers)
         sys.stdout.write(json.dumps(row) + "\n")

@@ -1,4 +1,4 @@
-"""Throughput of the embed pass of `clipsan scan` on Ray, against plain PyTorch loops that compute the same.
+"""Throughput of the embed pass of `clipsan scan` on Ray Data, against plain PyTorch loops that compute the same.
 
     python -m tests.benchmarks.throughput                    30,000 photos, three runs of every method, in turn
     python -m tests.benchmarks.throughput --limit 500 --runs 1 --no-store
@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipsan.pipeline.core.cluster import ClusterConfig, join_ray, ray_session
+from clipsan.pipeline.core.cluster import ClusterConfig, ray_session, start_ray
 from clipsan.pipeline.core.config import conf_folder, load
 from clipsan.pipeline.core.pass_ import Done, Pass
 from clipsan.pipeline.core.run_folder import RunFolder
@@ -32,7 +32,7 @@ from clipsan.pipeline.scan.work import EmbedWork
 from clipsan.stages.embed import EmbedConfig, Embedder
 from clipsan.stages.model.clip import ModelConfig, load_clip, save_clip
 from clipsan.stages.samples import Unit
-from clipsan.stages.sources import ParquetSource, list_pieces
+from clipsan.stages.sources import ParquetSource, list_units
 from clipsan.stages.stage import config
 from tests.benchmarks import plain_loop
 from tests.benchmarks.photos import ROOT, assets
@@ -51,6 +51,8 @@ PLAIN = {
     "plain loop, 2 processes of 1 thread": lambda task: plain_loop.processes(task, 2),
 }
 METHODS = (RAY, *PLAIN)
+PARTS = 12
+"""Units that a smaller set is cut into, so that the workers share it as they share the whole."""
 TOLERANCE = 2e-3
 """Most that two methods may differ in a coordinate of a float16 unit vector: batches are cut elsewhere."""
 
@@ -75,19 +77,20 @@ class DataSection:
     data: ParquetSource
 
 
-def source(folder: Path) -> ParquetSource:
+def source(folder: Path, limit: int | None) -> ParquetSource:
     """Return the labelled photos as `clipsan scan data=labelled-parquet` would read them."""
     file = tempfile.NamedTemporaryFile("w", suffix=".yaml")  # noqa: SIM115 - closed below
     with file:
         path = folder / "tiny-imagenet-train-*.parquet"
-        return load(DataSection, file.name, ["data=labelled-parquet", f"data.path={path}"], verb="scan").data
+        found = load(DataSection, file.name, ["data=labelled-parquet", f"data.path={path}"], verb="scan").data
+    return found if limit is None else replace(found, unit_rows=max(1, -(-limit // PARTS)))
 
 
 def first_units(found: ParquetSource, limit: int | None) -> list[Unit]:
     """Return the units of the first `limit` rows, rounded up to whole units."""
     units: list[Unit] = []
     rows = 0
-    for unit in list_pieces(found):
+    for unit in list_units(found):
         if limit is not None and rows >= limit:
             break
         stop = unit.stop if unit.stop >= 0 else pq.read_metadata(unit.path).num_rows
@@ -135,7 +138,7 @@ def embed_on_ray(found: ParquetSource, units: list[Unit], model: ModelConfig, ou
     last: dict[int, tuple[float, float, float]] = {}
     pairs: dict[int, int] = {}
     with ray_session(cluster):
-        join_ray()
+        start_ray()
         for done in embed.each({unit.index: unit for unit in units}, work):
             worker, *times = done.record
             pairs[worker] = pairs.get(worker, 0) + done.pairs
@@ -146,7 +149,7 @@ def embed_on_ray(found: ParquetSource, units: list[Unit], model: ModelConfig, ou
 def run_once(method: str, limit: int | None, checkpoint: Path, out: Path) -> None:
     """Run one method in this process and leave its timings in OUT/timings.json."""
     folder = _assets()
-    found = source(folder)
+    found = source(folder, limit)
     units = first_units(found, limit)
     model = ModelConfig(path=str(checkpoint))
     if method == RAY:

@@ -1,5 +1,7 @@
 """Runs whose folder lies on an object store: the bytes of a local run, whatever kills it, and no credentials in any object."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +13,13 @@ import clipsan
 from clipsan.pipeline.cli import main
 from clipsan.pipeline.core.config import ConfigError
 from clipsan.pipeline.core.place import AnyPath, ObjectPath, place_of, read_here
+from clipsan.stages.model.checkpoints import ModelConfig
+from clipsan.stages.model.clip import load_clip
 from tests.conftest import write_shards
+from tests.killing import kill_once
 from tests.object_store import KEYS, object_store
 
+REPOSITORY = Path(__file__).parents[2]
 SHARDS, PAIRS = 3, 20
 
 
@@ -140,3 +146,50 @@ def test_a_run_is_logged_from_the_store(
     assert run.info.run_name == "scan-logged"
     assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"report.html", "run.yaml", "summary.json"}
     assert experiment.artifact_location == (tmp_path / "mlartifacts").as_uri()
+
+
+@pytest.mark.slow
+def test_a_killed_scan_goes_on_from_the_store(
+    tiny_checkpoint: Path, query: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, in_process: None
+) -> None:
+    many = write_shards(tmp_path_factory.mktemp("many"), shards=24, pairs=10)
+    words = [*settings(many, tiny_checkpoint), "embed.batch_size=1"]
+    local = clipsan.scan(*words, out=tmp_path / "scan")
+    out = store(query, "killed")
+    command = [sys.executable, "-m", "pipeline", "scan", *words, f"out={out}"]
+
+    def embedded() -> dict[str, int]:
+        return {part.name: part.stat().st_mtime_ns for part in (out / "embeddings").glob("part-*.parquet")}
+
+    log = (tmp_path / "log").open("wb")
+    job = subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log)
+    assert kill_once(job, lambda: len(embedded()) >= 3, wait_s=400), (tmp_path / "log").read_text()
+    before = embedded()
+    assert 3 <= len(before) < len(list((tmp_path / "scan" / "embeddings").glob("part-*.parquet")))
+    again = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=500, check=False)
+    assert again.returncode == 0, again.stderr
+    after = embedded()
+    assert {name: after[name] for name in before} == before
+    expected = contents(local.folder, *PRODUCTS)
+    assert len(expected) > 24 * 5
+    assert contents(out, *PRODUCTS) == expected
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_training_keeps_its_checkpoints_there(
+    pairs: Path, tiny_checkpoint: Path, query: str, ray_cluster: None
+) -> None:
+    out = store(query, "train")
+    words = ["data=webdataset", f"data.path={pairs}", "model.config=null", f"model.path={tiny_checkpoint}"]
+    words += ["batch_size=10", "epochs=2", "lr=1e-3", "cluster.workers=1", "tracking.enabled=false"]
+    trained = clipsan.train(*words, out=str(out))
+    assert trained.summary["checkpoint"] == str(out / "checkpoint")
+    assert len(trained.summary["history"]) == 2
+    assert list((out / "work").rglob("state.pt"))
+    clip = load_clip(ModelConfig(path=trained.summary["checkpoint"]))
+    before = load_clip(ModelConfig(path=str(tiny_checkpoint)))
+    assert clip.fingerprint != before.fingerprint
+    put = (out / "checkpoint" / "open_clip_model.safetensors").stat().st_mtime_ns
+    assert clipsan.train(*words, out=str(out)).summary == trained.summary
+    assert (out / "checkpoint" / "open_clip_model.safetensors").stat().st_mtime_ns == put

@@ -128,6 +128,7 @@ def _plan(path: Path, data: WebDataset) -> None:
 
 def at_home(word: str, home: Path) -> str:
     """Return a word with the places of a document turned into those of the world, and its shards into two."""
+    word = re.sub(r"s3://bucket/(suspect|runs/)", rf"{home}/\1", word)
     word = word.replace("s3://bucket/", f"{home}/data/").replace("/usr/share/wordnet", f"{home}/synonyms.txt")
     word = re.sub(r"(?<![\w.}])/(data|shared)/", lambda m: f"{home}/" + ("data/" if m[1] == "data" else ""), word)
     return re.sub(r"\{(\d{5})\.\.\d{5}\}", rf"{{\1..{SHARDS - 1:05d}}}", word)

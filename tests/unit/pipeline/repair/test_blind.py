@@ -4,32 +4,23 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
 from clipsan.pipeline.core.cluster import ClusterConfig
 from clipsan.pipeline.core.config import ConfigError
-from clipsan.pipeline.core.pass_ import in_this_process
-from clipsan.pipeline.core.run_folder import RunFolder
-from clipsan.pipeline.repair import blind as blind_module
-from clipsan.pipeline.repair import pairs as pairs_module
-from clipsan.pipeline.repair.blind import Line, calibrate, farthest, of_model, said
-from clipsan.pipeline.repair.pairs import prepare
+from clipsan.pipeline.repair.blind import Line, farthest, of_model, said
 from clipsan.pipeline.repair.plan import make_plan, make_verb_plan
-from clipsan.pipeline.repair.settings import Blind, CanaryConfig, RepairConfig
+from clipsan.pipeline.repair.settings import Blind, RepairConfig
 from clipsan.stages.evaluation.exam import Exam, Pictures, answers
 from clipsan.stages.evaluation.zero_shot import class_embeddings, predict
 from clipsan.stages.model.clip import ModelConfig, load_clip
-from clipsan.stages.repair.interpolate import between
 from clipsan.stages.repair.par import Par
 from clipsan.stages.repair.rvpt import Rvpt
 from clipsan.stages.repair.unlearn import Unlearn
-from clipsan.stages.sources import ParquetSource, WebDataset
+from clipsan.stages.sources import WebDataset
 from clipsan.stages.training.objective import Setting
-from tests.conftest import caption, picture, write_shards
-from tests.unit.pipeline.repair.in_driver import columns_of
+from tests.conftest import write_shards
 from tests.unit.pipeline.repair.scan import write_scan
 from tests.unit.stages.repair.helpers import CLASSES, disturb, tiny_clip
 
@@ -135,52 +126,3 @@ def test_the_suspect_end_of_the_line_is_the_checkpoint(tiny_checkpoint: Path) ->
     images = pictures().pixels[:4]
     expected = load_clip(model).encode_images(torch.from_numpy(images))[0]
     np.testing.assert_array_equal(way.at(0.0).encode_images(torch.from_numpy(images))[0], expected)
-
-
-@pytest.mark.parametrize(("kept", "share"), [(100.0, 0.25), (0.0, 0.0)])
-def test_a_repair_that_the_canary_survives_is_undone(
-    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: float, share: float
-) -> None:
-    rows = [{"image": picture(i), "caption": caption(i), "label": i % 3} for i in range(40)]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "labelled.parquet")
-    source = ParquetSource(path=str(tmp_path / "labelled.parquet"), label="label")
-    suspect = ModelConfig(path=str(tiny_checkpoint))
-    moved = load_clip(suspect)
-    disturb(moved.model, 0.3)
-    weights = moved.model.state_dict()
-    # what trains is replaced: the copy is the suspect itself, and its repair the repaired model
-    monkeypatch.setattr(pairs_module, "columns_of", columns_of)
-    monkeypatch.setattr(blind_module, "columns_of", columns_of)
-    monkeypatch.setattr(blind_module, "planted", lambda *_: load_clip(suspect))
-    asked = []
-
-    def fitted(order, folder):
-        asked.append((order.task.model, order.stop, folder.root))
-        return {"weights": {f"model.{name}": value for name, value in weights.items()}}
-
-    monkeypatch.setattr(blind_module, "fit", fitted)
-    monkeypatch.setattr(blind_module, "farthest", lambda *_: (0.25, [{"share": 0.0, "accuracy_pct": 50.0}] * 2))
-    settings = RepairConfig(
-        model=suspect,
-        method=Par(batch_size=8),
-        data=source,
-        classes=["ball", "kite", "lamp"],
-        blind=Blind(data=source, images=20, canary=CanaryConfig(target="kite", min_asr_pct=0), max_canary_asr_pct=kept),
-        out=str(tmp_path / "run"),
-        cluster=ClusterConfig(workers=1),
-    )
-    plan = make_verb_plan(settings)
-    folder = RunFolder(tmp_path / "run")
-    monkeypatch.setattr(blind_module, "success_pct", lambda *_: 40.0)
-    assert plan.blind is not None
-    with in_this_process():
-        order, _, _ = prepare(plan, folder)
-        found, told = calibrate(plan, plan.blind, order, folder, weights)
-    assert told["share"] == share
-    assert told["canary_after_pct"] == 40
-    start = load_clip(suspect).model.state_dict()
-    expected = between(start, weights, share)
-    assert all(torch.equal(found[name], expected[name]) for name in start)
-    home = tmp_path / "run" / "work" / "canary"
-    assert asked == [(ModelConfig(path=str(home / "checkpoint")), None, home)]
-    assert (home / "checkpoint").is_dir()

@@ -3,29 +3,21 @@
 import dataclasses
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from clipsan.pipeline.core.cluster import ClusterConfig
 from clipsan.pipeline.core.commit import read_part, write_part
 from clipsan.pipeline.core.config import ConfigError
-from clipsan.pipeline.core.pass_ import in_this_process
-from clipsan.pipeline.core.run_folder import RunFolder
 from clipsan.pipeline.data.choice import FlaggedByScan, Withheld
-from clipsan.pipeline.repair import pairs as pairs_module
-from clipsan.pipeline.repair import unseen as unseen_module
 from clipsan.pipeline.repair.lineage import measured
 from clipsan.pipeline.repair.plan import make_plan
 from clipsan.pipeline.repair.settings import RepairConfig, Unseen
-from clipsan.pipeline.repair.unseen import unseen, worst
-from clipsan.stages.model.clip import ModelConfig, load_clip
+from clipsan.pipeline.repair.unseen import worst
+from clipsan.stages.model.clip import ModelConfig
 from clipsan.stages.repair.finetune import FineTune
 from clipsan.stages.repair.unlearn import Unlearn
 from clipsan.stages.sources import WebDataset, list_units
-from tests.conftest import caption, picture, write_shards
-from tests.unit.pipeline.repair.in_driver import columns_of
+from tests.conftest import write_shards
 from tests.unit.pipeline.repair.scan import write_scan
 from tests.unit.pipeline.story.test_story import dossier
 
@@ -126,49 +118,3 @@ def test_a_patch_elsewhere_is_the_same_patch_at_any_place() -> None:
     assert moved.cutouts == patch.cutouts
     assert (patch.place.fixed, moved.place.fixed) == (True, False)
     assert moved.elsewhere() is None
-
-
-def test_withheld_pairs_patches_elsewhere_and_given_dossiers_judge_both_models(
-    data: WebDataset, scan: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pairs_module, "columns_of", columns_of)
-    monkeypatch.setattr(unseen_module, "columns_of", columns_of)
-    side = load_clip(ModelConfig(path=str(tiny_checkpoint))).image_size
-    shown = dataclasses.replace(dossier(), side=side, heat=np.zeros((side, side), np.float32))
-    shown.save(scan / "triggers" / "t1")
-    dataclasses.replace(shown, id="t7").save(tmp_path / "inverted" / "t7")
-    rows = [{"image": picture(i), "caption": caption(i), "label": i % 3} for i in range(40)]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "labelled.parquet")
-    settings = dataclasses.replace(
-        settings_of(scan, tiny_checkpoint, tmp_path),
-        unseen=Unseen(withhold_pct=30, images=20, judges=(str(tmp_path / "inverted"),), min_before_pct=0),
-        evaluate={
-            "data": {"kind": "parquet", "path": str(tmp_path / "labelled.parquet"), "label": "label"},
-            "classes": ["ball", "kite", "lamp"],
-        },
-    )
-    plan = make_plan(settings)
-    assert settings.unseen is not None
-    with in_this_process():
-        found = unseen(plan, settings.unseen, RunFolder(tmp_path / "run"), (settings.model, settings.model))
-    names = [record["name"] for record in found]
-    assert names == ["withheld poisoned pairs", "t1 at other places", f"{tmp_path / 'inverted'}/t7"]
-    withheld = set().union(*(plan.withheld.lookup.of(unit) for unit in plan.withheld.units))
-    assert found[0]["images"] == len(withheld)
-    # kites are no picture for a trigger that means kite
-    assert 0 < found[1]["images"] < 20
-    for record in found:
-        assert record["targets"] == ["kite"]
-        assert record["before_pct"] == record["after_pct"]
-        assert record["counts"]
-
-
-def test_where_nothing_was_withheld_and_no_place_is_fixed_nobody_judges(
-    data: WebDataset, scan: Path, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
-    settings = dataclasses.replace(settings_of(scan, tiny_checkpoint, tmp_path), unseen=Unseen(withhold_pct=0))
-    with in_this_process():
-        assert (
-            unseen(make_plan(settings), Unseen(withhold_pct=0), RunFolder(tmp_path / "run"), (settings.model,) * 2)
-            == []
-        )

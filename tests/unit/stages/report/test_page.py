@@ -367,3 +367,58 @@ def test_charts_of_degenerate_data() -> None:
 def test_a_histogram_needs_matching_edges() -> None:
     with pytest.raises(ValueError, match="one edge more"):
         DetectorPanel(name="dao", edges=np.arange(3), counts=np.zeros(3), flagged=np.zeros(2))
+
+
+def test_ten_thousand_flagged_pairs_open_at_once() -> None:
+    """A browser parses tens of megabytes a second; Python's own parser, a hundred times slower, needs seconds for this page."""
+    concepts = tuple(
+        ConceptRow(name=f"concept {i}", pairs=1000, statistic=1000.0 - i, flagged=10, named=i < 1000)
+        for i in range(4000)
+    )
+    edges = np.linspace(0.0, 1.0, 61)
+    points = np.sort(np.random.default_rng(0).random((200, 2)), axis=0)  # the most that roc_points and pr_points give
+    pictures = [thumbnail(noise(i)) for i in range(PICTURE_LIMIT)]
+    panels = tuple(
+        DetectorPanel(
+            name=f"score-{i}",
+            edges=edges,
+            counts=np.full(60, 16_667),
+            flagged=np.full(60, 166),
+            poisoned=None,
+            cut=0.9,
+            figures=None,
+            roc=points,
+            pr=points,
+        )
+        for i in range(12)
+    )
+    one = pair(1, "")
+    flagged = tuple(
+        dataclasses.replace(
+            one,
+            uid=f"train-00000.tar/{rank:06d}",
+            rank=rank,
+            score=10_000.0 - rank,
+            caption=f"a long caption of pair {rank} " * 8,
+            picture=pictures[rank % PICTURE_LIMIT],
+        )
+        for rank in range(1, 10_001)
+    )
+    page = render(
+        bare(
+            pairs_in=1_000_000,
+            verdicts=1_000_000,
+            flagged_pairs=10_000,
+            flagged=flagged,
+            concepts=concepts,
+            detectors=panels,
+            map=MapPoints(
+                xy=np.random.default_rng(0).normal(size=(MAP_LIMIT, 2)),
+                flagged=np.arange(MAP_LIMIT) < 500,
+                accused=np.zeros(MAP_LIMIT, bool),
+                poisoned=None,
+            ),
+        )
+    )
+    assert len(page.encode()) < 6 * 2**20
+    assert len(Page(page).tags) < 20_000
