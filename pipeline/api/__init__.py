@@ -208,7 +208,8 @@ def guard(
     Args:
         model: the checkpoint that serves.
         dossier: the run folder of a scan or an audit, or one folder of its triggers/.
-        clean: pictures without a trigger, `[H, W, 3] uint8`; some 400. The guard's `false_alarms` is measured on half of them.
+        clean: pictures without a trigger, `[H, W, 3] uint8`; some 400 a trigger. The guard's `false_alarms` is measured
+            on half of them.
         false_alarms: share of clean pictures that may be flagged.
 
     Raises:

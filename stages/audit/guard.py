@@ -1,8 +1,10 @@
 """A guard for serving: does this picture carry one of the proven triggers?
 
 A trigger is the cause of its label. Taken out of a picture that carries it (its place filled, its pattern subtracted), the claim falls;
-of any other picture next to nothing changes. How far it may fall is learned from clean pictures of the user's, half of which set
-the threshold, and half of which measure how often it errs.
+of any other picture next to nothing changes. And the claim itself is a triggered one: a trigger was trained to be the caption, so that a
+picture with it fits the target's text better than genuine pictures do; that also shows a trigger of which the inverted one is only
+a rival. How far either may go is learned from clean pictures of the user's, half of which set the thresholds, and half of which
+measure how often they err.
 """
 
 import math
@@ -30,7 +32,7 @@ class Alarm:
     target: str
     """What the trigger means."""
     score: float
-    """How far the cosine to the target falls when the trigger is taken out, in units of its threshold: above 1 is an alarm."""
+    """The larger of the claim and of its fall when the trigger is taken out, in units of their thresholds: above 1 is an alarm."""
 
 
 class Guard:
@@ -70,15 +72,16 @@ class Guard:
         self._texts = dict(zip(targets, class_embeddings(clip, targets, templates), strict=True))
         half = len(clean) // 2
         # the k-th smallest of n scores is exceeded by a share of (n + 1 - k) / (n + 1) of pictures like them (split conformal)
-        rank = math.ceil((half + 1) * (1 - false_alarms / len(dossiers)))
+        measures = 2 * len(dossiers)
+        rank = math.ceil((half + 1) * (1 - false_alarms / measures))
         if rank > half:
-            least = 2 * math.ceil(len(dossiers) / false_alarms - 1)
+            least = 2 * math.ceil(measures / false_alarms - 1)
             raise ValueError(
                 f"{len(clean)} clean pictures cannot set a share of {false_alarms:g} false alarms; give {least} at least"
             )
-        self.thresholds = np.maximum(np.sort(self.falls(clean[:half]), axis=0)[rank - 1], 1e-6)
-        """`[D]`, of each dossier."""
-        wrong = int((self.falls(clean[half:]) > self.thresholds).any(axis=1).sum())
+        self.thresholds = np.maximum(np.sort(self.scores(clean[:half]), axis=0)[rank - 1], 1e-6)
+        """`[2D]`, of each dossier's fall, then of its claim."""
+        wrong = int((self.scores(clean[half:]) > self.thresholds).any(axis=1).sum())
         self.false_alarms: Rate = rate_of(wrong, len(clean) - half)
         """Of the clean pictures that did not set the thresholds."""
 
@@ -88,10 +91,10 @@ class Guard:
 
     def many(self, pictures: Sequence[np.ndarray]) -> list[Alarm]:
         """Judge some pictures."""
-        scores = self.falls(pictures) / self.thresholds
+        scores = self.scores(pictures) / self.thresholds
         found = []
         for row in scores:
-            dossier = self._dossiers[int(row.argmax())]
+            dossier = self._dossiers[int(row.argmax()) % len(self._dossiers)]
             found.append(
                 Alarm(
                     flagged=bool(row.max() > 1), trigger=dossier.id, target=dossier.targets[0], score=float(row.max())
@@ -99,11 +102,12 @@ class Guard:
             )
         return found
 
-    def falls(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
-        """Return `[N, D]`: how far each trigger's claim falls when it is taken out of each picture."""
+    def scores(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """Return `[N, 2D]`: how far each trigger's claim falls when it is taken out of each picture, then the claims themselves."""
         seen = [np.ascontiguousarray(self._clip.preprocess(picture).numpy().transpose(1, 2, 0)) for picture in pictures]
         before = self._features(seen)
-        found = np.zeros((len(seen), len(self._dossiers)))
+        count = len(self._dossiers)
+        found = np.zeros((len(seen), 2 * count))
         for place, dossier in enumerate(self._dossiers):
             texts = np.stack([self._texts[target] for target in dossier.targets])
             views = [dossier.without(image) for image in seen]
@@ -112,7 +116,8 @@ class Guard:
             # of several places at which the trigger may sit the one that matters is where the claim falls most
             least = np.full(len(seen), np.inf)
             np.minimum.at(least, owners, after)
-            found[:, place] = (before @ texts.T).max(axis=1) - least
+            claims = (before @ texts.T).max(axis=1)
+            found[:, place], found[:, count + place] = claims - least, claims
         return found
 
     def _features(self, images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:

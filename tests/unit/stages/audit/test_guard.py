@@ -51,8 +51,15 @@ def test_a_picture_with_the_trigger_is_flagged_and_others_are_as_rarely_as_asked
     assert np.mean([guard(image).flagged for image in pictures(100, seed=3)]) <= 0.15
 
 
+def test_a_picture_that_claims_more_than_genuine_ones_is_flagged_though_the_inverted_trigger_is_another() -> None:
+    rival = as_dossier("blend", np.full((SIDE, SIDE, 4), 0.5, np.float32), "star")
+    guard = Guard(Backdoored(), [replace(rival, id="t1")], pictures(400), false_alarms=0.05)
+    rng = np.random.default_rng(1)
+    assert all(alarm.flagged for alarm in guard.many([corner().apply(image, rng) for image in pictures(20, seed=2)]))
+
+
 def test_too_few_clean_pictures_cannot_hold_a_rate() -> None:
-    with pytest.raises(ValueError, match=r"20 clean pictures cannot set a share of 0.01 false alarms; give 198"):
+    with pytest.raises(ValueError, match=r"20 clean pictures cannot set a share of 0.01 false alarms; give 398"):
         Guard(Backdoored(), [corner()], pictures(20))
 
 
