@@ -1,10 +1,12 @@
 """What is to be proven: which pairs the oracle examines, on which pictures triggers are tried, whose groups are compared."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from clipsan.stages.detectors import Findings
 from clipsan.stages.proof.selection import ChoiceLimits, select
@@ -113,6 +115,18 @@ class Scores:
                 found.append((index, column.take(own - first).to_pylist(), own))
         return found
 
+    def rows_of(self, wanted: Collection[str]) -> dict[str, int]:
+        """Return the row of each wanted uid."""
+        found: dict[str, int] = {}
+        start = 0
+        for table in self.parts.tables(["uid"]) if wanted else ():
+            there = pc.is_in(table.column("uid"), value_set=pa.array(sorted(wanted), pa.string())).to_numpy()
+            places = np.flatnonzero(there)
+            uids = table.column("uid").take(pa.array(places)).to_pylist()
+            found |= dict(zip(uids, (start + places).tolist(), strict=True))
+            start += table.num_rows
+        return found
+
     def picked(self, rows: np.ndarray) -> Picked:
         """Return the uids of some rows, in any order, by their unit."""
         return {index: uids for index, uids, _ in self.uids(np.sort(rows))}
@@ -128,6 +142,9 @@ class Scores:
 def plan_proof(parts: Parts, findings: Findings, cut: float, settings: ProofConfig, seed: int) -> Selection:
     """Choose from the scores.
 
+    Of concepts that a detector has divided both sides are examined, whatever it takes for poison and whatever their statistic, with
+    half of the budget at most; the rest is chosen by `select`.
+
     Args:
         parts: of the scores: `uid`, `ensemble`, `concept_spectral` and `concept`.
         findings: the concepts with their statistics.
@@ -140,6 +157,8 @@ def plan_proof(parts: Parts, findings: Findings, cut: float, settings: ProofConf
     targets = set(findings.targets)
     named = np.array([name in targets for name in names], bool)
     count = max(1, round(settings.budget * len(scores.ensemble)))
+    sides = _handed_over(scores, findings, settings)
+    own = _both_sides(sides, count // 2, settings.limits.choice.leading)
     rows = select(
         scores.ensemble,
         scores.spectral,
@@ -147,23 +166,52 @@ def plan_proof(parts: Parts, findings: Findings, cut: float, settings: ProofConf
         statistics=scores.statistics,
         named=named,
         cut=cut,
-        count=count,
+        count=count - len(own),
         leading=settings.limits.choice.leading,
         other_side=settings.limits.choice.other_side,
     )
     median = float(np.median(scores.ensemble)) if len(scores.ensemble) else 0.0
     calm = np.flatnonzero(scores.ensemble <= median)
-    calm = calm[~np.isin(calm, rows)]
+    calm = calm[~np.isin(calm, [*rows, *own])]
     order = [names.index(name) for name in findings.targets if name in names]
     order += [c for c in np.argsort(-scores.statistics, kind="stable").tolist() if c not in order]
     groups = []
     for c in order[: settings.groups]:
-        flagged, rest = _sides(scores, c, cut if named[c] else np.inf, settings)
+        flagged, rest = (
+            sides[names[c]] if names[c] in sides else _sides(scores, c, cut if named[c] else np.inf, settings)
+        )
         if len(flagged):
             drawn = _draw(rest, settings.group_size, (seed, GROUP_DRAW, c))
-            groups.append(Group(names[c], scores.picked(flagged), scores.picked(drawn)))
+            groups.append(Group(names[c], scores.picked(flagged[: settings.group_size]), scores.picked(drawn)))
     held_out = scores.picked(_draw(calm, settings.held_out, (seed, HELD_OUT_DRAW)))
-    return Selection(claims=scores.claims(rows), held_out=held_out, groups=tuple(groups))
+    claims = scores.claims(rows)
+    for index, uids, found in scores.uids(np.array(sorted(own), int)):
+        claims.setdefault(index, {}).update({uid: own[row] for uid, row in zip(uids, found.tolist(), strict=True)})
+    return Selection(claims=claims, held_out=held_out, groups=tuple(groups))
+
+
+def _handed_over(scores: Scores, findings: Findings, settings: ProofConfig) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return the rows of both sides of the concepts that a detector has divided, the one it takes for poison first."""
+    known = set(scores.names)
+    splits = [split for split in findings.splits if split.concept in known][: settings.limits.choice.leading]
+    place = scores.rows_of({uid for split in splits for side in (split.poison, split.genuine) for uid in side.uids})
+    return {
+        split.concept: (
+            np.array([place[uid] for uid in split.poison.uids], int),
+            np.array([place[uid] for uid in split.genuine.uids], int),
+        )
+        for split in splits
+    }
+
+
+def _both_sides(sides: Mapping[str, tuple[np.ndarray, np.ndarray]], count: int, leading: int) -> dict[int, str]:
+    """Return which rows of them are examined for which concept: equal shares, half of each from either side; `count` at most."""
+    share = count // (2 * max(1, min(leading, len(sides))))
+    chosen: dict[int, str] = {}
+    for concept, both in sides.items():
+        for side in both:
+            chosen |= {row: concept for row in side[:share].tolist() if row not in chosen}
+    return chosen
 
 
 def follow(parts: Parts, findings: Findings, claims: Sequence[str], examined: set[str], *, count: int) -> Claims:

@@ -1,5 +1,6 @@
 """What is chosen to be proven: the same whatever the units, within the budget, with nothing suspicious among the held-out."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from clipsan.pipeline.proof.inquiry import ProofConfig
 from clipsan.pipeline.proof.plan import Group, Selection, follow, paying, plan_proof
 from clipsan.stages.captions import Vocabulary
 from clipsan.stages.detectors import Findings
+from clipsan.stages.detectors.concept_sides import ConceptSplit, Side
 from clipsan.stages.proof.selection import ChoiceLimits
 
 N, FLAGGED, CUT = 400, 30, 1.0
@@ -98,6 +100,28 @@ def test_groups_are_bounded_and_their_sides_apart(tmp_path: Path) -> None:
     # the 25 most suspicious of 30 flagged; of a concept that is not named, its most suspicious pairs
     assert set(Group.uids(first.flagged)) == {f"u{row:03d}" for row in range(20, 4 * FLAGGED, 4)}
     assert len(Group.uids(second.flagged)) == ChoiceLimits().least_flagged
+
+
+def test_both_sides_of_a_divided_concept_are_examined_and_compared(tmp_path: Path) -> None:
+    write_scores(tmp_path, 3)
+    # u005 has no concept by the scores; the detector of sides knows better.
+    poison, genuine = ("u005", "u101", "u013", "u201"), ("u017", "u105", "u209")
+    hashes = np.arange(9, dtype=np.uint64)
+    split = ConceptSplit("dog", 0.1, 0.5, 0.5, False, Side(4, hashes[:4], poison), Side(3, hashes[:3], genuine))
+    other = dataclasses.replace(split, concept="no concept of the scores")
+    settings = ProofConfig(budget=0.1, held_out=40, groups=2, group_size=25)
+    handed = dataclasses.replace(findings(), splits=(split, other))
+    chosen = plan_proof(Parts.of(tmp_path), handed, CUT, settings, 0)
+    claims = {uid: claim for unit in chosen.claims.values() for uid, claim in unit.items()}
+    assert {claims[uid] for uid in (*poison, *genuine)} == {"dog"}
+    assert chosen.examined <= 40
+    assert set(claims) >= {f"u{row:03d}" for row in range(20, 4 * FLAGGED, 4)}, (
+        "the flagged pairs of named concepts as well"
+    )
+    assert not set(Group.uids(chosen.held_out)) & set(claims)
+    (group,) = [group for group in chosen.groups if group.concept == "dog"]
+    assert set(Group.uids(group.flagged)) == set(poison)
+    assert set(Group.uids(group.rest)) == set(genuine)
 
 
 def test_a_proven_claim_is_followed_by_its_own_score(tmp_path: Path) -> None:
