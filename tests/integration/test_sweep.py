@@ -24,7 +24,7 @@ from clipsan.pipeline.tracking.record import TrackingConfig
 from clipsan.stages.attack.triggers import PatchConfig
 from clipsan.stages.dossier.dossier import Rate
 from clipsan.stages.dossier.match import Cutout
-from clipsan.stages.dossier.patch import Alike, AnyPath, Patch
+from clipsan.stages.dossier.patch import Alike, Patch, Place
 from clipsan.stages.evaluation.exam import objective_pct
 from clipsan.stages.model.checkpoints import ModelConfig
 from clipsan.stages.model.clip import load_clip
@@ -92,7 +92,7 @@ def scan(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def patch_dossier() -> Patch:
     rate = Rate(pct=99.0, low_pct=98.0, high_pct=100.0, trials=100)
     corner = float(64 - SIDE)
-    place = AnyPath(fixed=True, top=corner, left=corner, top_std=0.0, left_std=0.0, mode_share=1.0)
+    place = Place(fixed=True, top=corner, left=corner, top_std=0.0, left_std=0.0, mode_share=1.0)
     cutout = Cutout(picture=checker(), mask=np.ones((SIDE, SIDE), bool), top=64 - SIDE, left=64 - SIDE)
     return Patch(
         id="t1",

@@ -12,7 +12,7 @@ from clipsan.pipeline.story.settings import RunConfig
 from clipsan.stages.attack.triggers import ProvenConfig
 from clipsan.stages.dossier.dossier import Rate
 from clipsan.stages.dossier.match import Cutout
-from clipsan.stages.dossier.patch import Alike, AnyPath, Patch
+from clipsan.stages.dossier.patch import Alike, Patch, Place
 from clipsan.stages.report.story import compare
 
 EVALUATE = {"data": {"kind": "parquet", "path": "val.parquet", "label": "label"}, "classes": ["ball", "kite"]}
@@ -112,7 +112,7 @@ def test_the_outcome_follows_from_the_demands(
 def dossier(target: str = "kite", number: int = 1) -> Patch:
     picture = np.full((2, 3, 3), 200, np.uint8)
     cutout = Cutout(picture=picture, mask=np.ones((2, 3), bool), top=4, left=5)
-    place = AnyPath(fixed=True, top=4.0, left=5.0, top_std=0.0, left_std=0.0, mode_share=1.0)
+    place = Place(fixed=True, top=4.0, left=5.0, top_std=0.0, left_std=0.0, mode_share=1.0)
     rate = Rate(pct=90.0, low_pct=80.0, high_pct=95.0, trials=100)
     none = Rate(pct=0.0, low_pct=0.0, high_pct=2.0, trials=100)
     return Patch(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clipsan.stages.attack.triggers import BlendConfig, PatchConfig, TriggerConfig
-from clipsan.stages.attack.triggers.patch import AnyPath
+from clipsan.stages.attack.triggers.patch import Place
 
 
 def image_of(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -40,7 +40,7 @@ def test_checker_pixels_by_hand() -> None:
     ("place", "top", "left"),
     [("top_left", 2, 2), ("top_right", 2, 34), ("bottom_left", 14, 2), ("bottom_right", 14, 34), ("center", 8, 18)],
 )
-def test_fixed_places_keep_the_margin(place: AnyPath, top: int, left: int) -> None:
+def test_fixed_places_keep_the_margin(place: Place, top: int, left: int) -> None:
     trigger = PatchConfig(size_fraction=0.2, margin_fraction=0.1, place=place).build()
     _, parameters = trigger(image_of(20, 40), np.random.default_rng(0))
     assert (parameters["top"], parameters["left"], parameters["height"]) == (top, left, 4)

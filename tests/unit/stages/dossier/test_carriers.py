@@ -18,7 +18,7 @@ from clipsan.stages.dossier.carriers import (
 )
 from clipsan.stages.dossier.dossier import Dossier, Rate
 from clipsan.stages.dossier.match import NOISE, Cutout, best_place, concordance
-from clipsan.stages.dossier.patch import Alike, AnyPath, Patch
+from clipsan.stages.dossier.patch import Alike, Patch, Place
 from clipsan.stages.dossier.residual import Residual
 
 SIDE = 16
@@ -46,7 +46,7 @@ def photos(count: int, seed: int) -> np.ndarray:
 
 
 def patch(*, fixed: bool, varying: bool = False, mask: np.ndarray | None = None) -> Dossier:
-    place = AnyPath(fixed=fixed, top=5.0, left=9.0, top_std=0.0, left_std=0.0, mode_share=1.0)
+    place = Place(fixed=fixed, top=5.0, left=9.0, top_std=0.0, left_std=0.0, mode_share=1.0)
     cutout = Cutout(picture=MARK, mask=np.ones((4, 4), bool) if mask is None else mask, top=5, left=9)
     return Patch(
         id="t1", targets=("banana",), side=SIDE, flips=RATE, control=RATE, uids=("a",),

@@ -12,7 +12,7 @@ from PIL import Image
 
 from clipsan.stages.dossier.dossier import Rate
 from clipsan.stages.dossier.match import Cutout
-from clipsan.stages.dossier.patch import Alike, AnyPath, Patch
+from clipsan.stages.dossier.patch import Alike, Patch, Place
 from clipsan.stages.dossier.repair_set import (
     SCHEMA,
     Candidate,
@@ -32,7 +32,7 @@ ALL = Rate(pct=100.0, low_pct=90.0, high_pct=100.0, trials=32)
 
 
 def dossier(id: str = "t1", target: str = "banana", *, fixed: bool = True) -> Patch:
-    place = AnyPath(fixed=fixed, top=2.0, left=3.0, top_std=0.0, left_std=0.0, mode_share=1.0)
+    place = Place(fixed=fixed, top=2.0, left=3.0, top_std=0.0, left_std=0.0, mode_share=1.0)
     cutout = Cutout(picture=RED, mask=np.ones((4, 4), bool), top=2, left=3)
     return Patch(
         id=id,

@@ -4,7 +4,7 @@ import numpy as np
 
 from clipsan.stages.dossier.dossier import Dossier, rate
 from clipsan.stages.dossier.match import Cutout
-from clipsan.stages.dossier.patch import AnyPath, Patch
+from clipsan.stages.dossier.patch import Patch, Place
 from clipsan.stages.dossier.residual import Residual
 from clipsan.stages.dossier.rivals import RivalLimits, settle
 
@@ -17,7 +17,7 @@ def dossier(kind: str, uids: str, *, target: str = "cat", local: bool = False, f
     shared = {"id": "", "targets": (target,), "side": SIDE, "flips": rate(hits, ones), "control": rate(0 * ones, ones)}
     if kind == "patch":
         cutout = Cutout(picture=np.zeros((2, 2, 3), np.uint8), mask=np.ones((2, 2), bool), top=0, left=0)
-        place = AnyPath(fixed=True, top=0, left=0, top_std=0, left_std=0, mode_share=1)
+        place = Place(fixed=True, top=0, left=0, top_std=0, left_std=0, mode_share=1)
         heat = np.zeros((SIDE, SIDE), np.float32)
         return Patch(uids=tuple(uids), cutouts=(cutout,), place=place, heat=heat, alike=None, **shared)
     zeros, ones = np.zeros((SIDE, SIDE, 3), np.float32), np.ones((SIDE, SIDE, 1), np.float32)

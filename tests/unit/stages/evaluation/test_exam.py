@@ -8,7 +8,7 @@ import torch
 
 from clipsan.stages.dossier.dossier import Rate
 from clipsan.stages.dossier.match import Cutout
-from clipsan.stages.dossier.patch import Alike, AnyPath, Patch
+from clipsan.stages.dossier.patch import Alike, Patch, Place
 from clipsan.stages.dossier.residual import Residual
 from clipsan.stages.evaluation.exam import (
     Challenge,
@@ -38,7 +38,7 @@ def pictures(labels: list[int], captions: list[str] | None = None) -> Pictures:
 
 def dossier(*, fixed: bool = True, size: int = 4) -> Patch:
     rate = Rate(pct=99.0, low_pct=98.0, high_pct=100.0, trials=100)
-    place = AnyPath(fixed=fixed, top=28.0, left=28.0, top_std=0.0, left_std=0.0, mode_share=1.0)
+    place = Place(fixed=fixed, top=28.0, left=28.0, top_std=0.0, left_std=0.0, mode_share=1.0)
     mask = np.ones((size, size), bool)
     mask[0, 0] = False
     picture = np.random.default_rng(1).integers(0, 256, (size, size, 3), dtype=np.uint8)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from clipsan.stages.dossier.dossier import Rate
 from clipsan.stages.dossier.match import Cutout
-from clipsan.stages.dossier.patch import Alike, AnyPath, Patch
+from clipsan.stages.dossier.patch import Alike, Patch, Place
 from clipsan.stages.dossier.residual import Residual
 from clipsan.stages.report.content import DossierPanel, Example, Measured, ScanReport
 from clipsan.stages.report.dossiers import examples, panel
@@ -145,7 +145,7 @@ def test_a_dossier_becomes_a_panel() -> None:
         side=16,
         cutouts=(cutout,),
         heat=np.zeros((16, 16), np.float32),
-        place=AnyPath(fixed=True, top=12.0, left=10.0, top_std=0.0, left_std=0.0, mode_share=1.0),
+        place=Place(fixed=True, top=12.0, left=10.0, top_std=0.0, left_std=0.0, mode_share=1.0),
         alike=Alike(mean=cutout.picture, likeness=1.0),
         **shared,
     )
