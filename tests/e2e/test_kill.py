@@ -139,7 +139,7 @@ def kill_an_embed_worker(out: Path, killed: list[int]) -> None:
     while not killed and len(committed(out)) < UNITS:
         for process in workers:
             with contextlib.suppress(psutil.NoSuchProcess):
-                if process.name().startswith("ray::Map"):
+                if process.name().startswith("ray::Worker.do"):
                     process.kill()
                     killed.append(process.pid)
                     return

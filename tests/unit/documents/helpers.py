@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,8 @@ SPAN = re.compile(r"(?<!`)`([^`\n]+(?:\n[^`\n]+)?)`(?!`)")
 PROGRAM = re.compile(r"(?:[A-Z_]+=\S+ )*(\S+)")
 PROGRAMS = ("clipsan", "python", "make", "ray", "pip", "kubectl", "docker", "sbatch", "deploy/submit.sh", ".")
 SHARDS, PAIRS = 2, 10
+PHOTOS = 20
+"""Images of the folder; an audit asks for 16."""
 CLASSES = (*NOUNS, "banana")
 
 
@@ -75,17 +78,21 @@ def make_world(home: Path, checkpoint: Path) -> Path:
         (data / name).parent.mkdir(exist_ok=True)
         pq.write_table(pa.Table.from_pylist(rows), data / f"{name}.parquet")
     (data / "photos").mkdir()
-    (data / "photos" / "a.png").write_bytes(picture(1))
-    (data / "photos" / "metadata.csv").write_text("file_name,caption\na.png,a kite\n")
-    (data / "pairs.csv").write_text("image,caption\nphotos/a.png,a kite\n")
+    for i in range(PHOTOS):
+        (data / "photos" / f"{i}.png").write_bytes(picture(i))
+    (data / "photos" / "metadata.csv").write_text(
+        "file_name,caption\n" + "".join(f"{i}.png,a kite\n" for i in range(PHOTOS))
+    )
+    (data / "pairs.csv").write_text("image,caption\nphotos/0.png,a kite\n")
     (home / "classes.yaml").write_text(yaml.safe_dump(list(CLASSES)))
     (home / "synonyms.txt").write_text("photo: picture\n")
     models = ("runs/model/checkpoint", "runs/train/checkpoint", "runs/clean/checkpoint")
-    for place in ("checkpoints/suspect", "checkpoints/clip", "suspect", *models):
+    for place in ("checkpoints/suspect", "checkpoints/outside", "checkpoints/clip", "suspect", *models):
         (home / place).parent.mkdir(parents=True, exist_ok=True)
         (home / place).symlink_to(checkpoint)
     pairs = WebDataset(path=f"{data / 'cc3m'}/*.tar")
     _scan(home / "runs" / "scan", pairs, checkpoint)
+    _audit(home / "runs" / "audit", home / "runs" / "scan")
     for name in ("sig", "poisoned"):
         _plan(home / "runs" / name / "plan.json", pairs)
     for name in ("story", "demo"):
@@ -114,6 +121,15 @@ def _scan(root: Path, data: WebDataset, checkpoint: Path) -> None:
     first, *others = read_part(root / "verdicts", 0).to_pylist()
     proven = pa.Table.from_pylist([{**first, "verdict": "poisoned"}, *others])
     write_part(root / "verdicts", 0, proven, "mark")
+
+
+def _audit(root: Path, scan: Path) -> None:
+    """A finished audit that has proven the scan's trigger, as far as repairs read it."""
+    shutil.copytree(scan, root)
+    record = yaml.safe_load((root / "run.yaml").read_text())
+    (root / "run.yaml").write_text(yaml.safe_dump({**record, "verb": "audit"}))
+    summary = json.loads((root / "summary.json").read_text())
+    (root / "summary.json").write_text(json.dumps({**summary, "labels": list(CLASSES)}))
 
 
 def _plan(path: Path, data: WebDataset) -> None:

@@ -138,7 +138,7 @@ def try_python(words: list[str], _: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert flag == "-m"
     if module == "pytest":
         return
-    file = ROOT / f"{module.replace('.', '/')}.py"
+    file = ROOT / f"{module.removeprefix('clipsan.').replace('.', '/')}.py"
     if "parse_args" not in file.read_text(encoding="utf-8"):
         assert not rest
         return

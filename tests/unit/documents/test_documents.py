@@ -90,7 +90,7 @@ def test_every_data_format_and_every_exit_status_is_described() -> None:
     for kind in ("webdataset", "parquet", "table", "folder"):
         assert f"`data={kind} " in readme
     assert {str(status) for status in (*STATUS.values(), *AUDITED.values(), 1, 2, INTERRUPTED, TERMINATED)} == {
-        status for row in re.findall(r"^\| (\d[\d, ]*) \|", deploy, re.M) for status in row.split(", ")
+        status for row in re.findall(r"^\| (\d+(?:, \d+)*) \|", deploy, re.M) for status in row.split(", ")
     }
 
 
