@@ -11,13 +11,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
+from clipsan.stages.files import is_address
+
 from ..tracking.record import DataInput, ModelRecord, TrackingConfig, metrics_of
 from ..tracking.send import below, log_folder, log_run, registered, untracked
 from .cluster import ClusterConfig, ray_session
 from .commit import write_text
 from .config import ConfigError, as_tree, load
 from .masking import masked
-from .place import AnyPath, ObjectPath, place_of
+from .place import AnyPath, place_of
 from .run_folder import RunFolder, open_run, read_summary, write_summary
 
 Summary = dict[str, Any]
@@ -162,13 +164,13 @@ class Verb(Generic[C, P]):
         Raises:
             ConfigError: on an object store, which is no place for this verb's.
         """
-        place = place_of(plan.config.out)
-        if isinstance(place, ObjectPath) and not self.on_stores:
+        out = str(plan.config.out)
+        if not self.on_stores and is_address(out.removeprefix("file://")):
             raise ConfigError(
-                f"out={place}: the run folder of `clipsan {self.name}` lies on a local or shared file system; those of scan, train, "
+                f"out={masked(out)}: the run folder of `clipsan {self.name}` lies on a local or shared file system; those of scan, train, "
                 "repair and evaluate may lie on an object store"
             )
-        return place
+        return place_of(out)
 
     def _worked(self, plan: P, folder: RunFolder, tree: Any) -> Result:
         tracking, cluster = plan.config.tracking, self.cluster(plan)

@@ -138,7 +138,7 @@ def moments(
 def separate(
     inside: np.ndarray, outside: np.ndarray, elsewhere: np.ndarray, *, least: int, directions: int
 ) -> TwoSides | None:
-    """Divide a concept in two; None where it has too few pairs.
+    """Divide a concept in two; None where it has too few pairs, or pairs that are the same, or is the whole data set.
 
     The pairs are halved. In each half the top principal axes are tried: along each the two-means split is sought, the difference
     of its sides' means is the direction, and the one with the largest statistic in its own half is kept. What counts is
@@ -157,7 +157,7 @@ def separate(
         choose_direction(inside[part], outside, elsewhere, max(least // 2, 2), directions) for part in (parity, ~parity)
     ]
     one, other = halves
-    if len(inside) < 2 * least or one is None or other is None:
+    if len(inside) < 2 * least or one is None or other is None or not elsewhere.any():
         return None
     (first, shift), (second, other_shift) = one, other
     if first @ second < 0:
@@ -168,6 +168,8 @@ def separate(
     away = np.concatenate([(outside @ first)[elsewhere] - shift, (outside @ second)[elsewhere] - other_shift])
     found = split(positions, least)
     upper, upper_away = positions > found.cut, float((away > found.cut).mean())
+    if not upper.any() or upper.all():
+        return None  # pairs that are the same, on either side of the cut
     half_a_pair = 0.5 / max(len(away) // 2, 1)
     shares = {True: (float(upper.mean()), upper_away), False: (1 - float(upper.mean()), 1 - upper_away)}
     gains = {up: np.log(max(share, half_a_pair) / max(rest, half_a_pair)) for up, (share, rest) in shares.items()}
@@ -194,7 +196,7 @@ def choose_direction(
     half: np.ndarray, outside: np.ndarray, elsewhere: np.ndarray, least: int, directions: int
 ) -> tuple[np.ndarray, float] | None:
     """Return direction `[P]` and offset that make a half's clearest split, in robust deviations of the outside."""
-    if len(half) < 2 * least:
+    if len(half) < 2 * least or not elsewhere.any():
         return None
     centred = half - half.mean(axis=0)
     _, axes = np.linalg.eigh(centred @ centred.T)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -13,6 +14,7 @@ from clipsan.pipeline.core.run_folder import flatten, open_run, write_summary
 from clipsan.pipeline.status import describe
 from clipsan.pipeline.tracking.record import TrackingConfig, metrics_of
 from clipsan.pipeline.tracking.send import log_run
+from clipsan.pipeline.verbs import VERBS, verb_of
 
 
 def start(tmp_path, fingerprint="f" * 64, verb="scan", k=16):
@@ -43,8 +45,15 @@ def test_another_verb_and_a_strange_folder_are_refused(tmp_path):
     (tmp_path / "mine" / "thesis.txt").write_text("do not lose")
     with pytest.raises(ConfigError, match="not empty"):
         open_run(str(tmp_path / "mine"), verb="scan", tree={}, fingerprint="m")
+
+
+@pytest.mark.parametrize(
+    "verb", [verb for verb in (verb_of(name) for name in VERBS) if not verb.on_stores], ids=lambda verb: verb.name
+)
+def test_a_verb_whose_folder_cannot_lie_on_an_object_store_says_so(verb):
+    plan = SimpleNamespace(config=SimpleNamespace(out="s3://bucket/run"))
     with pytest.raises(ConfigError, match="file system"):
-        open_run("s3://bucket/run", verb="scan", tree={}, fingerprint="m")
+        verb._place(plan)
 
 
 def test_what_a_killed_run_left_unfinished_is_cleared(tmp_path):

@@ -86,3 +86,8 @@ def test_pairs_of_the_concept_in_the_rest_are_left_out() -> None:
 def test_too_few_pairs_have_no_sides() -> None:
     inside, _, outside = planted(0.5, n=9)
     assert separate(inside, outside, np.ones(len(outside), dtype=bool), least=5, directions=3) is None
+
+
+def test_a_concept_that_is_the_whole_data_set_has_no_sides() -> None:
+    inside, _, outside = planted(0.5)
+    assert separate(inside, outside, np.zeros(len(outside), dtype=bool), least=5, directions=3) is None
