@@ -16,7 +16,7 @@ from clipsan.stages.scenes.scene import CONCEPTS
 from clipsan.stages.sources import ParquetSource
 from tests.closed_form import TARGET, Case, make_case
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
 def story(case: Case, out: Path, **changes: Any) -> RunConfig:
