@@ -42,7 +42,7 @@ class Noted(Work):
     encode_s: float = 0.0
 
     def do(self, piece: int, tools: None) -> Done:
-        raise NotImplementedError("this pass is a stream")
+        raise AssertionError("this pass is a stream")
 
     def open_reader(self) -> str:
         return "reader"
