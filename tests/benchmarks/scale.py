@@ -367,7 +367,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--oracle", default="superpixels", choices=("superpixels", "null"))
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--root", type=Path, default=ROOT / "scale")
+    parser.add_argument("--root", type=Path, default=ROOT / "runs" / "scale")
     parser.add_argument("--driver", action="store_true", help="time the driver's own steps, and nothing else")
     parser.add_argument("--no-store", action="store_true", help="print only")
     options = parser.parse_args()
