@@ -1,11 +1,12 @@
 """What a GPU does for clipsan, beside what the card and the cores do alone; one call of less than eight minutes.
 
-    python -m tests.benchmarks.gpu             ViT-B/32 and 24,576 pictures of 256 px where there is a card; else tiny sizes
+    python -m tests.benchmarks.gpu             ViT-B/32 and 49,152 pictures of 256 px where there is a card; else tiny sizes
     python -m tests.benchmarks.gpu --tiny      tiny sizes anywhere: that the script runs is then all that it shows
+    python -m tests.benchmarks.gpu --only embed train    some parts of it
 
-Everything is measured in this order, on the machine that the call runs on: the model alone on pixels that are there, reading and
-decoding alone, the embed pass of `clipsan scan` (cluster=gpu), density scores, the steps of `clipsan train` beside a plain loop, and
-a step of PAR beside one of fine-tuning. Lines are `name  value`; the last one is the same as JSON.
+Everything is measured in this order, on the machine that the call runs on: the model alone on pixels that are there, three decoders of
+JPEG, reading and decoding alone, the embed pass of `clipsan scan` (cluster=gpu), density scores, the steps of `clipsan train` beside a
+plain loop, and a step of PAR beside one of fine-tuning. Lines are `name  value`; the last one is the same as JSON.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from torchvision.io import decode_jpeg
 
 from clipsan.pipeline.core.cluster import ClusterConfig, PoolConfig, ray_session
 from clipsan.pipeline.core.cpus import cpus
@@ -50,6 +52,8 @@ from clipsan.stages.training.batch import Batch
 from tests.benchmarks.plain_loop import MAX_PIXELS
 
 COMMAND = "python -m tests.benchmarks.gpu"
+PARTS = ("jpeg", "embed", "density", "train")
+"""What `--only` chooses from; forward and decode rates belong to `embed`."""
 WARM_SHARE = 0.25
 """Of the pairs of the embed pass that are not counted: workers start while they are read."""
 Value = float | int | str | None
@@ -80,7 +84,7 @@ class Sizes:
 
 LARGE = Sizes(
     model=ModelConfig(name="ViT-B-32"),
-    pairs=24_576,
+    pairs=49_152,
     side=256,
     pictures=1024,
     batches=(64, 256, 1024),
@@ -183,6 +187,34 @@ def _open(source: ParquetSource, model: ModelConfig) -> None:
 
 def _decode(unit: Any) -> int:
     return sum(len(block.pixels) for block in _OPENED["prepare"](read_unit(_OPENED["source"], unit)))
+
+
+def jpeg_rates(source: ParquetSource) -> dict[str, Value]:
+    """Return the pictures a second of each decoder of JPEG, one thread, and by how much their pixels differ from Pillow's.
+
+    Pillow decodes what `clipsan scan` embeds. torchvision has its own copy of libjpeg-turbo and, with a card, nvJPEG.
+    """
+    pictures = pq.read_table(source.path, columns=["image"]).column("image").slice(0, 256).to_pylist()
+    raw = [torch.frombuffer(bytearray(picture), dtype=torch.uint8) for picture in pictures]
+    started = time.perf_counter()
+    pillow = [np.asarray(Image.open(io.BytesIO(picture), formats=["JPEG"])) for picture in pictures]
+    found: dict[str, Value] = {"jpeg_pillow_per_s": round(len(raw) / (time.perf_counter() - started), 1)}
+    for name in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        decode_jpeg(raw[:4], device=name)
+        settle(torch.device(name))
+        started = time.perf_counter()
+        decoded = decode_jpeg(raw, device=name)
+        settle(torch.device(name))
+        found[f"jpeg_torchvision_{name}_per_s"] = round(len(raw) / (time.perf_counter() - started), 1)
+        gaps = [
+            np.abs(mine.cpu().permute(1, 2, 0).numpy().astype(np.int16) - theirs.astype(np.int16))
+            for mine, theirs in zip(decoded, pillow, strict=True)
+        ]
+        found[f"jpeg_torchvision_{name}_values_that_differ_pct"] = round(
+            100 * float(np.mean([(gap > 0).mean() for gap in gaps])), 3
+        )
+        found[f"jpeg_torchvision_{name}_largest_difference"] = int(max(gap.max() for gap in gaps))
+    return found
 
 
 def embed_pass(source: ParquetSource, model: ModelConfig, out: Path, device: str) -> dict[str, Value]:
@@ -314,10 +346,9 @@ def train_rate(source: ParquetSource, model: ModelConfig, sizes: Sizes, out: Pat
     return float(summary["history"][-1]["pairs_per_s"])
 
 
-def measure(sizes: Sizes, home: Path, tell: Callable[[str, Value], None]) -> None:
-    """Measure everything, and tell each figure as soon as it is there."""
+def measure(sizes: Sizes, home: Path, parts: Sequence[str], tell: Callable[[str, Value], None]) -> None:
+    """Measure some parts, and tell each figure as soon as it is there."""
     name: Literal["cuda", "cpu"] = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
     tell("card", torch.cuda.get_device_name() if name == "cuda" else "absent: these figures are of the processor")
     tell("cores", cpus())
     fresh = load_clip(sizes.model, init_seed=0)
@@ -325,6 +356,23 @@ def measure(sizes: Sizes, home: Path, tell: Callable[[str, Value], None]) -> Non
     model = ModelConfig(path=str(home / "model"))
     source = write_pairs(home, sizes)
 
+    if "jpeg" in parts:
+        for key, value in jpeg_rates(source).items():
+            tell(key, value)
+    if "embed" in parts:
+        measure_embed(source, model, sizes, home, tell)
+    if "density" in parts:
+        for where in ("cpu", "cuda") if name == "cuda" else ("cpu",):
+            tell(f"density_{where}_s", round(density_seconds(sizes, where), 2))
+    if "train" in parts:
+        measure_train(source, model, sizes, home, tell)
+
+
+def measure_embed(
+    source: ParquetSource, model: ModelConfig, sizes: Sizes, home: Path, tell: Callable[[str, Value], None]
+) -> None:
+    """Measure the embed pass beside what bounds it: the model alone, and decoding alone."""
+    name = "cuda" if torch.cuda.is_available() else "cpu"
     bare = 0.0
     for precision in ("f32", "bf16"):
         clip = load_clip(model, name, precision=precision)
@@ -336,16 +384,18 @@ def measure(sizes: Sizes, home: Path, tell: Callable[[str, Value], None]) -> Non
     decoded = decode_rate(source, model)
     tell("decode_pairs_per_s", round(decoded, 1))
     tell("cores_that_a_gpu_needs", round(bare / (decoded / cpus()), 1))
-
     found = embed_pass(source, model, home / "embed", name)
     for key, value in found.items():
         tell(key, value)
     steady = float(found["embed_steady_pairs_per_s"] or 0)
     tell("embed_ratio_to_smaller_of_forward_and_decode", round(steady / min(bare, decoded), 3))
 
-    for where in ("cpu", "cuda") if name == "cuda" else ("cpu",):
-        tell(f"density_{where}_s", round(density_seconds(sizes, where), 2))
 
+def measure_train(
+    source: ParquetSource, model: ModelConfig, sizes: Sizes, home: Path, tell: Callable[[str, Value], None]
+) -> None:
+    """Measure a step of two methods, and training from files beside the steps alone."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     finetune = step_seconds(FineTune(batch_size=sizes.batch), model, sizes, device)
     par = step_seconds(Par(batch_size=sizes.batch), model, sizes, device)
     tell("finetune_step_s", round(finetune, 4))
@@ -361,6 +411,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="sizes that two cores do in a minute")
     parser.add_argument("--model", type=Path, help="architecture of the tiny sizes: a JSON file")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="the parts to measure")
     options = parser.parse_args(arguments)
     figures: dict[str, Value] = {}
 
@@ -374,7 +425,7 @@ def main(arguments: list[str] | None = None) -> int:
     sizes = LARGE if large else tiny(ModelConfig(config=str(options.model or default)))
     with tempfile.TemporaryDirectory(prefix="clipsan-gpu-") as folder:
         started = time.perf_counter()
-        measure(sizes, Path(folder), tell)
+        measure(sizes, Path(folder), options.only, tell)
         tell("seconds", round(time.perf_counter() - started, 1))
     sys.stdout.write(json.dumps(figures) + "\n")
     return 0
