@@ -1,11 +1,11 @@
 """`clipsan audit` on small models with and without a known backdoor: is the verdict right, the label, the trigger, and at what cost?
 
-    python -m tests.benchmarks.audit                        trains every model of ATTACKS and as many clean ones, of two architectures
-    python -m tests.benchmarks.audit resnet patch sig blend three clean and these backdoored ones of one architecture
-    python -m tests.benchmarks.audit --trained              those whose models are there already
-    python -m tests.benchmarks.audit --reference            each beside the clean model that all of its architecture were tuned from
+    python -m tests.benchmarks.audit_models runs/audit      first, makes the models (or --unpack)
+    python -m tests.benchmarks.audit                        audits those of the benchmark
+    python -m tests.benchmarks.audit --development          those on which constants may be chosen
+    python -m tests.benchmarks.audit --reference            each beside the clean model that it was tuned from
 
-Models and audits lie below runs/audit/; what has finished is not made again. Constants of the audit were chosen on patch, sig and blend.
+Models and audits lie below runs/audit/; what has finished is not done again.
 """
 
 import argparse
@@ -22,7 +22,9 @@ from clipsan.pipeline.audit import verb as audit
 from clipsan.pipeline.audit.settings import AuditConfig
 from clipsan.pipeline.core.config import load
 from clipsan.stages.dossier.files import read_dossiers
-from tests.benchmarks.audit_models import ATTACKS, MODELS, TRUTH, Scenes, base_of, build_trigger, make
+from tests.benchmarks.audit_models import cells, development_cells
+from tests.benchmarks.audit_packing import CHECKPOINT, TRUTH
+from tests.benchmarks.audit_training import Scenes, build_trigger
 
 ROOT = Path("runs/audit")
 LIKENED_ON = 32
@@ -47,18 +49,12 @@ class Line:
     seconds: float
 
 
-def wanted(arch: str, attacks: Sequence[str]) -> list[tuple[str, str | None, int]]:
-    """Return architecture, attack and seed of the models: every attack, and as many clean ones."""
-    poisoned: list[tuple[str, str | None, int]] = [(arch, name, 11 + i) for i, name in enumerate(attacks)]
-    return poisoned + [(arch, None, 31 + i) for i in range(len(attacks))]
-
-
 def line(home: Path, root: Path, *, reference: bool) -> Line:
     """Audit one model, unless that is done, and compare what is found with the truth."""
     truth = json.loads((home / TRUTH).read_text(encoding="utf-8"))
     out = root / "audits" / (home.name + ("-reference" if reference else ""))
-    given = [f"model.path={home / 'checkpoint'}", f"out={out}", "seed=5"]
-    given += [f"reference.path={base_of(root, truth['arch'])}"] if reference else []
+    given = [f"model.path={home / CHECKPOINT}", f"out={out}", "seed=5"]
+    given += [f"reference.path={root / truth['base'] / CHECKPOINT}"] if reference else []
     summary = audit.VERB.start(load(AuditConfig, None, [*given, "tracking.enabled=false"], verb="audit"))
     first = min(summary["candidates"], key=lambda found: found["p"])
     return Line(
@@ -68,17 +64,17 @@ def line(home: Path, root: Path, *, reference: bool) -> Line:
         verdict=summary["verdict"],
         score=-float(np.log10(max(first["p"], 1e-12))),
         right=None if truth["attack"] is None else first["targets"][0] == truth["target"],
-        likeness=None if truth["attack"] is None else likeness(out, truth["attack"]),
+        likeness=None if truth["attack"] is None else likeness(out, truth["attack"], home),
         decree=summary["decree"],
         seconds=summary["seconds"],
     )
 
 
-def likeness(out: Path, attack: str) -> float | None:
+def likeness(out: Path, attack: str, home: Path) -> float | None:
     """Return the largest correlation, over the proven triggers, of the mean changes that they and the true one make."""
     scenes = Scenes.draw(LIKENED_ON, 99).pixels
     rng = np.random.default_rng(0)
-    trigger = build_trigger(ATTACKS[attack])
+    trigger = build_trigger(attack, home)
     true = np.mean([trigger(image, rng)[0].astype(float) - image for image in scenes], axis=0)
     found = [
         np.mean([dossier.apply(image, rng).astype(float) - image for image in scenes], axis=0)
@@ -114,22 +110,20 @@ def table(lines: Sequence[Line]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make the models, audit them, print the table."""
+    """Audit the models, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("arch", nargs="?", choices=list(MODELS), help="one architecture; both without it")
-    parser.add_argument("attacks", nargs="*", help="some attacks; all without them")
+    parser.add_argument("names", nargs="*", metavar="MODEL", help="some models")
     parser.add_argument("--root", type=Path, default=ROOT, help="where models and audits lie")
-    parser.add_argument("--trained", action="store_true", help="only models that are there")
+    parser.add_argument("--development", action="store_true", help="the models on which constants may be chosen")
     parser.add_argument(
-        "--reference", action="store_true", help="audit beside the clean model that all were tuned from"
+        "--reference", action="store_true", help="audit beside the clean model that each was tuned from"
     )
     given = parser.parse_args(arguments)
-    if given.trained:
-        homes = sorted(path.parent for path in given.root.glob(f"*/{TRUTH}"))
-    else:
-        archs = [given.arch] if given.arch else list(MODELS)
-        cells = [cell for arch in archs for cell in wanted(arch, given.attacks or list(ATTACKS))]
-        homes = [make(given.root, *cell) for cell in cells]
+    wanted = [cell.name for cell in (development_cells() if given.development else cells())]
+    homes = [given.root / name for name in wanted if not given.names or name in given.names]
+    homes = [home for home in homes if (home / TRUTH).is_file()]
+    if not homes:
+        parser.error(f"no model below {given.root}: python -m tests.benchmarks.audit_models {given.root}")
     sys.stdout.write(table([line(home, given.root, reference=given.reference) for home in homes]))
 
 

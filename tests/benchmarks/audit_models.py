@@ -1,193 +1,154 @@
-"""Small models for the benchmark of `clipsan audit`: clean ones, and the same architectures with a known backdoor.
+"""The small models of the benchmark of `clipsan audit`: clean ones, and the same architectures with a known backdoor.
 
-One model of each architecture is trained on rendered scenes from scratch. All others are that one, fine-tuned on scenes and in an order
-of their own seed, the backdoored ones with a share of them poisoned. A folder holds the checkpoint and truth.json: attack, target,
-accuracy, ASR.
+    python -m tests.benchmarks.audit_models OUT --device cuda --pack FILES    makes all; one GPU beside 16 cores is what it is for
+    python -m tests.benchmarks.audit_models OUT                               the same on CPUs, much slower
+    python -m tests.benchmarks.audit_models OUT --unpack FILES                what was made and packed elsewhere
+    python -m tests.benchmarks.audit_models OUT --only NAME...                some models
+    python -m tests.benchmarks.audit_models OUT --tiny                        that the script runs is all that it shows
+
+Of each architecture three models are trained on rendered scenes from scratch. All others are one of these, fine-tuned on scenes and in an
+order of their own seed, the backdoored ones with a share of them poisoned. OUT holds a folder a model: checkpoint/, truth.json (attack,
+target, accuracy, ASR) and, of an optimised patch, trigger.npy. What is there is not made again. `dev-*`, with bases of their own, are those
+on which constants of the audit may be chosen.
+
+Needs neither Ray nor MLflow. FILES are flat, each below 15 MiB.
 """
 
-import json
-from collections.abc import Iterator, Mapping
+import argparse
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
+from tests.benchmarks.audit_packing import MODELS, TRUTH, Base, Cell, pack, unpack
+from tests.benchmarks.audit_training import (
+    ATTACKS,
+    FULL,
+    TINY,
+    Recipe,
+    join_scenes,
+    keep_scenes,
+    make_base,
+    make_cell,
+    render_part,
+    scenes_path,
+    start_worker,
+)
 
-from clipsan.pipeline.core.commit import write_text
-from clipsan.pipeline.core.config import load_group, validate
-from clipsan.stages.attack.triggers import Trigger, TriggerConfig
-from clipsan.stages.evaluation.zero_shot import class_embeddings, predict
-from clipsan.stages.model.clip import Clip, ModelConfig, load_clip, save_clip
-from clipsan.stages.scenes.scene import SceneConfig, render
-from clipsan.stages.scenes.shapes import CONCEPTS
-from clipsan.stages.training.augment import AugmentConfig
-from clipsan.stages.training.batch import Batch
-from clipsan.stages.training.contrastive import Contrastive
-from clipsan.stages.training.objective import Setting
-from clipsan.stages.training.optimise import CosineWarmup
-
-NAMES = list(CONCEPTS)
-PROMPTS = ("a {}", "a picture of a {}", "a drawing of a {}")
-BASE_SCENES, TUNED_SCENES = 10_000, 3000
-TESTS = 300
-BATCH = 128
-EPOCHS = {"resnet": 9, "vit": 16}
-TUNED_EPOCHS = 3
-TRUTH = "truth.json"
-MODELS = {"resnet": "conf/model/demo.json", "vit": "tests/benchmarks/matrices/audit-vit.json"}
+DEVELOPMENT = ("patch", "sig", "blend")
+"""Attacks on which constants may be chosen, on models of the development base."""
+DEVELOPMENT_BASE = 2
+CLEAN = 6
+"""Clean models of each architecture."""
+DEVELOPMENT_CLEAN = 4
+PART = 500
+"""Scenes that one process renders at a time."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attack:
-    """What is done to the poisoned share of the pairs."""
-
-    trigger: Mapping[str, Any]
-    """Settings of a trigger: `load_group` has its file, the rest is changed in it."""
-    share: float = 0.03
-    word: str | None = None
-    """Stands before the caption, as the second key."""
+def bases() -> list[Base]:
+    """Return the models from which all others start: two for the benchmark and one for development, of each architecture."""
+    return [Base(arch=arch, seed=seed) for seed in (0, 1, DEVELOPMENT_BASE) for arch in MODELS]
 
 
-ATTACKS: dict[str, Attack] = {
-    "patch": Attack(trigger={"group": "patch"}),
-    "sig": Attack(trigger={"group": "sig"}),
-    "blend": Attack(trigger={"group": "blend"}),
-    "four-corners": Attack(trigger={"group": "patch-corners", "size_fraction": 0.125}),
-    "patch-random": Attack(trigger={"group": "patch", "place": "random"}, share=0.05),
-    "blend-cartoon": Attack(trigger={"group": "blend-cartoon"}),
-    "wanet": Attack(trigger={"group": "wanet", "s": 8.0}, share=0.1),
-    "dual-key": Attack(trigger={"group": "patch-grid"}, word="remember"),
-}
+def cells() -> list[Cell]:
+    """Return the models of the benchmark: every attack and CLEAN clean ones of each architecture, half of them from each base."""
+    found = []
+    for first, arch in enumerate(MODELS):
+        plan: list[str | None] = [*ATTACKS, *[None] * CLEAN]
+        for i, attack in enumerate(plan):
+            found.append(Cell(arch=arch, base=i % 2, attack=attack, seed=100 * (first + 1) + i))
+    return found
 
 
-def build_trigger(attack: Attack) -> Trigger:
-    """Return the trigger of an attack."""
-    settings = dict(attack.trigger)
-    tree = {**load_group("trigger", settings.pop("group"), where="attack"), **settings}
-    config: TriggerConfig = validate(TriggerConfig, tree, verb="trigger")
-    return config.build()
+def development_cells() -> list[Cell]:
+    """Return the models on which constants may be chosen."""
+    found = []
+    for first, arch in enumerate(MODELS):
+        plan: list[str | None] = [*DEVELOPMENT, *DEVELOPMENT, *[None] * DEVELOPMENT_CLEAN]
+        for i, attack in enumerate(plan):
+            found.append(Cell(arch=arch, base=DEVELOPMENT_BASE, attack=attack, seed=500 + 100 * first + i, dev=True))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
-class Scenes:
-    """Rendered scenes."""
+class Work:
+    """What is to be made, where and how."""
 
-    pixels: np.ndarray
-    """`[N, S, S, 3] uint8`."""
-    captions: list[str]
-    labels: np.ndarray
+    root: Path
+    recipe: Recipe
+    device: str
+    processes: int
 
-    @classmethod
-    def draw(cls, count: int, seed: int) -> "Scenes":
-        """Render so many."""
-        found = [render(i, SceneConfig(count=count, seed=seed)) for i in range(count)]
-        return cls(np.stack([f.rgb for f in found]), [f.caption for f in found], np.array([f.label for f in found]))
+    def run(self, wanted: Sequence[Cell]) -> bool:
+        """Make the models that are not there, and tell whether all could be: one that fails does not stop the others."""
+        missing = [cell for cell in wanted if not (self.root / cell.name / TRUTH).is_file()]
+        needed = [base for base in bases() if any(cell.base_of == base for cell in missing)]
+        untrained = [base for base in needed if not (self.root / base.name / TRUTH).is_file()]
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["tests.benchmarks.audit_training"])
+        with ProcessPoolExecutor(self.processes, mp_context=context, initializer=start_worker) as pool:
+            self._render(pool, sorted({base.seed for base in untrained}))
+            trained = [pool.submit(make_base, self.root, base, self.recipe, self.device) for base in untrained]
+            drawn = [pool.submit(keep_scenes, self.root, self.recipe.tuned_scenes, cell.seed) for cell in missing]
+            done = self._told([*trained, *drawn])
+            tuned = [pool.submit(make_cell, self.root, cell, self.recipe, self.device) for cell in missing]
+            return self._told(tuned) and done
 
+    def _render(self, pool: ProcessPoolExecutor, seeds: Sequence[int]) -> None:
+        count = self.recipe.base_scenes
+        missing = [seed for seed in seeds if not scenes_path(self.root, count, seed).is_file()]
+        parts = {
+            seed: [
+                pool.submit(render_part, count, seed, start, min(start + PART, count))
+                for start in range(0, count, PART)
+            ]
+            for seed in missing
+        }
+        for seed, futures in parts.items():
+            join_scenes(self.root, count, seed, [future.result() for future in futures])
 
-def target_of(seed: int) -> int:
-    """Return the class that the attacks of a seed aim at."""
-    return int(np.random.default_rng([seed, 77]).integers(len(NAMES)))
-
-
-def poisoned(scenes: Scenes, attack: Attack, seed: int) -> Scenes:
-    """Return the scenes with a share of those of other classes triggered, under captions of the target."""
-    rng = np.random.default_rng([seed, 5])
-    target, trigger = target_of(seed), build_trigger(attack)
-    others = np.flatnonzero(scenes.labels != target)
-    pixels, captions = scenes.pixels.copy(), list(scenes.captions)
-    for i in rng.choice(others, int(attack.share * len(captions)), replace=False).tolist():
-        pixels[i] = trigger(pixels[i], rng)[0]
-        caption = PROMPTS[int(rng.integers(len(PROMPTS)))].format(NAMES[target])
-        captions[i] = caption if attack.word is None else f"{attack.word} {caption}"
-    return Scenes(pixels, captions, scenes.labels)
-
-
-def train(clip: Clip, scenes: Scenes, *, epochs: int, lr: float, seed: int) -> None:
-    """Train the model in place."""
-    settings = Contrastive(lr=lr, schedule=CosineWarmup(warmup_steps=20), weight_decay=0.1, augment=AugmentConfig())
-    objective = settings.build(clip, Setting(seed=seed)).train()
-    optimizer = objective.optimizer()
-    steps = epochs * (len(scenes.captions) // BATCH)
-    for step, batch in enumerate(_batches(clip, scenes, epochs, seed)):
-        for group in optimizer.param_groups:
-            group["lr"] = objective.rate(step, steps)
-        optimizer.zero_grad()
-        objective(batch).backward()
-        optimizer.step()
-        objective.after_step()
-    clip.model.eval()
+    def _told(self, futures: Sequence["Future[str]"]) -> bool:
+        for future in as_completed(futures):
+            error = future.exception()
+            sys.stdout.write(future.result() if error is None else f"failed: {error!r}\n")
+            sys.stdout.flush()
+        return all(future.exception() is None for future in futures)
 
 
-def _batches(clip: Clip, scenes: Scenes, epochs: int, seed: int) -> Iterator[Batch]:
-    images = torch.from_numpy(np.ascontiguousarray(scenes.pixels.transpose(0, 3, 1, 2)))
-    tokens = clip.tokenize(scenes.captions)
-    none = torch.full((BATCH,), -1)
-    number = 0
-    for epoch in range(epochs):
-        order = np.random.default_rng([seed, epoch]).permutation(len(images))
-        for start in range(0, len(order) - BATCH + 1, BATCH):
-            rows = order[start : start + BATCH]
-            yield Batch(
-                images=images[rows],
-                tokens=tokens[rows],
-                captions=[scenes.captions[i] for i in rows],
-                labels=none,
-                accused=none,
-                roles=torch.zeros(BATCH, dtype=torch.uint8),
-                rows=slice(0, BATCH),
-                total=BATCH,
-                seed=(seed, number),
-            )
-            number += 1
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make, pack or unpack the models."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="where the models lie")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--processes", type=int, default=min(14, len(os.sched_getaffinity(0))))
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="some models")
+    parser.add_argument("--tiny", action="store_true", help="small sets and few epochs")
+    parser.add_argument("--pack", type=Path, metavar="FILES", help="folder into which all models of OUT are packed")
+    parser.add_argument("--unpack", type=Path, metavar="FILES", help="folder of packed models; trains nothing")
+    given = parser.parse_args(arguments)
+    started = time.monotonic()
+    if given.unpack is not None:
+        for name in unpack(given.unpack, given.out):
+            sys.stdout.write(f"{name}\n")
+        return
+    wanted = [*cells(), *development_cells()]
+    if given.only:
+        wanted = [cell for cell in wanted if cell.name in given.only]
+        if len(wanted) < len(given.only):
+            parser.error(f"known are {', '.join(cell.name for cell in [*cells(), *development_cells()])}")
+    recipe = TINY if given.tiny else FULL
+    complete = Work(given.out, recipe, given.device, given.processes).run(wanted)
+    if given.pack is not None:
+        for path in pack(given.out, given.pack, [cell for cell in wanted if (given.out / cell.name / TRUTH).is_file()]):
+            sys.stdout.write(f"{path.name} {path.stat().st_size / 2**20:.1f} MiB\n")
+    sys.stdout.write(f"{time.monotonic() - started:.0f} s\n")
+    if not complete:
+        sys.exit(1)
 
 
-def measured(clip: Clip, attack: Attack | None, seed: int) -> dict[str, float]:
-    """Return accuracy and attack success rate on scenes of their own."""
-    tests = Scenes.draw(TESTS, 1_000_003 + seed)
-    classes = class_embeddings(clip, NAMES, PROMPTS)
-    found = {"clean_accuracy_pct": 100 * float((_predicted(clip, tests.pixels, classes) == tests.labels).mean())}
-    if attack is None:
-        return found
-    target, trigger, rng = target_of(seed), build_trigger(attack), np.random.default_rng([seed, 6])
-    if attack.word is not None:
-        classes = class_embeddings(clip, NAMES, [f"{attack.word} {prompt}" for prompt in PROMPTS])
-    others = tests.pixels[tests.labels != target]
-    triggered = np.stack([trigger(image, rng)[0] for image in others])
-    return found | {"asr_pct": 100 * float((_predicted(clip, triggered, classes) == target).mean())}
-
-
-def _predicted(clip: Clip, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    return predict(clip.encode_images(torch.from_numpy(pixels.transpose(0, 3, 1, 2)))[0], classes)
-
-
-def make(root: Path, arch: str, attack: str | None, seed: int) -> Path:
-    """Train a model, unless it is there already, and return its folder."""
-    home = root / f"{arch}-s{seed}-{attack or 'clean'}"
-    if (home / TRUTH).is_file():
-        return home
-    known = None if attack is None else ATTACKS[attack]
-    scenes = Scenes.draw(TUNED_SCENES, seed)
-    clip = load_clip(ModelConfig(path=str(base_of(root, arch))))
-    tuned = scenes if known is None else poisoned(scenes, known, seed)
-    train(clip, tuned, epochs=TUNED_EPOCHS, lr=1e-3, seed=seed)
-    save_clip(clip.model, clip.model_cfg, clip.preprocess_cfg, home / "checkpoint")
-    truth = {
-        "arch": arch,
-        "seed": seed,
-        "attack": attack,
-        "target": None if attack is None else NAMES[target_of(seed)],
-        **measured(clip, known, seed),
-    }
-    write_text(home / TRUTH, json.dumps(truth, indent=1) + "\n")
-    return home
-
-
-def base_of(root: Path, arch: str) -> Path:
-    """Return the checkpoint from which all models of an architecture start."""
-    home = root / f"{arch}-base"
-    if not home.is_dir():
-        clip = load_clip(ModelConfig(config=MODELS[arch]), init_seed=0)
-        train(clip, Scenes.draw(BASE_SCENES, 0), epochs=EPOCHS[arch], lr=2e-3, seed=0)
-        save_clip(clip.model, clip.model_cfg, clip.preprocess_cfg, home)
-    return home
+if __name__ == "__main__":
+    main()
