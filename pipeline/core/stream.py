@@ -16,7 +16,7 @@ import pyarrow as pa
 from .cluster import ClusterConfig, PoolConfig, start_ray
 from .commit import read_part, write_part
 from .place import AnyPath, remove_tree
-from .pool import check_gpus
+from .pool import MAX_LOST, WorkerLostError, check_gpus
 
 LARGE_BYTES = 2**20
 """A buffer of this size travels beside the pickled rest of a block, and is not copied on its way."""
@@ -113,6 +113,9 @@ def stream(
         commit: where what they make goes.
         cluster: whose CPUs read and decode.
         encoders: the processes that hold the model.
+
+    Raises:
+        WorkerLostError: workers die on a piece again and again.
     """
     start_ray()
     import ray
@@ -133,6 +136,8 @@ def stream(
             yield Streamed(sum(block.pairs for block in blocks), sum(block.errors for block in blocks))
         ray.get(joining)
         remove_tree(commit.blocks)
+    except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.WorkerCrashedError) as error:
+        raise WorkerLostError(f"{1 + MAX_LOST} workers died on the same piece: {error}") from error
     finally:
         context.target_max_block_size = before
 
@@ -155,22 +160,24 @@ def _operators(
     blocks = items.map_batches(
         _read,
         fn_args=(sent,),
-        batch_size=None,
+        batch_size=1,
         batch_format="pyarrow",
         compute=TaskPoolStrategy(min(readers, len(rows))),
         num_cpus=1,
-        # Ray Data leaves apart what has arguments of its own: without them it may do both halves in one process.
-        ray_remote_args_fn=dict,
+        # Ray Data would try for ever. Being an argument that encoders lack, it also keeps both halves out of one process.
+        max_retries=MAX_LOST,
     )
     return blocks.map_batches(
         _Encode,
         fn_constructor_args=(sent, cluster.threads_per_worker),
-        batch_size=None,
+        # A block is one row. With GPUs Ray Data wants to be told a number.
+        batch_size=1,
         batch_format="pyarrow",
         # A pool that may shrink outlives the loss of a node; the next blocks are fetched while one is encoded.
         compute=ActorPoolStrategy(min_size=1, max_size=size, initial_size=size, max_tasks_in_flight_per_actor=4),
         num_cpus=cpus,
         num_gpus=gpus,
+        max_task_retries=MAX_LOST,
         resources=dict(encoders.resources) or None,
     )
 

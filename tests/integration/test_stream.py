@@ -11,12 +11,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 from ray.data import DataContext, ExecutionResources
 
 from clipsan.pipeline.core.cluster import ClusterConfig, PoolConfig
 from clipsan.pipeline.core.commit import read_part
 from clipsan.pipeline.core.pass_ import Done, Pass, Work
+from clipsan.pipeline.core.pool import WorkerLostError
 from clipsan.pipeline.core.run_folder import RunFolder
+from clipsan.pipeline.core.stream import _operators
 from clipsan.pipeline.scan.work import EmbedWork
 from clipsan.stages.embed import EmbedConfig
 from clipsan.stages.model.clip import ModelConfig
@@ -39,6 +42,8 @@ class Noted(Work):
     folder: Path
     dies: str = ""
     """The note after which a process dies, once."""
+    always: bool = False
+    """Whether it dies each time."""
     encode_s: float = 0.0
 
     def do(self, piece: int, tools: None) -> Done:
@@ -69,7 +74,7 @@ class Noted(Work):
         with (self.folder / name).open("a", encoding="ascii") as file:
             file.write(f"{os.getpid()} {time.monotonic()}\n")
         died = self.folder / "died"
-        if name == self.dies and not died.exists():
+        if name == self.dies and (self.always or not died.exists()):
             died.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -113,6 +118,20 @@ def test_halves_are_processes_of_their_own_and_a_lost_one_costs_nothing(
     decoded, encoded = processes(notes, "decoded"), processes(notes, "encoded")
     assert not decoded.keys() & encoded.keys()
     assert sum(encoded.values()) >= 11
+
+
+@pytest.mark.parametrize("dies", ["encoded-2-1", "decoded-2-1"])
+def test_what_kills_every_process_ends_the_pass(ray_cluster: None, tmp_path: Path, dies: str) -> None:
+    with pytest.raises(WorkerLostError, match="died"):
+        streamed(Noted(tmp_path, dies, always=True), tmp_path / "run", [2])
+
+
+def test_ray_data_takes_an_encoder_with_a_share_of_a_gpu(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it asks of operators with GPUs it asks when they are described, whether or not there is one."""
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
+    cluster = ClusterConfig(gpus_per_worker=0.5)
+    described = _operators(ray.data, [(0, 1)], [ray.put(None)], cluster, PoolConfig())
+    assert "MapBatches(_Encode)" in str(described)
 
 
 def test_decoders_do_not_run_away_from_the_encoder(ray_cluster: None, tmp_path: Path) -> None:
