@@ -23,7 +23,7 @@ from clipsan.stages.files import is_address
 from ..core.masking import masked, one_line
 from ..core.place import AnyPath
 from .record import DataInput, Logged, Record, TrackingConfig
-from .registry import register, version_of
+from .registry import register
 
 CONTENT = "clipsan.content"
 PARENT = "mlflow.parentRunId"
@@ -196,7 +196,7 @@ def _scan_run(client: MlflowClient, experiment: str, tags: Mapping[str, str]) ->
 
 def _register(logged: Logged, record: Record, home: Path, lineage: Mapping[str, str]) -> None:
     model = record.model
-    if model is None or version_of(logged) is not None:
+    if model is None:
         return
     artifacts = {key: home / path for key, path in model.artifacts.items()}
     card = (home / model.card).read_text(encoding="utf-8")

@@ -39,7 +39,7 @@ MEASURED = {
 def register(
     logged: Logged, name: str, artifacts: Mapping[str, Path], *, tags: Mapping[str, str], description: str
 ) -> str | None:
-    """Log a model under a run and register it; return its URI, models:/NAME/VERSION, or None when it could not be done.
+    """Log a model under a run and register it, once; return its URI, models:/NAME/VERSION, or None when it could not be done.
 
     The model is plain files: the checkpoint's safetensors and JSON, and pipeline/tracking/model.py to load them.
 
@@ -59,6 +59,8 @@ def register(
     uri, run_id = logged.uri, logged.run_id
     try:
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        if (there := _registered_by(client, run_id)) is not None:
+            return there
         # MLflow warns of an example that the model does without
         with tempfile.TemporaryDirectory() as home, warnings.catch_warnings(action="ignore", category=UserWarning):
             folder = Path(home) / "model"
@@ -103,12 +105,21 @@ def _champion(client: "MlflowClient", name: str) -> dict[str, str] | None:
 
 
 def version_of(logged: Logged) -> str | None:
-    """Return the version that a run has registered, models:/NAME/VERSION; None where there is none, or nobody to ask."""
+    """Return the version that a run has registered, models:/NAME/VERSION; None where there is none.
+
+    Where the registry does not answer that is said on stderr: then None does not mean that there is no version.
+    """
     from mlflow import MlflowClient
 
     uri, run_id = logged.uri, logged.run_id
     try:
-        found = MlflowClient(tracking_uri=uri, registry_uri=uri).search_model_versions(f"run_id = '{run_id}'")
-    except Exception:
+        return _registered_by(MlflowClient(tracking_uri=uri, registry_uri=uri), run_id)
+    except Exception as error:  # whatever a store or an HTTP client raises: see client.forgiving
+        said = one_line(error)[:200]
+        sys.stderr.write(f"MLflow at {masked(uri)} does not say which model the run {run_id} has registered ({said})\n")
         return None
+
+
+def _registered_by(client: "MlflowClient", run_id: str) -> str | None:
+    found = client.search_model_versions(f"run_id = '{run_id}'")
     return f"models:/{found[0].name}/{found[0].version}" if found else None

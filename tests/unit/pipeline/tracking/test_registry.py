@@ -105,6 +105,26 @@ def test_a_registry_that_is_away_costs_no_result(tiny_checkpoint: Path, tmp_path
     assert version_of(away) is None
 
 
+def test_a_registry_that_does_not_answer_is_not_an_empty_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    away = Logged(f"sqlite:///{tmp_path}", "0")  # a folder is no database
+    assert register(away, "clipsan", {}, tags={}, description="") is None
+    assert version_of(away) is None
+    assert [line.partition(" (")[0] for line in capsys.readouterr().err.splitlines()] == [
+        f"MLflow at {away.uri} registered no model",
+        f"MLflow at {away.uri} does not say which model the run 0 has registered",
+    ]
+
+
+def test_a_run_registers_its_model_once(home: Path, tiny_checkpoint: Path) -> None:
+    repair = logged(home, "repair", "once")
+    first, again = (
+        register(repair, "once", {"checkpoint": tiny_checkpoint}, tags={}, description="") for _ in range(2)
+    )
+    assert first == again == "models:/once/1"
+
+
 def told(asr: float, lost: float, *, suspect: str = "s", evaluation: str = "e", before: float = 95.0) -> dict[str, str]:
     return {
         "clipsan.suspect": suspect,
