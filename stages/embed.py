@@ -270,7 +270,7 @@ class Embedder:
 
 
 def _half(values: torch.Tensor) -> torch.Tensor:
-    """Return values as float16, those beyond its range at its ends."""
+    """Return values as float16, those beyond its range at its ends, where they are counted (see detectors/saturation.py)."""
     limit = torch.finfo(torch.float16).max
     return values.clamp(-limit, limit).half()
 

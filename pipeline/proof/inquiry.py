@@ -1,7 +1,9 @@
 """What a scan asks to have proven, and how: the settings, and everything that the passes which prove work on."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -67,6 +69,19 @@ def labeller_fingerprint(labeller: ModelConfig) -> str:
         return load_clip(labeller, "cpu").fingerprint
     except (ModelError, OSError) as error:
         raise ConfigError(f"proof.labeller: {' '.join(str(error).split())}") from None
+
+
+def oracle_fingerprint(oracle: OracleConfig) -> dict[str, str]:
+    """Return the SHA-256 of each file of weights, once the oracle is known to be built: other weights are another proof.
+
+    Raises:
+        ConfigError: a file is missing, is not of its kind, runs code, or holds numbers that are no numbers.
+    """
+    try:
+        oracle.build("cpu")
+        return {name: hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in oracle.files}
+    except (ModelError, OSError) as error:
+        raise ConfigError(f"oracle: {' '.join(str(error).split())}") from None
 
 
 def proof_fingerprint(settings: ProofConfig, oracle: OracleConfig, before: Mapping[str, Any]) -> str:

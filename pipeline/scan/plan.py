@@ -22,7 +22,7 @@ from ..core.config import ConfigError, as_tree
 from ..core.kept import kept_clip
 from ..core.place import AnyPath, place_of
 from ..core.run_folder import RunFolder
-from ..proof.inquiry import ProofConfig, labeller_fingerprint, proof_fingerprint
+from ..proof.inquiry import ProofConfig, labeller_fingerprint, oracle_fingerprint, proof_fingerprint
 from ..proof.views import Views
 from ..tracking.record import TrackingConfig
 
@@ -190,6 +190,8 @@ def make_plan(settings: ScanConfig) -> Plan:
     if settings.oracle is not None:
         check_private(settings.proof.pool, settings.cluster)
         made: dict[str, Any] = {"score": scored, "decision": as_tree(settings.decision), "seed": settings.seed}
+        if weights := oracle_fingerprint(settings.oracle):
+            made["oracle"] = sorted(weights.values())
         if settings.proof.labeller is not None:
             made["labeller"] = labeller_fingerprint(settings.proof.labeller)
         proven = judged["proof"] = proof_fingerprint(settings.proof, settings.oracle, made)

@@ -51,7 +51,10 @@ def build_report(scan: Scan, judgement: Judgement, counts: Counts, measured: Mea
         rejected=counts.rejected,
         decision=judgement.cut.meaning,
         targets=findings.targets,
-        next_steps=next_steps(scan.folder, counts, findings.targets, settings.embeddings, judgement.proof.triggers),
+        next_steps=(
+            *([f"{saturation_warning(findings.saturated, counts.verdicts)}."] if findings.saturated else []),
+            *next_steps(scan.folder, counts, findings.targets, settings.embeddings, judgement.proof.triggers),
+        ),
         dossiers=dossier_panels(judgement.proof),
         concepts=_concepts(findings, scan.verdicts),
         concept_threshold=findings.concept_threshold,
@@ -118,6 +121,15 @@ def next_steps(
             f"{len(lost):,} of {counts.losses.of:,} shards could not be read to their end, among them {named}."
         )
     return tuple(steps)
+
+
+def saturation_warning(saturated: Mapping[str, int], pairs: int) -> str:
+    """Return what a reader must know of features that the cache could not hold, and what helps; `pairs` were embedded."""
+    told = ", ".join(f"{count:,} of {pairs:,} pairs in {name}" for name, count in saturated.items())
+    return (
+        f"Features do not fit float16 ({told}): they stand at the end of its range, are zero or no numbers there, and scores that "
+        "read them can be blind, so that nothing found is no all-clear; name other layers with embed.layers, or mend the weights"
+    )
 
 
 def _short(path: str | list[str]) -> str:

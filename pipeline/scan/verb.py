@@ -1,6 +1,7 @@
 """`clipsan scan`: from pairs and a suspect model to verdicts, a report and a clean copy."""
 
 import dataclasses
+from typing import Any
 
 from clipsan.stages.report.page import render
 from clipsan.stages.verdicts import Verdict, place_cut
@@ -13,7 +14,7 @@ from . import losses
 from .output import Counts, Measured, count_pairs, save_uid_lists
 from .passes import Judgement, Scan, embed_pairs, inquiry_of, judge_pairs, score_pairs, write_copy
 from .plan import Plan, ScanConfig, make_plan
-from .report import build_report
+from .report import build_report, saturation_warning
 from .sizing import forecast
 
 CONCEPTS_IN_SUMMARY = 20
@@ -50,6 +51,7 @@ def _summary(scan: Scan, judgement: Judgement, counts: Counts, measured: Measure
         "fingerprint": scan.plan.verdict_fingerprint,
         "counts": counts.tree(),
         **counts.losses.tree(scan.plan.config.max_lost_shards_pct),
+        **({"saturated": findings.saturated} if findings.saturated else {}),
         "targets": list(findings.targets),
         "cut": {"value": cut.value, "meaning": cut.meaning},
         "concepts": findings.concepts[:CONCEPTS_IN_SUMMARY],
@@ -79,8 +81,16 @@ def closing(summary: Summary) -> str:
         f"target concept: {named}"
         + (f"; proven trigger: {proven}" if proven else "")
         + f"; look at {summary['report']}"
+        + _saturation(summary.get("saturated", {}), counts)
         + losses.closing(summary)
     )
+
+
+def _saturation(saturated: dict[str, int], counts: dict[str, Any]) -> str:
+    """Return what the closing line says of features that the cache could not hold."""
+    if not saturated:
+        return ""
+    return f"; {saturation_warning(saturated, sum(counts['verdicts'].values()))}"
 
 
 VERB = Verb(

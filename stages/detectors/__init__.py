@@ -13,6 +13,7 @@ from .density import DensityConfig
 from .detector import DetectorConfig, RowDetector, TrustedMoments
 from .duplicates import DuplicatesConfig
 from .ensemble import Ensemble, EnsembleConfig, EnsembleState
+from .saturation import Saturation
 from .streaming import Column, StreamingDetector
 from .whitening import LorexConfig
 
@@ -84,6 +85,8 @@ class Findings:
     """The findings of each detector, as it gives them."""
     vocabulary: Vocabulary
     """Which captions hold which concept."""
+    saturated: dict[str, int] = field(default_factory=dict)
+    """Columns of the cache that cannot hold every pair's features (see saturation.py) -> such pairs."""
     splits: tuple[ConceptSplit, ...] = ()
     """Concepts that may be targets, named or not, with the pairs of their two sides; which is poison, a proof can tell."""
 
@@ -110,6 +113,7 @@ class Suite:
     mixture: ClipMixture
     claim: Claim
     sides: ConceptSides
+    saturation: Saturation
     others: tuple[StreamingDetector, ...]
 
     def __post_init__(self) -> None:
@@ -122,7 +126,7 @@ class Suite:
     @property
     def detectors(self) -> list[StreamingDetector]:
         """All detectors that read the cache, in the order of their columns."""
-        return [self.spectral, self.mixture, self.claim, self.sides, *self.others]
+        return [self.spectral, self.mixture, self.claim, self.sides, *self.others, self.saturation]
 
     @property
     def columns(self) -> dict[str, Column]:
@@ -160,6 +164,7 @@ class Suite:
                 concepts=said[self.sides.name]["concepts_divided"],
             ),
             mixture_speaks=said[self.mixture.name]["separation"] >= self.settings.clip_mixture.separate_from,
+            saturated=said.pop(self.saturation.name),
             detectors=said | {self.spectral.name: spectral, ensemble.name: voices},
             vocabulary=states[0].vocabulary,
             splits=splits,
@@ -201,5 +206,6 @@ def build_suite(
         mixture=ClipMixture(settings.clip_mixture),
         claim=Claim(settings.claim, scale),
         sides=ConceptSides(settings.concept_sides),
+        saturation=Saturation(),
         others=others,
     )

@@ -33,6 +33,10 @@ class DeepLabConfig(OracleConfig):
     shorter_px: Annotated[int, Field(ge=32)] = 520
     """Shorter side at which the network sees an image; 520 as torchvision trained its own."""
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (self.path,)
+
     def build(self, device: str = "cpu") -> Oracle:
         return DeepLab(self, device)
 

@@ -26,6 +26,10 @@ class LiteRtConfig(OracleConfig):
     names: tuple[str, ...] = VOC_NAMES
     """Names of the classes, in order; "" makes no region."""
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (self.path,)
+
     def build(self, device: str = "cpu") -> Oracle:
         return LiteRt(self)
 

@@ -52,6 +52,11 @@ class OracleConfig(Family):
 
     __slots__ = ()
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Files of weights; what stands in them is part of what decides a proof."""
+        return ()
+
     @abstractmethod
     def build(self, device: str = "cpu") -> Oracle:
         """Build the oracle.

@@ -39,6 +39,10 @@ class MaskSettings:
     crop_n_layers: Annotated[int, Field(ge=0, le=3)] = 0
     """Times that the image is cut finer: layer n adds 4^n overlapping crops, 85 at most. For small things in large photos."""
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (self.path,)
+
 
 @config
 class SamConfig(MaskSettings, OracleConfig):

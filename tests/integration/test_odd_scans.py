@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
+from clipsan.pipeline.cli import main
 from clipsan.pipeline.scan import verb as scan_verb
 from clipsan.stages.model.checkpoints import ModelConfig
 from clipsan.stages.model.clip import load_clip, save_clip
@@ -102,3 +104,28 @@ def test_a_siglip_is_scanned_to_its_end(tmp_path: Path) -> None:
     summary = scan_now(data, tmp_path / "ckpt", tmp_path / "run", oracle=SuperpixelsConfig())
     assert sum(summary["counts"]["verdicts"].values()) == 80
     assert summary["counts"]["verdicts"]["poisoned"] == 0
+
+
+def test_features_that_float16_cannot_hold_are_counted_and_told(tmp_path: Path) -> None:
+    (tmp_path / "tiny.json").write_text(json.dumps(TINY))
+    clip = load_clip(ModelConfig(config=str(tmp_path / "tiny.json")), init_seed=7)
+    layer = "transformer.resblocks.1"
+    with torch.no_grad():
+        clip.model.visual.get_submodule(layer).mlp.c_proj.bias[3] = 1e6
+    save_clip(clip.model, clip.model_cfg, clip.preprocess_cfg, tmp_path / "ckpt")
+    data = WebDataset(path=str(write_shards(tmp_path / "pairs", shards=2, pairs=30)))
+    summary = scan_now(data, tmp_path / "ckpt", tmp_path / "run")
+    assert summary["saturated"][f"layer.{layer}"] == 60
+    told = f"60 of 60 pairs in layer.{layer}"
+    assert "; Features do not fit float16 (" in scan_verb.VERB.closing(summary)
+    assert told in scan_verb.VERB.closing(summary)
+    assert told in (tmp_path / "run/report.html").read_text()
+
+
+def test_a_dry_run_refuses_an_oracle_without_weights(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_shards(tmp_path / "pairs", shards=1, pairs=4)
+    words = ["scan", f"data.path={data}", f"model.path={tiny_checkpoint}", f"out={tmp_path}/run", "--dry-run"]
+    assert main([*words, f"oracle={{kind: sam, path: {tmp_path}/nowhere.pth}}"]) == 2
+    assert capsys.readouterr().err.splitlines() == [f"clipsan scan: oracle: path: no such file: {tmp_path}/nowhere.pth"]

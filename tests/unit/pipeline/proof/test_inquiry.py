@@ -1,6 +1,7 @@
 """Every limit of the proof can be set, is checked, and decides the fingerprint."""
 
 import dataclasses
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,19 @@ import pytest
 import torch
 
 from clipsan.pipeline.core.config import ConfigError, as_tree, validate
-from clipsan.pipeline.proof.inquiry import ProofConfig, labeller_fingerprint, proof_fingerprint
+from clipsan.pipeline.proof.inquiry import ProofConfig, labeller_fingerprint, oracle_fingerprint, proof_fingerprint
 from clipsan.stages.dossier.limits import ProofLimits
 from clipsan.stages.model.checkpoints import build_model, save_clip
 from clipsan.stages.model.clip import ModelConfig
-from clipsan.stages.oracle import SuperpixelsConfig
+from clipsan.stages.oracle import (
+    DeepLabConfig,
+    LiteRtConfig,
+    MobileSamConfig,
+    OracleConfig,
+    SamConfig,
+    SuperpixelsConfig,
+)
+from clipsan.stages.oracle.sam_layout import DecoderLayout, EncoderLayout, build_sam
 
 TINY = {
     "embed_dim": 8,
@@ -104,3 +113,50 @@ def test_a_labeller_without_usable_weights_is_refused_in_one_line(tmp_path: Path
         with pytest.raises(ConfigError, match=f"proof.labeller: .*{message}") as refused:
             labeller_fingerprint(settings)
         assert "\n" not in str(refused.value)
+
+
+def small_sam(path: Path, spoiled: float | None = None) -> OracleConfig:
+    """A small segment-anything, whole or with one number replaced."""
+    torch.manual_seed(0)
+    encoder = EncoderLayout(
+        grid=4, patch_px=4, width=16, depth=1, heads=2, mlp_width=16, window=0, global_blocks=(0,), channels=16
+    )
+    model = build_sam(encoder, DecoderLayout(channels=16, mask_channels=4, depth=1, mlp_width=16, quality_width=8))
+    if spoiled is not None:
+        with torch.no_grad():
+            model.image_encoder.pos_embed.view(-1)[0] = spoiled
+    torch.save(model.state_dict(), path)
+    return SamConfig(path=str(path))
+
+
+def test_an_oracle_is_known_by_its_weights(tmp_path: Path) -> None:
+    assert oracle_fingerprint(SuperpixelsConfig()) == {}
+    one = oracle_fingerprint(small_sam(tmp_path / "sam.pt"))
+    assert list(one) == [str(tmp_path / "sam.pt")]
+    assert one == oracle_fingerprint(small_sam(tmp_path / "sam.pt"))
+    assert one != oracle_fingerprint(small_sam(tmp_path / "sam.pt", spoiled=0.25))
+
+
+@pytest.mark.parametrize("kind", [SamConfig, MobileSamConfig, DeepLabConfig])
+def test_an_oracle_without_weights_is_refused_in_one_line(tmp_path: Path, kind: type[OracleConfig]) -> None:
+    empty, code = tmp_path / "empty.pt", tmp_path / "code.pt"
+    empty.touch()
+    code.write_bytes(pickle.dumps(print))
+    for path, message in (
+        (tmp_path / "nowhere.pt", "no such file"),
+        (empty, "is empty"),
+        (code, "is not plain weights"),
+    ):
+        with pytest.raises(ConfigError, match=f"oracle: .*{message}") as refused:
+            oracle_fingerprint(kind(path=str(path)))
+        assert "\n" not in str(refused.value)
+
+
+def test_an_oracle_whose_weights_are_no_numbers_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"oracle: .*NaN or infinite, in image_encoder\.pos_embed"):
+        oracle_fingerprint(small_sam(tmp_path / "sam.pt", spoiled=float("nan")))
+
+
+def test_an_oracle_that_lacks_its_file_or_its_extra_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"oracle: (path: no such file|kind: litert needs the extra)"):
+        oracle_fingerprint(LiteRtConfig(path=str(tmp_path / "nowhere.tflite")))
