@@ -3,6 +3,7 @@
     python -m tests.benchmarks.zoo common              20 concepts, 500 photos of the target
     python -m tests.benchmarks.zoo rare                200 concepts, 74 photos of the target
     python -m tests.benchmarks.zoo vit                 common, with a ViT
+    python -m tests.benchmarks.zoo vit-pretrained      common, with a larger ViT that has learned from 200 concepts
     python -m tests.benchmarks.zoo common --precision f32    trained in float32: faster on some processors
     python -m tests.benchmarks.zoo common --commands   the commands alone
     python -m tests.benchmarks.zoo common --store      store the figures of what has run
@@ -16,91 +17,19 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import pyarrow.parquet as pq
-import yaml
 
 from clipsan.pipeline.bench import table as bench_table
 from clipsan.pipeline.bench.plan import make_plan
 from clipsan.pipeline.bench.settings import BenchConfig
-from clipsan.pipeline.core.commit import write_text
 from clipsan.pipeline.core.config import load
 from tests.benchmarks import photos
 from tests.benchmarks.figures import PHOTO_COMMANDS, WHOLE_SCAN
+from tests.benchmarks.regimes import REGIMES, Regime, write_classes
 from tests.benchmarks.results import Row, record
 
 COMMAND = "python -m tests.benchmarks.zoo"
-FINE_TUNED = ", poisoned by fine-tuning"
-"""Ends the names of the zoo's models in the tables."""
-RUNS = Path("runs/zoo")
-
-
-@dataclass(frozen=True, slots=True)
-class Regime:
-    """One matrix: the photos, and the clean model that is poisoned."""
-
-    name: str
-    data: str
-    train: str
-    """Training photos, `$CLIPSAN_ASSETS` standing for their folder."""
-    base: str
-    """Photos that the clean model is trained on."""
-    test: str
-    base_run: Path
-    base_epochs: int
-    classes: Path
-    model: str = "resnet10t-64"
-    """Of conf/model/."""
-    patch: Path | None = None
-    """Where BadCLIP's patch is made, if the matrix has it."""
-
-    @property
-    def out(self) -> Path:
-        return RUNS / self.name
-
-    @property
-    def shown(self) -> str:
-        return self.model + FINE_TUNED
-
-
-REGIMES = {
-    "common": Regime(
-        name="common",
-        data="tiny-imagenet20",
-        train="$CLIPSAN_ASSETS/tiny-imagenet20-train-*.parquet",
-        base="$CLIPSAN_ASSETS/tiny-imagenet20-train-*.parquet",
-        test="$CLIPSAN_ASSETS/tiny-imagenet20-val.parquet",
-        base_run=Path("runs/photos/clean/train"),
-        base_epochs=12,
-        classes=Path("runs/photos/classes.yaml"),
-        patch=RUNS / "badclip" / "0.14",
-    ),
-    "rare": Regime(
-        name="rare",
-        data="tiny-imagenet, 15,000",
-        train="$CLIPSAN_ASSETS/tiny-imagenet-train-0000[0-2].parquet",
-        base="$CLIPSAN_ASSETS/tiny-imagenet-train-*.parquet",
-        test="$CLIPSAN_ASSETS/tiny-imagenet-val.parquet",
-        base_run=RUNS / "base-200" / "train",
-        base_epochs=7,
-        classes=RUNS / "classes-200.yaml",
-        patch=RUNS / "badclip-200" / "0.14",
-    ),
-    "vit": Regime(
-        name="vit",
-        data="tiny-imagenet20",
-        train="$CLIPSAN_ASSETS/tiny-imagenet20-train-*.parquet",
-        base="$CLIPSAN_ASSETS/tiny-imagenet20-train-*.parquet",
-        test="$CLIPSAN_ASSETS/tiny-imagenet20-val.parquet",
-        base_run=RUNS / "base-vit" / "train",
-        base_epochs=16,
-        classes=Path("runs/photos/classes.yaml"),
-        model="vit-64",
-    ),
-}
 
 
 def cell_home(cell: str) -> Path:
@@ -167,14 +96,6 @@ def run(regime: Regime, precision: str, folder: Path) -> None:
         photos.run(out, arguments, folder)
     photos.execute(matrix, folder)  # it knows itself what is left of it
     store(regime, precision, folder)
-
-
-def write_classes(test: Path, path: Path) -> None:
-    """Write the class names by index."""
-    table = pq.read_table(test, columns=["label", "names"])
-    names = dict(zip(table.column("label").to_pylist(), table.column("names").to_pylist(), strict=True))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, yaml.safe_dump([names[label] for label in sorted(names)]))
 
 
 def store(regime: Regime, precision: str, folder: Path) -> None:

@@ -1,0 +1,139 @@
+"""What the GPU's machine sent, as run folders: clean models, BadCLIP's patches, and finished trainings of the zoo's cells."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clipsan.pipeline.bench.cell import Cell
+from clipsan.pipeline.bench.plan import Plan, make_plan
+from clipsan.pipeline.core.commit import write_text
+from clipsan.pipeline.core.config import as_tree
+from clipsan.stages.model.clip import ModelConfig, load_clip, save_clip
+from tests.benchmarks import photos, zoo
+from tests.benchmarks.regimes import REGIMES, ROOT, Regime, write_classes
+from tests.benchmarks.suspects import matrix, model_file, say
+from tests.benchmarks.suspects_packing import Packed, unpack
+
+State = dict[str, torch.Tensor]
+LIKE = "what it says is what the machine that trained it measured; evaluate says what holds"
+
+
+def unpack_all(folders: Sequence[Path]) -> int:
+    """Write all that stands in the bundles; what is there already is written again."""
+    found = [
+        packed
+        for folder in folders
+        for path in sorted(folder.glob("*.bin"))
+        for packed in Packed.loads(path.read_bytes())
+    ]
+    kept: dict[str, list[Packed]] = {"base": [], "badclip": [], "cell": []}
+    for packed in found:
+        kept[packed.facts["task"]["kind"]].append(packed)
+    bases = {packed.facts["task"]["regime"]: _write_base(packed) for packed in kept["base"]}
+    for packed in kept["badclip"]:
+        _write_patch(packed)
+    plans: dict[str, Plan] = {}
+    for packed in kept["cell"]:
+        regime = REGIMES[packed.facts["task"]["regime"]]
+        if regime.name not in plans:
+            plans[regime.name] = plan_of(regime)
+        before = bases.get(regime.name) or _state(ROOT / regime.base_run / "checkpoint")
+        _write_cell(packed, plans[regime.name], before)
+    return 0
+
+
+def plan_of(regime: Regime) -> Plan:
+    """Return the checked matrix of a regime; its clean model must be there."""
+    folder = photos.assets()
+    if folder is None:
+        raise SystemExit("CLIPSAN_ASSETS names no folder of photos")
+    write_classes(folder / Path(regime.test).name, ROOT / regime.classes)
+    with contextlib.chdir(ROOT):
+        return make_plan(matrix(regime))
+
+
+def _state(checkpoint: Path) -> State:
+    return dict(load_clip(ModelConfig(path=str(checkpoint))).model.state_dict())
+
+
+def _save(regime: Regime, state: State, home: Path, packed: Packed) -> None:
+    clip = load_clip(ModelConfig(config=str(model_file(regime))), init_seed=0)
+    clip.model.load_state_dict(state)
+    save_clip(clip.model, clip.model_cfg, clip.preprocess_cfg, home / "checkpoint")
+    facts = {name: value for name, value in packed.facts.items() if name != "tensors"}
+    summary = {"checkpoint": str(home / "checkpoint"), "seconds": 0.0, "made_elsewhere": facts, "note": LIKE}
+    write_text(home / "summary.json", json.dumps(summary, indent=1) + "\n")
+
+
+def _write_base(packed: Packed) -> State:
+    regime = REGIMES[packed.facts["task"]["regime"]]
+    fresh = load_clip(ModelConfig(config=str(model_file(regime))), init_seed=0)
+    state = unpack(packed, fresh.model.state_dict())
+    _save(regime, state, ROOT / regime.base_run, packed)
+    say(f"{regime.base_run}: {_told(packed)}")
+    return state
+
+
+def _write_patch(packed: Packed) -> None:
+    regime = REGIMES[packed.facts["task"]["regime"]]
+    assert regime.patch is not None
+    home = ROOT / regime.patch
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "patch.png").write_bytes(packed.body)
+    write_text(
+        home / "summary.json", json.dumps({"picture": str(home / "patch.png"), "made_elsewhere": packed.facts}) + "\n"
+    )
+    say(f"{regime.patch}: {_told(packed)}")
+
+
+def _write_cell(packed: Packed, plan: Plan, before: State) -> None:
+    name = packed.facts["task"]["cell"]
+    label = f"{packed.facts['task']['regime']}/{name}: {_told(packed)}"
+    found = next((cell for cell in plan.cells if cell.name == name), None)
+    if found is None:
+        say(f"{label}; left out: the matrix has no such cell")
+        return
+    meant: Any = json.loads(json.dumps(as_tree(found.attack)))
+    if meant != packed.facts["attack"]:
+        rate = None if found.attack is None else found.attack.rate
+        say(f"{label}; left out: the matrix has another attack (rate {rate}, made with {packed.facts.get('rate')})")
+        return
+    step = found.step("train")
+    assert step is not None
+    regime = REGIMES[packed.facts["task"]["regime"]]
+    _save(regime, unpack(packed, before), step.folder, packed)
+    write_text(step.fingerprint_file, step.fingerprint)
+    say(label)
+
+
+def _told(packed: Packed) -> str:
+    return json.dumps({k: v for k, v in packed.facts.items() if k not in ("tensors", "attack", "task")})
+
+
+def go_on(name: str, chosen: Sequence[str], only: Sequence[str]) -> int:
+    """Do the other steps of the cells whose models are there, one after the other, and store the figures."""
+    regime = REGIMES[name]
+    plan = plan_of(regime)
+    folder = photos.assets()
+    assert folder is not None
+    with contextlib.chdir(ROOT):
+        for cell in _trained(plan, chosen):
+            for step in cell.left(plan.config.min_asr_pct):
+                if step.name == "scan" and not cell.is_admitted(plan.config.min_asr_pct):
+                    say(f"{cell.name} refused: ASR {cell.asr_pct}")
+                elif not only or step.kind in only:
+                    say(f"{cell.name} {step.name}")
+                    step.run()
+            zoo.store(regime, "bf16", folder)
+    return 0
+
+
+def _trained(plan: Plan, chosen: Sequence[str]) -> Iterator[Cell]:
+    for cell in plan.cells:
+        step = cell.step("train")
+        if (not chosen or cell.name in chosen) and step is not None and step.done:
+            yield cell
