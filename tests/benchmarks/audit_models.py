@@ -11,7 +11,8 @@ order of their own seed, the backdoored ones with a share of them poisoned. OUT 
 target, accuracy, ASR) and, of an optimised patch, trigger.npy. What is there is not made again. `dev-*`, with bases of their own, are those
 on which constants of the audit may be chosen.
 
-Needs neither Ray nor MLflow. FILES are flat, each below 15 MiB.
+Needs neither Ray nor MLflow. FILES are flat, each below 15 MiB. `python -m tests.benchmarks.audit_study OUT STUDY.zip --device cuda` may
+follow on the same machine.
 """
 
 import argparse

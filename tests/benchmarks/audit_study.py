@@ -1,8 +1,8 @@
 """Candidate statistics of an audit on the development models, from which constants may be chosen; deciding nothing by itself.
 
-    python -m tests.benchmarks.audit_study MODELS FILES --device cuda --minutes 5
+    python -m tests.benchmarks.audit_study MODELS STUDY.zip --device cuda --minutes 5
 
-Of every development model below MODELS a file FILES/study-NAME.npz. Towards every label triggers of three kinds and three budgets are
+Of every development model below MODELS a member NAME.npz of the one file. Towards every label triggers of three kinds and three budgets are
 sought: on the suspect, under changes of the images (noise, mixing, contrast), and against copies of the suspect that were perturbed by
 so much and learned again what it makes of scenes. Arrays are `[budgets, labels]` of what held-out images then show.
 """
@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -250,7 +251,7 @@ def study(home: Path, out: Path, device: str, effort: Effort, deadline: float) -
     searches: dict[str, Search] = {}
 
     def write() -> None:
-        with whole(out / f"study-{home.name}.npz") as temporary, temporary.open("wb") as file:
+        with whole(out / f"{home.name}.npz") as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, truth=json.dumps(truth), **found)
 
     def tell(stage: str, search: Search, at: Judge, ways: Sequence[str]) -> None:
@@ -295,7 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Study all development models."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", type=Path)
-    parser.add_argument("files", type=Path)
+    parser.add_argument("file", type=Path)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--processes", type=int, default=min(10, len(os.sched_getaffinity(0))))
@@ -305,14 +306,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     effort = Effort(images=32, steps=2, scenes=64, share=0.01) if given.tiny else Effort()
     known = [cell.name for cell in development_cells()]
     homes = [given.models / name for name in known if (given.models / name / TRUTH).is_file()]
+    parts = given.models / "study"
+    parts.mkdir(exist_ok=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.benchmarks.audit_training"])
     with ProcessPoolExecutor(given.processes, mp_context=context, initializer=start_worker) as pool:
-        futures = [pool.submit(study, home, given.files, given.device, effort, deadline) for home in homes]
+        futures = [pool.submit(study, home, parts, given.device, effort, deadline) for home in homes]
         for future in as_completed(futures):
             error = future.exception()
             sys.stdout.write(future.result() if error is None else f"failed: {error!r}\n")
             sys.stdout.flush()
+            # after every model, so that a stopped study leaves what it had
+            with whole(given.file) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+                for path in sorted(parts.glob("*.npz")):
+                    archive.write(path, path.name)
 
 
 if __name__ == "__main__":
