@@ -6,21 +6,23 @@
     python -m tests.benchmarks.suspects cells rare [CELL...]   evaluate and scan what was unpacked, and store the figures
     python -m tests.benchmarks.suspects make WORK --device cpu --tiny --processes 1 --regime rare --cells patch-s0       a trial
 
-`make` needs torch, timm, safetensors, pyarrow, pillow, scipy, PyYAML, regex, huggingface_hub, and as wheels where they are missing pydantic
-(pydantic_core, annotated_types, typing_inspection), ftfy (wcwidth) and open_clip_torch; neither Ray nor MLflow. A bare checkout wants
+`make` needs torch, timm, safetensors, pyarrow, pillow, scipy, PyYAML, regex, huggingface_hub, and as wheels where they are missing
+pydantic (pydantic_core, annotated_types, typing_inspection), ftfy (wcwidth) and open_clip_torch; neither Ray nor MLflow. A bare
+checkout wants
 
     make links
     export PYTHONPATH=$PWD/build/links:$PYTHONPATH CLIPSAN_ASSETS=FOLDER
 
 where FOLDER has tiny-imagenet-train-*, tiny-imagenet20-train-* and both -val, 89 MiB in all. 6 processes share the GPU. One of them
-pretrains the ViT (`--vit-seconds`, 110); the others retrain the clean ResNets and then fine-tune cell after cell of the matrices, those
-that teach most first. `make` ends about half a minute after `--seconds` at the latest. Photos are decoded once, training is bf16 in a plain loop
-(suspects_training.py), poisoning is that of `clipsan poison` (suspects_photos.py). An attack that does not reach 90 % is made again with 1.5
-and 2.2 times the pairs; the matrix here then needs that rate, or `unpack` leaves the cell out and says so. Each result is in
-WORK/made as soon as it is there; one that fails stands in WORK/failed with its traceback and stops no other. A model's figures are
-measured after it was packed and unpacked. A killed `make` goes on where it was, but for what was then in work (WORK/claims).
+pretrains the ViT (`--vit-seconds`, 110); the others retrain the clean ResNets and then fine-tune cell after cell of the matrices,
+those that teach most first. `make` ends about half a minute after `--seconds` at the latest. Photos are decoded once, training is
+bf16 in a plain loop (suspects_training.py), poisoning is that of `clipsan poison` (suspects_photos.py). An attack that does not
+reach 90 % is made again with 1.5 and 2.2 times the pairs; the matrix here then needs that rate, or `unpack` leaves the cell out and
+says so. Each result is in WORK/made as soon as it is there; one that fails stands in WORK/failed with its traceback and stops no
+other. A model's figures are measured after it was packed and unpacked. A killed `make` goes on where it was, but for what was then
+in work (WORK/claims).
 
-`send` copies what has not been sent to files of at most 15 MiB, at most 60 MiB in all: 15 models a call.
+`send` copies what has not been sent to files of at most 15 MiB, at most 60 MiB in all: about 18 models a call.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Trained models in few bytes, to be carried between machines: what they changed in the model that they were trained from.
 
-Weights are rounded to steps of a share of their spread and packed by their entropy: 5 bits for a change, 8 for a model from scratch. A
+Weights are rounded to steps of a share of their spread and packed by their entropy: 4 bits for a change, 8 for a model from scratch. A
 model's figures are measured on what its bytes give back, so the rounded one is the model. Of the token embeddings only the rows
 are carried whose tokens were in training; the others are those of the model before (they have learned nothing).
 """
@@ -20,7 +20,7 @@ State = Mapping[str, torch.Tensor]
 EMBEDDING = "token_embedding.weight"
 SMALL = 2048
 """Tensors with fewer elements are carried whole."""
-STEPS_OF_CHANGE, STEPS_FROM_SCRATCH = 6, 64
+STEPS_OF_CHANGE, STEPS_FROM_SCRATCH = 4, 64
 """Steps in one standard deviation."""
 MOST = 2**15 - 1
 
