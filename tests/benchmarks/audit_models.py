@@ -1,6 +1,6 @@
 """The small models of the benchmark of `clipsan audit`: clean ones, and the same architectures with a known backdoor.
 
-    python -m tests.benchmarks.audit_models OUT --device cuda --pack FILES    makes all; one GPU beside 16 cores is what it is for
+    python -m tests.benchmarks.audit_models OUT --device cuda --pack FILES --seconds 150    one GPU, 16 cores; the benchmark first
     python -m tests.benchmarks.audit_models OUT                               the same on CPUs, much slower
     python -m tests.benchmarks.audit_models OUT --unpack FILES                what was made and packed elsewhere
     python -m tests.benchmarks.audit_models OUT --only NAME...                some models
@@ -83,6 +83,8 @@ class Work:
     recipe: Recipe
     device: str
     processes: int
+    deadline: float
+    """Of `time.time()`: no model is begun after it, and no attack tried again."""
 
     def run(self, wanted: Sequence[Cell]) -> bool:
         """Make the models that are not there, and tell whether all could be: one that fails does not stop the others."""
@@ -96,7 +98,9 @@ class Work:
             trained = [pool.submit(make_base, self.root, base, self.recipe, self.device) for base in untrained]
             drawn = [pool.submit(keep_scenes, self.root, self.recipe.tuned_scenes, cell.seed) for cell in missing]
             done = self._told([*trained, *drawn])
-            tuned = [pool.submit(make_cell, self.root, cell, self.recipe, self.device) for cell in missing]
+            tuned = [
+                pool.submit(make_cell, self.root, cell, self.recipe, self.device, self.deadline) for cell in missing
+            ]
             return self._told(tuned) and done
 
     def _render(self, pool: ProcessPoolExecutor, seeds: Sequence[int]) -> None:
@@ -126,6 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="where the models lie")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--processes", type=int, default=min(14, len(os.sched_getaffinity(0))))
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="no model is begun after so many")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="some models")
     parser.add_argument("--tiny", action="store_true", help="small sets and few epochs")
     parser.add_argument("--pack", type=Path, metavar="FILES", help="folder into which all models of OUT are packed")
@@ -142,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if len(wanted) < len(given.only):
             parser.error(f"known are {', '.join(cell.name for cell in [*cells(), *development_cells()])}")
     recipe = TINY if given.tiny else FULL
-    complete = Work(given.out, recipe, given.device, given.processes).run(wanted)
+    complete = Work(given.out, recipe, given.device, given.processes, time.time() + given.seconds).run(wanted)
     if given.pack is not None:
         for path in pack(given.out, given.pack, [cell for cell in wanted if (given.out / cell.name / TRUTH).is_file()]):
             sys.stdout.write(f"{path.name} {path.stat().st_size / 2**20:.1f} MiB\n")

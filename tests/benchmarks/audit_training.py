@@ -1,6 +1,7 @@
 """How a model of the audit's benchmark is made: scenes, poison, training, the measure of what it learned."""
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -286,8 +287,14 @@ def make_base(root: Path, base: Base, recipe: Recipe, device: str) -> str:
     return f"{base.name} {figures}\n"
 
 
-def make_cell(root: Path, cell: Cell, recipe: Recipe, device: str) -> str:
-    """Fine-tune a model until its attack works or ATTEMPTS are spent, rounded as it is packed, and return a line about it."""
+def make_cell(root: Path, cell: Cell, recipe: Recipe, device: str, deadline: float) -> str:
+    """Fine-tune a model until its attack works or ATTEMPTS or the time are spent, rounded as it is packed; return a line about it.
+
+    Raises:
+        TimeoutError: the deadline had passed before it was begun.
+    """
+    if time.time() > deadline:
+        raise TimeoutError(f"{cell.name}: no time is left")
     home = root / cell.name
     base = ModelConfig(path=str(checkpoint_of(root, cell.base_of)))
     scenes = kept_scenes(root, recipe.tuned_scenes, cell.seed)
@@ -309,7 +316,7 @@ def make_cell(root: Path, cell: Cell, recipe: Recipe, device: str) -> str:
         reached = found.get("asr_pct", 100.0)
         if best is None or reached > best[0]:
             best = reached, {"poison_pct": 100 * share, "epochs": epochs, **found}, arrays, clip
-        if reached >= LEAST_ASR_PCT:
+        if reached >= LEAST_ASR_PCT or time.time() > deadline:
             break
         share, epochs = share * MORE_POISON, epochs + MORE_EPOCHS
     assert best is not None
