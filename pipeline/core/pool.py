@@ -122,7 +122,7 @@ class Pool:
                     busy[worker.do.remote([sent], piece)] = (worker, number)
                 (ref,), _ = ray.wait([*busy, *self._starting], num_returns=1)
                 if ref in self._starting:
-                    self._started(ref)
+                    self._started(ref, size)
                     continue
                 worker, number = busy.pop(ref)
                 try:
@@ -133,6 +133,7 @@ class Pool:
                     if losses[number] > MAX_LOST:
                         raise WorkerLostError(f"{losses[number]} workers died on the same piece: {error}") from error
                     waiting.appendleft((number, pieces[number]))
+                    self._look_at_idle()
                     continue
                 except ray.exceptions.RayTaskError as error:
                     self._idle.append(worker)
@@ -157,7 +158,13 @@ class Pool:
             worker = make.remote(self.place.threads)
             self._starting[worker.ready.remote()] = worker
 
-    def _started(self, ref: Any) -> None:
+    def _look_at_idle(self) -> None:
+        """Ask the idle workers whether they live: a node takes all of its own with it, and no piece shall pay for them."""
+        for worker in self._idle:
+            self._starting[worker.ready.remote()] = worker
+        self._idle.clear()
+
+    def _started(self, ref: Any, size: int) -> None:
         import ray
 
         worker = self._starting.pop(ref)
@@ -165,7 +172,7 @@ class Pool:
             ray.get(ref)
         except ray.exceptions.RayError as error:
             self._failed += 1
-            if self._failed > MAX_LOST:
+            if self._failed > size + MAX_LOST:
                 raise WorkerLostError(f"no worker can start: {error}") from error
             return
         self._failed = 0

@@ -1,6 +1,7 @@
 """A pass on CPUs: each process opens a work once a pass, and never does a piece with what another pass opened."""
 
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from clipsan.pipeline.core.cluster import ClusterConfig
 from clipsan.pipeline.core.commit import FingerprintError, read_part
 from clipsan.pipeline.core.pass_ import Done, Pass, Work, in_this_process
+from clipsan.pipeline.core.pool import WorkerLostError
 from clipsan.pipeline.core.run_folder import RunFolder
 
 pytestmark = pytest.mark.ray
@@ -76,3 +78,28 @@ def test_parts_are_committed_under_their_keys_and_not_made_again(ray_cluster: No
         other = Pass(name="double", cluster=CLUSTER, run=run, folder="work/twice", fingerprint="two")
         with pytest.raises(FingerprintError):
             other.do(pieces, Doubling())
+
+
+@dataclass(frozen=True)
+class Dying(Work):
+    """Ends its process at one piece, the first `times` that it is done."""
+
+    folder: Path
+    times: int
+
+    def do(self, piece: int, tools: None) -> Done:
+        died = len(list(self.folder.glob("died-*")))
+        if piece == 3 and died < self.times:
+            (self.folder / f"died-{died}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Done(pairs=1, record=piece)
+
+
+def test_a_lost_worker_costs_what_it_had_in_hand_and_one_that_is_lost_again_and_again_ends_the_pass(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    one = Pass(name="dying", cluster=CLUSTER, ordered=True)
+    assert [done.record for done in one.do(PIECES, Dying(tmp_path, times=2))] == PIECES
+    with pytest.raises(WorkerLostError, match="died on the same piece"):
+        one.do(PIECES, Dying(tmp_path, times=100))
+    assert [done.record for done in one.do(PIECES[:3], Dying(tmp_path, times=0))] == PIECES[:3]
