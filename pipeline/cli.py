@@ -21,10 +21,13 @@ FOLDER_VERBS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; return the exit status: 0 done, 2 the user must change something, 130 or 143 stopped, 1 anything else.
 
-    Of a run that came to its end the verb says: 1 where a cell, a trial or a shard is missing, and 3 as `clipsan run` has it.
+    Of a run that came to its end the verb says: 1 where a cell, a trial or a shard is missing, and 3 as `clipsan run` has it. 1 is also
+    an input that cannot be reached: the same command goes on from what is committed.
     """
     options, settings = _parse(arguments)
     warnings.filterwarnings("ignore", category=FutureWarning)
+    from clipsan.stages.files import Unreachable
+
     from .core.config import ConfigError
     from .core.masking import one_line
     from .core.stop import exit_status, stoppable
@@ -35,6 +38,13 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         sys.stderr.write(f"clipsan {options.verb}: stopped; the same command goes on from what is committed\n")
         return exit_status(stop)
+    except Unreachable as error:
+        if os.environ.get("CLIPSAN_DEBUG"):
+            raise
+        sys.stderr.write(
+            f"clipsan {options.verb}: {one_line(error)}; the same command goes on from what is committed\n"
+        )
+        return 1
     except (ConfigError, ValueError, OSError) as error:
         if os.environ.get("CLIPSAN_DEBUG"):
             raise

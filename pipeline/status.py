@@ -7,7 +7,7 @@ from collections import Counter
 import pyarrow.parquet as pq
 
 from .core.place import AnyPath, place_of
-from .core.run_folder import RunFolder, read_run_yaml, read_summary, rows_of
+from .core.run_folder import UNREAD, RunFolder, read_run_yaml, read_summary, rows_of
 
 
 def command(run: str, _: list[str]) -> int:
@@ -32,6 +32,10 @@ def describe(root: AnyPath) -> str:
     if folder.summary.is_file():
         summary = read_summary(root)
         lines.append(f"finished in {summary['seconds']:.0f} s: {json.dumps(summary['counts'])}")
+        if UNREAD in summary:
+            lines.append(
+                f"but for {summary[UNREAD]['count']:,} shards that could not be read: the same command reads them"
+            )
         if summary.get("report"):
             lines.append(f"report    {summary['report']}")
     else:

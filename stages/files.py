@@ -1,5 +1,6 @@
 """Local paths and s3:// or gs:// addresses: opening, listing, globs, brace ranges, and errors that say what to do."""
 
+import errno
 import hashlib
 import io
 import os
@@ -39,6 +40,35 @@ class FileTooLarge(PathError):
     """The file has more than MAX_FILE_BYTES."""
 
 
+class Unreachable(PathError):
+    """A device, a server or the network does not give a file now, or a shard is gone that was there: no fault of its bytes.
+
+    Whoever reads may try again, and otherwise leaves the work undone: it is never taken for damage.
+    """
+
+
+PASSING = frozenset(
+    {
+        *(errno.EIO, errno.ENXIO, errno.ENODEV, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT),
+        *(errno.EAGAIN, errno.EINTR, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+        *(errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.EPIPE, errno.ENOTCONN),
+        *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH),
+    }
+)
+"""Errors of the system that say nothing of a file itself."""
+STORE_ERROR = re.compile(r"AWS Error|google::cloud|curl|HTTP", re.IGNORECASE)
+"""How pyarrow's clients of stores begin to say what went wrong; errors in what was read name none of them."""
+DENIED = re.compile(r"ACCESS_DENIED|HTTP status 40[134]|PERMISSION_DENIED|NOT_FOUND")
+"""What a store answers about one object and will answer again."""
+
+
+def is_passing(error: OSError) -> bool:
+    """Whether an error is one of a device, a server or the network: pyarrow's decoders raise OSError for damage, too."""
+    if error.errno is not None:
+        return error.errno in PASSING
+    return STORE_ERROR.search(str(error)) is not None and DENIED.search(str(error)) is None
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A file or folder of a listing."""
@@ -47,6 +77,8 @@ class Entry:
     """Relative to the folder that was listed, with '/' between parts."""
     type: fs.FileType
     size: int | None
+    time_ns: int | None = None
+    """When it was written, in nanoseconds since 1970, where the file system says so."""
 
     @property
     def is_file(self) -> bool:
@@ -201,14 +233,28 @@ def open_input(path: str) -> Any:
 
     Raises:
         PathError: there is no such file, or it cannot be opened.
+        Unreachable: its device or store does not answer.
     """
     filesystem, inner = locate(path)
     try:
         return filesystem.open_input_file(inner)
     except FileNotFoundError as error:
         raise PathError(f"{path}: no such file; check the path") from error
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+    except OSError as error:
+        raise _unopened(path, error) from error
+    except ValueError as error:  # a name that no file can have
         raise PathError(f"{path!r}: {_one_line(error)}; check the path and your permissions") from error
+
+
+def _unopened(path: str, error: OSError) -> PathError:
+    if is_passing(error):
+        return unreachable(path, error)
+    return PathError(f"{path!r}: {_one_line(error)}; check the path and your permissions")
+
+
+def unreachable(path: str, error: Exception) -> Unreachable:
+    """Return an error as one of the device, the server or the network, or of a file that is gone."""
+    return Unreachable(f"{path}: {_one_line(error).removeprefix(f'{path}: ')}")
 
 
 def open_text(path: str) -> io.TextIOWrapper:
@@ -241,13 +287,17 @@ def read_file(path: str) -> bytes:
     Raises:
         FileTooLarge: it has more than MAX_FILE_BYTES.
         PathError: it does not exist, cannot be read, or is no regular file (a device or a pipe could block for ever).
+        Unreachable: its device or store does not answer.
     """
     if not is_address(path):
         return _read_local(path)
     with open_input(path) as file:
-        if file.size() > MAX_FILE_BYTES:
-            raise FileTooLarge(f"{path}: {file.size()} bytes, more than {MAX_FILE_BYTES}; it is not read")
-        return bytes(file.read())
+        try:
+            if file.size() > MAX_FILE_BYTES:
+                raise FileTooLarge(f"{path}: {file.size()} bytes, more than {MAX_FILE_BYTES}; it is not read")
+            return bytes(file.read())
+        except OSError as error:
+            raise _unopened(path, error) from error
 
 
 def _read_local(path: str) -> bytes:
@@ -259,7 +309,7 @@ def _read_local(path: str) -> bytes:
             raise FileTooLarge(f"{path}: {status.st_size} bytes, more than {MAX_FILE_BYTES}; it is not read")
         return Path(path).read_bytes()
     except OSError as error:
-        raise PathError(f"{path}: {_one_line(error)}; check the path and your permissions") from error
+        raise _unopened(path, error) from error
     except ValueError as error:  # a path with a NUL character or a lone surrogate
         if isinstance(error, PathError):
             raise
@@ -396,6 +446,7 @@ def list_folder(folder: str, recursive: bool, *, hidden: bool = False) -> list[E
 
     Raises:
         PathError: the folder cannot be listed.
+        Unreachable: its device or store does not answer.
     """
     filesystem, inner = locate(folder)
     try:
@@ -404,9 +455,9 @@ def list_folder(folder: str, recursive: bool, *, hidden: bool = False) -> list[E
         else:
             infos = filesystem.get_file_info(fs.FileSelector(inner, recursive=recursive))
             prefix = inner.rstrip("/") + "/"
-            inside = [Entry(i.path.removeprefix(prefix), i.type, i.size) for i in infos]
+            inside = [Entry(i.path.removeprefix(prefix), i.type, i.size, i.mtime_ns) for i in infos]
     except OSError as error:
-        raise PathError(f"{folder}: {_one_line(error)}; check the path and your permissions") from error
+        raise _unopened(folder, error) from error
     return sorted((i for i in inside if hidden or not is_hidden(i.path)), key=lambda info: info.path)
 
 
@@ -433,7 +484,38 @@ def _walk(folder: str, prefix: str, recursive: bool, above: frozenset[tuple[int,
                     yield from _walk(entry.path, f"{path}/", recursive, above)
             else:
                 regular = stat.S_ISREG(facts.st_mode)
-                yield Entry(path, fs.FileType.File if regular else fs.FileType.Unknown, facts.st_size)
+                kind = fs.FileType.File if regular else fs.FileType.Unknown
+                yield Entry(path, kind, facts.st_size, facts.st_mtime_ns)
+
+
+def times(paths: Sequence[str]) -> dict[str, int | None]:
+    """Return when each file was written, in nanoseconds since 1970; None where nothing says so, or there is no file.
+
+    Raises:
+        Unreachable: a store does not answer.
+    """
+    found: dict[str, int | None] = {}
+    above: dict[str, list[str]] = {}
+    for path in paths:
+        if is_address(path):
+            above.setdefault(parent(path), []).append(path)
+        else:
+            try:
+                found[path] = Path(path).stat().st_mtime_ns
+            except OSError:
+                found[path] = None
+    for (
+        folder,
+        inside,
+    ) in above.items():  # one listing of a folder costs a store less than a question for each of its objects
+        filesystem, inner = locate(folder)
+        try:
+            infos = filesystem.get_file_info(fs.FileSelector(inner, allow_not_found=True))
+        except OSError as error:
+            raise _unopened(folder, error) from error
+        by_path = {info.path: info.mtime_ns for info in infos}
+        found |= {path: by_path.get(locate(path)[1]) for path in inside}
+    return found
 
 
 def kind(path: str) -> fs.FileType:

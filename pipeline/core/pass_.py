@@ -5,15 +5,18 @@ Only names and small records travel between processes; bytes are read, and resul
 
 import pickle
 import threading
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
+
+from clipsan.stages.files import Unreachable
 
 from .cluster import ClusterConfig, PoolConfig
 from .commit import Key, missing_parts, write_json, write_part
@@ -21,7 +24,9 @@ from .place import AnyPath
 from .pool import workers
 from .progress import Progress
 from .run_folder import RunFolder
-from .stream import Commit, stream
+from .stream import PAUSES_S, Commit, stream
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +45,10 @@ class Done:
     """What the driver is told: small and picklable."""
     node: str = ""
     """The machine that it was done on; filled in by the pass."""
+    undone: str = ""
+    """Why the piece is left undone (see `Pass.leaves_undone`): then nothing of it is committed."""
+    key: Any = None
+    """Of a piece that is left undone: the key of its part."""
 
 
 class Work(ABC):
@@ -84,6 +93,9 @@ class Pass:
     """Pairs of the data set that it goes over, about; None: not known. Of few it is done by this process itself."""
     pool: PoolConfig | None = None
     """Where workers that hold a model run, when not where those of other passes do."""
+    leaves_undone: bool = False
+    """Whether a piece whose input cannot be reached, or that keeps killing its workers, is left undone and told of in its `Done`;
+    otherwise it ends the pass. The same pass again does it."""
 
     @property
     def home(self) -> AnyPath:
@@ -106,6 +118,7 @@ class Pass:
 
         Raises:
             FingerprintError: the folder holds parts that other settings made.
+            Unreachable: the input of a piece cannot be reached, and the pass leaves none undone.
         """
         named: Mapping[Any, Any] = pieces if isinstance(pieces, Mapping) else dict(enumerate(pieces))
         todo = self._missing(named)
@@ -113,7 +126,7 @@ class Pass:
             self._register(sum(len(_keys(key)) for key in named))
         if not todo:
             return
-        task = _Task(work, self._committer())
+        task = _Task(work, self._committer(), self.leaves_undone)
         rows = [(key, named[key]) for key in todo]
         if _HERE.get() or self._is_small():
             yield from self._here(rows, task, total=len(named))
@@ -195,7 +208,8 @@ class Pass:
             workers(self.cluster, pool, with_model=self.loads_model) as found,
             self._progress(total, len(rows)) as progress,
         ):
-            for record in found.each(task, packed, size=size, ordered=self.ordered):
+            given_up = _left_undone if self.leaves_undone else None
+            for record in found.each(task, packed, size=size, ordered=self.ordered, given_up=given_up):
                 done: Done = pickle.loads(record)
                 progress.advance(pairs=done.pairs, errors=done.errors)
                 yield done
@@ -209,8 +223,10 @@ class Pass:
         commit = Commit(self.home, self.run.root / self.rejected, blocks, self.fingerprint)
         with self._progress(total, len(rows)) as progress:
             for done in stream(rows, work, commit, self.cluster, encoders):
+                if done.undone and not self.leaves_undone:
+                    raise Unreachable(done.undone)
                 progress.advance(pairs=done.pairs, errors=done.errors)
-                yield Done(pairs=done.pairs, errors=done.errors)
+                yield Done(pairs=done.pairs, errors=done.errors, undone=done.undone, key=done.key)
 
 
 _HERE: ContextVar[bool] = ContextVar("_HERE", default=False)
@@ -228,6 +244,26 @@ def in_this_process() -> Iterator[None]:
         yield
     finally:
         _HERE.reset(before)
+
+
+def patiently(do: Callable[[], T]) -> T:
+    """Do something, and again after each of PAUSES_S where its input cannot be reached.
+
+    Raises:
+        Unreachable: it could not be reached to the last.
+    """
+    for pause_s in PAUSES_S:
+        try:
+            return do()
+        except Unreachable:
+            time.sleep(pause_s)
+    return do()
+
+
+def _left_undone(piece: bytes, why: str) -> bytes:
+    """Return the record of a piece that kept killing its workers."""
+    key, _ = pickle.loads(piece)
+    return pickle.dumps(Done(pairs=0, undone=why, key=key))
 
 
 def _keys(key: Any) -> tuple[Key, ...]:
@@ -255,9 +291,15 @@ class _Task:
 
     work: Work
     commit: _Committer | None
+    leaves_undone: bool
 
     def do(self, key: Any, piece: Any, tools: Any) -> Done:
-        done = self.work.do(piece, tools)
+        try:
+            done = patiently(lambda: self.work.do(piece, tools))
+        except Unreachable as error:
+            if not self.leaves_undone:
+                raise
+            return Done(pairs=0, undone=str(error), key=key)
         if self.commit is not None:
             self.commit(_keys(key), done)
         return replace(done, parts=(), rejected=None)

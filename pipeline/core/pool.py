@@ -5,7 +5,7 @@ loading of a model again. Pieces are handed out one by one to whoever is free; w
 """
 
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -98,8 +98,23 @@ class Pool:
     _failed: int = 0
     """Starts that failed since one came to its end."""
 
-    def each(self, task: Opens, pieces: Sequence[bytes], *, size: int, ordered: bool) -> Iterator[bytes]:
+    def each(
+        self,
+        task: Opens,
+        pieces: Sequence[bytes],
+        *,
+        size: int,
+        ordered: bool,
+        given_up: Callable[[bytes, str], bytes] | None = None,
+    ) -> Iterator[bytes]:
         """Do the pieces in at most `size` processes and yield their records, as they come or in the order of the pieces.
+
+        Args:
+            task: what is done.
+            pieces: to what.
+            size: processes.
+            ordered: whether records come in the order of the pieces.
+            given_up: returns the record of a piece that keeps killing its workers, told why; None: that ends the pass.
 
         Raises:
             WorkerLostError: workers die again and again.
@@ -130,15 +145,19 @@ class Pool:
                 except lost as error:
                     ray.kill(worker)
                     losses[number] += 1
-                    if losses[number] > MAX_LOST:
-                        raise WorkerLostError(f"{losses[number]} workers died on the same piece: {error}") from error
-                    waiting.appendleft((number, pieces[number]))
                     self._look_at_idle()
-                    continue
+                    if losses[number] <= MAX_LOST:
+                        waiting.appendleft((number, pieces[number]))
+                        continue
+                    why = f"{losses[number]} workers died on the same piece"
+                    if given_up is None:
+                        raise WorkerLostError(f"{why}: {error}") from error
+                    done[number] = given_up(pieces[number], why)
                 except ray.exceptions.RayTaskError as error:
                     self._idle.append(worker)
                     raise error.cause from error
-                self._idle.append(worker)
+                else:
+                    self._idle.append(worker)
                 while done and (not ordered or following in done):
                     yield done.pop(following if ordered else number)
                     following += 1

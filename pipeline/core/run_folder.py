@@ -3,7 +3,7 @@
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +22,10 @@ from .masking import masked_tree
 from .place import AnyPath, place_of
 
 PACKAGES = ("clipsan", "ray", "torch", "open_clip_torch", "pyarrow", "mlflow", "numpy", "scikit-learn")
+
+
+UNREAD = "unread_shards"
+"""Entry of summary.json of a run that could not read its whole input: the same command goes on with the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +88,17 @@ class RunFolder:
         return json.loads(self.passes.read_text(encoding="utf-8")) if self.passes.is_file() else {}
 
 
-def open_run(out: str, *, verb: str, tree: Any, fingerprint: str) -> RunFolder:
+def open_run(
+    out: str, *, verb: str, tree: Any, fingerprint: str, changed: Callable[[RunFolder], str | None] = lambda _: None
+) -> RunFolder:
     """Create or reopen a run folder, clear what killed writers left in it, and write run.yaml.
 
     Args:
+        out: the run folder.
+        verb: whose.
         tree: the resolved configuration as a plain tree; credentials in it are masked.
         fingerprint: of everything that decides the result.
+        changed: says what of the input is another than at the run before, where it knows.
 
     Raises:
         ConfigError: the folder belongs to another verb, or holds files that no run of clipsan made.
@@ -102,8 +111,9 @@ def open_run(out: str, *, verb: str, tree: Any, fingerprint: str) -> RunFolder:
                 f"out={out}: that folder holds a run of `clipsan {before.get('verb')}`; give another `out`"
             )
         if before.get("fingerprint") != fingerprint:
+            told = _difference(before, tree) or changed(folder) or "the input or the model changed"
             raise FingerprintError(
-                f"out={out}: that folder holds a run with other settings or other input ({_difference(before, tree)}); give another `out`"
+                f"out={out}: that folder holds a run with other settings or other input ({told}); give another `out`"
                 + (", and embeddings=" + out + " to use its embeddings again" if verb == "scan" else "")
             )
     elif folder.root.is_dir() and any(folder.root.iterdir()):
@@ -171,9 +181,13 @@ def read_summary(root: AnyPath) -> dict[str, Any]:
 
 
 def finished(root: AnyPath, fingerprint: str) -> dict[str, Any] | None:
-    """Return the summary of a run folder that is finished and has this fingerprint; None where it is not."""
+    """Return the summary of a run folder that is finished and has this fingerprint; None where it is not.
+
+    A run that left shards unread is not.
+    """
     fits = RunFolder(root).is_finished and read_run_yaml(root)["fingerprint"] == fingerprint
-    return read_summary(root) if fits else None
+    summary = read_summary(root) if fits else None
+    return None if summary is not None and UNREAD in summary else summary
 
 
 def finished_scan(run: str, verbs: tuple[str, ...] = ("scan",)) -> tuple[RunFolder, dict[str, Any]]:
@@ -188,6 +202,11 @@ def finished_scan(run: str, verbs: tuple[str, ...] = ("scan",)) -> tuple[RunFold
     record = read_run_yaml(folder.root)
     if record["verb"] not in verbs:
         raise ConfigError(f"scan={run}: that folder holds a run of `clipsan {record['verb']}`")
+    unread = read_summary(folder.root).get(UNREAD)
+    if unread is not None:
+        raise ConfigError(
+            f"scan={run}: {unread['count']:,} of its shards could not be read; run that scan again first, which reads them"
+        )
     return folder, record
 
 
@@ -212,10 +231,10 @@ def rows_of(part: AnyPath) -> int | None:
 
 
 def _difference(before: Mapping[str, Any], tree: Any) -> str:
-    """Name the settings that differ, as dotted paths."""
+    """Name the settings that differ, as dotted paths; nothing where none does."""
     old, new = flatten(before.get("config", {})), flatten(tree)
     names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-    return "differs in " + ", ".join(names[:5]) if names else "the input or the model changed"
+    return "differs in " + ", ".join(names[:5]) if names else ""
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

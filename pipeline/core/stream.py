@@ -7,16 +7,23 @@ together when all are there.
 """
 
 import pickle
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Protocol
 
 import pyarrow as pa
+
+from clipsan.stages.files import Unreachable
 
 from .cluster import ClusterConfig, PoolConfig, start_ray
 from .commit import read_part, write_part
 from .place import AnyPath, remove_tree
 from .pool import MAX_LOST, WorkerLostError, check_gpus
+
+PAUSES_S = (0.5, 2.0, 8.0)
+"""Seconds before a piece whose input cannot be reached is tried again."""
 
 LARGE_BYTES = 2**20
 """A buffer of this size travels beside the pickled rest of a block, and is not copied on its way."""
@@ -89,6 +96,10 @@ class Streamed:
 
     pairs: int
     errors: int
+    undone: str = ""
+    """Why the piece is left undone; nothing of it is committed then."""
+    key: int | None = None
+    """Of a piece that is left undone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +111,8 @@ class _Block:
     is_last: bool
     pairs: int = 0
     errors: int = 0
+    undone: str = ""
+    """Why there is neither this block nor one after it."""
 
 
 def stream(
@@ -131,6 +144,9 @@ def stream(
         joining: list[Any] = []
         join = ray.remote(num_cpus=0)(_join)
         for key, blocks in _whole_pieces(encoded.iter_rows()):
+            if undone := next((block.undone for block in blocks if block.undone), ""):
+                yield Streamed(0, 0, undone, key)
+                continue
             if len(blocks) > 1:
                 joining.append(join.remote(sent, key, len(blocks)))
             yield Streamed(sum(block.pairs for block in blocks), sum(block.errors for block in blocks))
@@ -214,12 +230,27 @@ def _read(table: pa.Table, sent: list[Any]) -> Iterator[pa.Table]:
         _READER[name] = work.open_reader()
     for packed in table.column("row").to_pylist():
         key, piece = pickle.loads(packed)
-        blocks = work.read(piece, _READER[name])
-        number, block = 0, next(blocks)
-        for after in blocks:
-            yield _packed(_Block(key, number, is_last=False), block)
-            number, block = number + 1, after
-        yield _packed(_Block(key, number, is_last=True), block)
+        for known, block in _blocks(work, key, piece, _READER[name]):
+            yield _packed(known, block)
+
+
+def _blocks(work: Halves, key: int, piece: Any, tools: Any) -> Iterator[tuple[_Block, Any]]:
+    """Yield the blocks of a piece; where its input cannot be reached, it is read again from its start after each pause."""
+    number = 0
+    for pause_s in (*PAUSES_S, None):
+        try:
+            blocks = islice(work.read(piece, tools), number, None)
+            block = next(blocks)
+            for after in blocks:
+                yield _Block(key, number, is_last=False), block
+                number, block = number + 1, after
+            yield _Block(key, number, is_last=True), block
+            return
+        except Unreachable as error:
+            if pause_s is None:
+                yield _Block(key, number, is_last=True, undone=str(error)), None
+                return
+            time.sleep(pause_s)
 
 
 def _packed(known: _Block, block: Any) -> pa.Table:
@@ -266,6 +297,8 @@ class _Encode:
         return pa.table({"record": [pickle.dumps(self._encoded(*found)) for found in _unpacked(table)]})
 
     def _encoded(self, known: _Block, block: Any) -> _Block:
+        if known.undone:
+            return known
         part, rejected = self._work.encode(block, self._tools)
         if known.is_last and known.number == 0:
             self._commit.piece(known.key, part, rejected)

@@ -111,6 +111,8 @@ class Verb(Generic[C, P]):
     """Whether verbs within it are MLflow runs below its own."""
     forecast: Callable[[P], str] | None = None
     """What a plan will take, as lines below it for --dry-run."""
+    changed: Callable[[P, RunFolder], str | None] = lambda plan, before: None
+    """Says what of the input is another than at the run that is in a folder, where the verb wrote it down."""
     on_stores: bool = False
     """Whether its run folder may lie on an object store."""
 
@@ -139,7 +141,13 @@ class Verb(Generic[C, P]):
         settings = plan.config
         tree = as_tree(settings)
         self._place(plan)
-        folder = open_run(settings.out, verb=self.name, tree=tree, fingerprint=plan.fingerprint)
+        folder = open_run(
+            settings.out,
+            verb=self.name,
+            tree=tree,
+            fingerprint=plan.fingerprint,
+            changed=lambda before: self.changed(plan, before),
+        )
         if self.is_whole is not None and folder.summary.is_file() and self.is_whole(plan, folder):
             return read_summary(folder.root)
         result = self._worked(plan, folder, tree)

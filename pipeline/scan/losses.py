@@ -8,6 +8,7 @@ from clipsan.stages.samples import Reject
 from clipsan.stages.sources.hints import ONE_ROW, likely_remedy
 
 from ..core.parts import Parts
+from ..core.run_folder import UNREAD
 
 NAMED = 20
 """So many lost shards are named."""
@@ -23,6 +24,9 @@ class Losses:
     """All shards."""
     hint: str | None
     """What is likely to help where most pairs are rejected for one cause."""
+    unread: tuple[str, ...] = ()
+    """Shards that could not be reached, or whose pairs kept killing the workers: the same command again reads them."""
+    why_unread: str = ""
 
     @classmethod
     def of_run(cls, rejected: Parts, *, scanned: int, shards: int) -> "Losses":
@@ -50,6 +54,9 @@ class Losses:
             too_many = max_lost_shards_pct is not None and self.pct > max_lost_shards_pct
             names = list(self.shards[:NAMED])
             told["lost_shards"] = {"count": len(self.shards), "of": self.of, "names": names, "too_many": too_many}
+        if self.unread:
+            names = list(self.unread[:NAMED])
+            told[UNREAD] = {"count": len(self.unread), "of": self.of, "names": names, "why": self.why_unread}
         if self.hint is not None:
             told["hint"] = self.hint
         return told
@@ -64,9 +71,21 @@ def closing(summary: dict[str, Any]) -> str:
         more = ", ..." if lost["count"] > len(lost["names"]) else ""
         limit = ", more than max_lost_shards_pct allows" if lost["too_many"] else ""
         line += f"; {lost['count']:,} of {lost['of']:,} shards could not be read to their end{limit}: {', '.join(lost['names'])}{more}"
-    return line + (f"\nscan: {summary['hint']}" if "hint" in summary else "")
+    line += f"\nscan: {summary['hint']}" if "hint" in summary else ""
+    return line + (f"\nscan: not finished: {unread_said(summary)}" if UNREAD in summary else "")
+
+
+def unread_said(summary: dict[str, Any]) -> str:
+    """Return which shards a scan could not read, why, and what to do."""
+    unread = summary[UNREAD]
+    more = ", ..." if unread["count"] > len(unread["names"]) else ""
+    why = f" ({unread['why']})" if unread["why"] else ""
+    return (
+        f"{unread['count']:,} of {unread['of']:,} shards could not be read{why}: {', '.join(unread['names'])}{more}; "
+        "nothing is said of their pairs, and the same command again reads them"
+    )
 
 
 def status(summary: dict[str, Any]) -> int:
-    """Return the exit status: 1 where more shards are lost than the user allows."""
-    return int(summary.get("lost_shards", {}).get("too_many", False))
+    """Return the exit status: 1 where shards could not be read, or more are lost than the user allows."""
+    return int(UNREAD in summary or summary.get("lost_shards", {}).get("too_many", False))

@@ -3,7 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,7 @@ def count_pairs(scan: Scan) -> Counts:
     rejected = Parts.of(scan.folder.rejected)
     shards = len({unit.shard for unit in scan.plan.pairs.units})
     losses = Losses.of_run(rejected, scanned=sum(verdicts.values()), shards=shards)
+    losses = replace(losses, unread=scan.unread.shards, why_unread=scan.unread.reason)
     return Counts(
         clean=verdicts[Verdict.CLEAN.value],
         suspect=verdicts[Verdict.SUSPECT.value],

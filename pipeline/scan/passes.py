@@ -7,6 +7,7 @@ from typing import Any, Literal
 from clipsan.stages.detectors import Findings, TrustedMoments, build_suite
 from clipsan.stages.detectors.streaming import StreamingDetector
 from clipsan.stages.detectors.whitening import trusted_moments
+from clipsan.stages.files import Unreachable
 from clipsan.stages.samples import Unit
 from clipsan.stages.sources import list_units
 from clipsan.stages.sources.common import inside
@@ -24,6 +25,7 @@ from ..data.rewrite import RewriteWork
 from ..proof.inquiry import Inquiry
 from ..proof.prove import Proof
 from ..proof.views import Views
+from .inputs import SameWork, Unread, check_unchanged, forget_others
 from .losses import Losses
 from .plan import DataSet, Plan
 from .work import CombineWork, DensityWork, EmbedWork, JudgeWork, ScoreWork, SummaryWork, density_pieces, merge_all
@@ -40,6 +42,8 @@ class Scan:
     plan: Plan
     folder: RunFolder
     embeddings: Parts
+    unread: Unread
+    """What could not be read and is not in them."""
 
     @property
     def scores(self) -> Parts:
@@ -86,20 +90,48 @@ def embed_pairs(plan: Plan, folder: RunFolder) -> Scan:
     """Embed every pair, or check the embeddings of an earlier run.
 
     Raises:
-        ConfigError: the earlier run is of other pairs or not finished; or no pair could be read.
+        ConfigError: the earlier run is of other pairs or not finished; the data changed since this run began; or no pair could
+            be read.
+        Unreachable: no shard can be reached.
     """
     settings = plan.config
-    embeddings = _earlier(plan, folder) if settings.embeddings is not None else _embed(plan, folder, plan.pairs)
+    told: dict[int, str] = {}
+    if settings.embeddings is not None:
+        embeddings = _earlier(plan, folder)
+    else:
+        _check_unchanged(plan, folder)
+        embeddings = _embed(plan, folder, plan.pairs, told)
+    unread = Unread.of(plan.pairs.units, embeddings, told)
+    if not embeddings.rows:
+        raise Unreachable(f"data: none of the shards could be read: {unread.reason}")
+    forget_others(folder, unread)
     if not embeddings.total:
         shards = len({unit.shard for unit in plan.pairs.units})
         hint = Losses.of_run(Parts.of(folder.rejected), scanned=0, shards=shards).hint
         raise ConfigError(
             f"data: none of the pairs could be read; {folder.rejected} says why" + (f": {hint}" if hint else "")
         )
-    return Scan(plan, folder, embeddings)
+    return Scan(plan, folder, embeddings, unread)
 
 
-def _embed(plan: Plan, folder: RunFolder, pairs: DataSet, *, name: str = "embed", home: str = "") -> Parts:
+def _check_unchanged(plan: Plan, folder: RunFolder) -> None:
+    pairs = plan.pairs
+    work = SameWork(pairs.source, plan.embed.max_pixels, Parts.of(folder.embeddings), Parts.of(folder.rejected))
+    about = pairs.source.about_pairs(pairs.units)
+    check = Pass(name="compare", cluster=plan.config.cluster, pairs=about, ordered=True)
+    check_unchanged(check, folder, pairs.source, pairs.units, work)
+
+
+def _embed(
+    plan: Plan,
+    folder: RunFolder,
+    pairs: DataSet,
+    told: dict[int, str] | None = None,
+    *,
+    name: str = "embed",
+    home: str = "",
+) -> Parts:
+    """Embed the pairs that are not yet; `told` takes why pieces are left undone, without it none is."""
     settings = plan.config
     embed = Pass(
         name=name,
@@ -111,9 +143,12 @@ def _embed(plan: Plan, folder: RunFolder, pairs: DataSet, *, name: str = "embed"
         pairs=pairs.source.about_pairs(pairs.units),
         loads_model=True,
         encoders=settings.cluster.apart,
+        leaves_undone=told is not None,
     )
     work = EmbedWork(pairs.source, settings.model, plan.embed, settings.cluster.device)
-    embed.do({unit.index: unit for unit in pairs.units}, work)
+    for done in embed.each({unit.index: unit for unit in pairs.units}, work):
+        if done.undone and told is not None:
+            told[done.key] = done.undone
     return Parts.of(embed.home)
 
 
@@ -226,8 +261,9 @@ def judge_pairs(scan: Scan, judgement: Judgement) -> None:
 
 
 def write_copy(scan: Scan, kind: Literal["clean", "quarantine"]) -> None:
-    """Write the data set again in its own format: the pairs of one kind."""
+    """Write the data set again in its own format: the pairs of one kind. Shards that were not read to their end are left out."""
     plan = scan.plan
+    units = [unit for unit in list_units(plan.pairs.source) if unit.shard not in scan.unread.shards]
     work = RewriteWork(
         source=plan.pairs.source,
         copy=kind,
@@ -236,7 +272,7 @@ def write_copy(scan: Scan, kind: Literal["clean", "quarantine"]) -> None:
         out=scan.folder.root / kind,
     )
     write = scan.over_parts(f"write {kind}", f"work/write-{kind}", plan.verdict_fingerprint)
-    write.do({unit.index: (unit, _parts_of(unit, plan.pairs.units)) for unit in list_units(plan.pairs.source)}, work)
+    write.do({unit.index: (unit, _parts_of(unit, plan.pairs.units)) for unit in units}, work)
 
 
 def _parts_of(unit: Unit, pieces: Sequence[Unit]) -> list[int]:

@@ -115,6 +115,14 @@ def next_steps(
         steps.append("The rejected pairs below could not be scanned: a clean copy leaves them out.")
     if counts.losses.hint is not None:
         steps.append(f"Read more of the data: {counts.losses.hint}.")
+    if counts.losses.unread:
+        unread, named = counts.losses.unread, ", ".join(counts.losses.unread[:EXAMPLES])
+        why = f" ({counts.losses.why_unread})" if counts.losses.why_unread else ""
+        steps.insert(
+            0,
+            f"Run the same command again: {len(unread):,} of {counts.losses.of:,} shards could not be read{why}, among them {named}. "
+            "Nothing here speaks of their pairs.",
+        )
     if counts.losses.shards:
         lost, named = counts.losses.shards, ", ".join(counts.losses.shards[:EXAMPLES])
         steps.append(

@@ -11,6 +11,7 @@ from ..proof.prove import Proof, prove
 from ..proof.repair_set import write_repair_set
 from ..tracking.record import DataInput, data_input
 from . import losses
+from .inputs import difference
 from .output import Counts, Measured, count_pairs, save_uid_lists
 from .passes import Judgement, Scan, embed_pairs, inquiry_of, judge_pairs, score_pairs, write_copy
 from .plan import Plan, ScanConfig, make_plan
@@ -101,5 +102,6 @@ VERB = Verb(
     closing=closing,
     status=losses.status,
     forecast=forecast,
+    changed=lambda plan, before: difference(before, plan.pairs.units),
     on_stores=True,
 )

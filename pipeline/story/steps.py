@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from clipsan.stages.dossier.files import read_dossiers
+from clipsan.stages.files import Unreachable
 
 from ..core.config import ConfigError, as_tree, validate
-from ..core.run_folder import finished
+from ..core.run_folder import UNREAD, finished
 from ..data.choice import class_index
 from ..evaluate import plan as evaluate
 from ..evaluate.plan import read_classes
@@ -20,6 +21,7 @@ from ..repair import plan as repair_plan
 from ..repair import verb as repair
 from ..repair.settings import RepairConfig
 from ..scan import verb as scan
+from ..scan.losses import unread_said
 from ..scan.plan import ScanConfig
 from ..tracking.record import TrackingConfig
 from .settings import RunConfig
@@ -94,7 +96,10 @@ class ScanStep(Step):
 
     def run(self) -> dict[str, Any]:
         plan = scan.VERB.plan(self.config())
-        return finished(self.folder, plan.fingerprint) or scan.VERB.go(plan)
+        summary = finished(self.folder, plan.fingerprint) or scan.VERB.go(plan)
+        if UNREAD in summary:
+            raise Unreachable(f"scan: {unread_said(summary)}")
+        return summary
 
 
 class RepairStep(Step):

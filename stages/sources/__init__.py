@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..files import unreachable
 from ..samples import RawPair, Unit
 from .common import LabelCaptions, SourceConfig, SourceError, UnitWriter
 from .folder import FolderSource
@@ -42,8 +43,15 @@ def list_pieces(source: SourceConfig) -> list[Unit]:
 
 
 def read_unit(source: SourceConfig, unit: Unit) -> Iterator[RawPair]:
-    """Yield every pair of a unit exactly once (see `SourceConfig.read_unit`)."""
-    return source.read_unit(unit)
+    """Yield every pair of a unit exactly once (see `SourceConfig.read_unit`).
+
+    Raises:
+        stages.files.Unreachable: the shard cannot be read for a reason that is not in its bytes.
+    """
+    try:
+        yield from source.read_unit(unit)
+    except OSError as error:
+        raise unreachable(unit.path, error) from error
 
 
 def open_writer(source: SourceConfig, unit: Unit, folder: Path) -> UnitWriter:

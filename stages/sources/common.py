@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, ClassVar, Protocol, Self
 
-from ..files import LFS, LFS_POINTER, Found, PathError, absolute, read_file
+from ..files import LFS, LFS_POINTER, Found, PathError, absolute, read_file, times, unreachable
 from ..registry import Family
 from ..samples import HEX_UID, UNKNOWN, Origin, RawPair, Reject, Unit, seeded_hash
 from ..stage import config
@@ -67,7 +67,11 @@ class SourceConfig(Family):
         """Yield every pair of a unit exactly once, in the order of the source; unusable ones with `reject` set.
 
         A break in a shard is one record more, with reject SHARD_DAMAGED and a key that names the byte or row; what was
-        read before it stays. Errors of a device or a network in the middle of a tar are raised: they are not the data's.
+        read before it stays.
+
+        Raises:
+            stages.files.Unreachable: the shard is gone since it was listed, or its device, server or network does not give
+                it: that is not the data's fault, and may pass.
         """
 
     @abstractmethod
@@ -90,6 +94,15 @@ class SourceConfig(Family):
         """Return about how many pairs some units hold at the most, judged by the sizes of their shards."""
         size = sum({unit.shard: unit.size_bytes for unit in units}.values())
         return size // self.bytes_a_pair
+
+    def times(self, units: Sequence[Unit]) -> dict[str, int | None]:
+        """Return a number for each shard that changes when the shard is written anew; None where its store says nothing.
+
+        Images that a table names are not looked at.
+        """
+        paths = {unit.shard: unit.path for unit in units}
+        found = times(list(paths.values()))
+        return {shard: found[path] for shard, path in paths.items()}
 
     def rewritten(self, folder: Path) -> "SourceConfig":
         """Return the source that reads what the writers wrote below `folder`."""
@@ -333,6 +346,17 @@ def damaged(unit: Unit, place: str, detail: str) -> RawPair:
         reject=Reject.SHARD_DAMAGED,
         detail=shortened(detail),
     )
+
+
+def unopened(unit: Unit, place: str, error: PathError) -> RawPair:
+    """Return the record of a shard that cannot be opened, as it could not when the units were listed.
+
+    Raises:
+        Unreachable: it was there then, so what is wrong is not its bytes.
+    """
+    if unit.size_bytes:
+        raise unreachable(unit.path, error) from error
+    return damaged(unit, place, str(error))
 
 
 def explain(data: bytes, expected: str) -> str:

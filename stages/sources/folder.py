@@ -5,12 +5,25 @@ import posixpath
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
 from pyarrow import fs
 
-from ..files import Entry, Found, PathError, find_folders, is_address, is_hidden, join, list_folder, parent, read_file
+from ..files import (
+    Entry,
+    Found,
+    PathError,
+    Unreachable,
+    find_folders,
+    is_address,
+    is_hidden,
+    join,
+    list_folder,
+    parent,
+    read_file,
+)
 from ..samples import RawPair, Reject, Unit, hash_uid
 from ..stage import Count, config
 from .common import (
@@ -25,7 +38,6 @@ from .common import (
     UnitWriter,
     check_hash,
     class_index,
-    damaged,
     first,
     inside,
     make_pair,
@@ -35,6 +47,7 @@ from .common import (
     settle_paths,
     slices,
     thinned,
+    unopened,
 )
 from .hints import json_hint
 from .origin import origin_of
@@ -112,6 +125,18 @@ class FolderSource(SourceConfig):
             return list(units)
         return thinned(units, replace(self, unit_rows=LEAST_ROWS).list_units())
 
+    def times(self, units: Sequence[Unit]) -> dict[str, int | None]:
+        """Return a number for each metadata file or folder, of the times of all files below: the images count."""
+        found: dict[str, int | None] = {}
+        listed: dict[str, list[Entry]] = {}
+        for unit in units:
+            folder = _folder(unit)
+            if folder not in listed:
+                listed[folder] = list_folder(folder, recursive=True, hidden=True)
+            if unit.shard not in found:
+                found[unit.shard] = _sum_of(listed[folder])
+        return found
+
     def read_unit(self, unit: Unit) -> Iterator[RawPair]:
         """Yield the pairs of a slice. The key is the image's path in the folder; its second row is a duplicate."""
         if not _is_table(unit):
@@ -161,9 +186,20 @@ def _units_of(source: FolderSource, folder: Found) -> list[Cut]:
 def _tables(folder: str) -> list[str]:
     try:
         entries = list_folder(folder, recursive=False)
+    except Unreachable:
+        raise
     except PathError:
         return []
     return [entry.path for entry in entries if entry.is_file and METADATA.fullmatch(entry.path)]
+
+
+def _sum_of(entries: Sequence[Entry]) -> int | None:
+    """Return 63 bits of the names, sizes and times of files; None where a time is not known."""
+    files = [entry for entry in entries if entry.is_file]
+    if any(entry.time_ns is None for entry in files):
+        return None
+    told = "\n".join(f"{entry.path} {entry.size} {entry.time_ns}" for entry in files)
+    return int.from_bytes(sha256(told.encode("utf-8", "surrogateescape")).digest()[:8], "big") >> 1
 
 
 def _classes(folder: str) -> list[str]:
@@ -182,6 +218,8 @@ def _table(source: FolderSource, folder: Found, name: str) -> Cut:
     size = next(entry.size for entry in list_folder(folder.path, recursive=False) if entry.path == name)
     try:
         present = header(path) if size else []
+    except Unreachable:
+        raise
     except (RowsEnd, PathError):
         present = []
     if present:
@@ -213,6 +251,8 @@ def _unnamed(source: FolderSource, folder: str, tables: Sequence[str]) -> list[E
                 name = row.get(source.file_name) if isinstance(row, dict) else None
                 if isinstance(name, str):
                     named.add(posixpath.normpath(name.replace("\\", "/")))
+        except Unreachable:
+            raise
         except (RowsEnd, PathError):
             continue
     return [entry for entry in _images(folder, recursive=True) if entry.path not in named]
@@ -265,7 +305,7 @@ def _image_pairs(source: FolderSource, unit: Unit) -> Iterator[RawPair]:
         images = _unnamed(source, folder, tables) if last == REST else [entry for entry in entries if _is_image(entry)]
         classes = [] if last in (".", REST) else _classes(parent(unit.path))
     except PathError as error:
-        yield damaged(unit, f"row-{unit.start}", str(error))
+        yield unopened(unit, f"row-{unit.start}", error)
         return
     names = frozenset(entry.path for entry in entries if entry.is_file)
     label = classes.index(last) if last in classes else None
@@ -297,6 +337,8 @@ def _beside(source: FolderSource, folder: str, image: str, names: frozenset[str]
         if stem + suffix in names:
             try:
                 return _Beside(read_file(join(folder, stem + suffix)), "", _fields(folder, stem, names))
+            except Unreachable:
+                raise
             except PathError as error:
                 return _Beside(None, str(error), {})
     fields = _fields(folder, stem, names)
@@ -311,6 +353,8 @@ def _fields(folder: str, stem: str, names: frozenset[str]) -> dict[str, Any]:
         if stem + suffix in names:
             try:
                 fields = json.loads(read_file(join(folder, stem + suffix)))
+            except Unreachable:
+                raise
             except (PathError, ValueError, RecursionError):
                 continue
             if isinstance(fields, dict):

@@ -9,7 +9,18 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..files import MAX_FILE_BYTES, Found, PathError, find, is_address, open_input, roots_of
+from ..files import (
+    MAX_FILE_BYTES,
+    Found,
+    PathError,
+    Unreachable,
+    find,
+    is_address,
+    is_passing,
+    open_input,
+    roots_of,
+    unreachable,
+)
 from ..samples import Origin, RawPair, Reject, Unit, hash_uid
 from ..stage import Count, config
 from .common import (
@@ -34,6 +45,7 @@ from .common import (
     rows_a_piece,
     settle_paths,
     slices,
+    unopened,
 )
 from .origin import origin_columns, origin_of
 from .rows import image_suffix, load_image
@@ -110,8 +122,13 @@ class ParquetSource(SourceConfig):
         """Yield the pairs of a slice, a few hundred rows in memory at a time, only the columns that it needs."""
         row = unit.start
         try:
-            file, parquet = _open(unit.path)
-            with file:
+            opened = open_input(unit.path)
+        except PathError as error:
+            yield unopened(unit, f"row-{row}", error)
+            return
+        try:
+            with opened as file:
+                parquet = _read_footer(file)
                 present = parquet.schema_arrow.names
                 labels = self.captions_from_labels
                 names = labels.names if labels is not None and isinstance(labels.names, str) else None
@@ -126,7 +143,11 @@ class ParquetSource(SourceConfig):
                     for pair in _pairs(self, unit, first_row, batch, seen):
                         yield pair
                         row += 1
+        except Unreachable:
+            raise
         except (PathError, pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and is_passing(error):
+                raise
             # A damaged page comes as ArrowInvalid or as OSError; the rows of the batch that it is in cannot be read.
             yield damaged(unit, f"row-{row}", str(error))
 
@@ -145,7 +166,8 @@ def _cut(source: ParquetSource, file: Found) -> list[tuple[int, int]]:
         with open_input(file.path) as opened:
             parquet = pq.ParquetFile(opened)
             schema, metadata = parquet.schema_arrow, parquet.metadata
-    except (PathError, pa.ArrowException, OSError):
+    except (PathError, pa.ArrowException, OSError) as error:
+        _raise_passing(file.path, error)
         return [(0, -1)]  # read_unit reports it as a damaged shard
     _check_schema(source, file.path, schema)
     return pack_groups([metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)], source.unit_rows)
@@ -157,8 +179,15 @@ def _groups(path: str) -> list[int]:
         with open_input(path) as opened:
             metadata = pq.ParquetFile(opened).metadata
             return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-    except (PathError, pa.ArrowException, OSError):
+    except (PathError, pa.ArrowException, OSError) as error:
+        _raise_passing(path, error)
         return []
+
+
+def _raise_passing(path: str, error: Exception) -> None:
+    """Raise Unreachable for an error that says nothing of the file: units are not listed by what a network happened to give."""
+    if isinstance(error, Unreachable) or (isinstance(error, OSError) and is_passing(error)):
+        raise unreachable(path, error) from error
 
 
 def _cuts_of(unit: Unit, groups: list[int], rows: int, at_most: int) -> list[int]:
@@ -263,11 +292,20 @@ def _batch_rows(metadata: Any, groups: list[int], columns: list[str] | None) -> 
 def _open(path: str) -> tuple[Any, pq.ParquetFile]:
     file = open_input(path)
     try:
-        return file, pq.ParquetFile(file, buffer_size=STREAM_BYTES, pre_buffer=False)
+        return file, _read_footer(file)
+    except (PathError, OSError):
+        file.close()
+        raise
+
+
+def _read_footer(file: Any) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file, buffer_size=STREAM_BYTES, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and is_passing(error):
+            raise
         file.seek(0)
         start = file.read(512)
-        file.close()
         raise PathError(f"no Parquet ({error})" if start.startswith(b"PAR1") else explain(start, "Parquet")) from error
 
 

@@ -53,6 +53,11 @@ class PoisonedSource(SourceConfig):
     def pieces(self, units: Sequence[Unit]) -> list[Unit]:
         return load_plan(self.path).data.pieces(units)
 
+    def times(self, units: Sequence[Unit]) -> dict[str, int | None]:
+        """Return those of the clean data; of the plan its content decides (see `content`)."""
+        plan = load_plan(self.path)
+        return plan.data.times(plan.units)
+
     def read_unit(self, unit: Unit) -> Iterator[RawPair]:
         """Yield every pair of a unit of `list_units`: treated where the plan changes it, else the clean pair itself."""
         opened = _open(unit.path)

@@ -19,8 +19,10 @@ from ..files import (
     LFS_POINTER,
     FileTooLarge,
     PathError,
+    Unreachable,
     is_address,
     is_contained,
+    is_passing,
     join,
     list_folder,
     open_input,
@@ -29,9 +31,10 @@ from ..files import (
     read_file,
     resolve,
     spellings,
+    unreachable,
 )
 from ..samples import RawPair, Reject, Unit
-from .common import IMAGE_SUFFIXES, Bad, damaged, inside
+from .common import IMAGE_SUFFIXES, Bad, damaged, inside, unopened
 from .hints import ONE_ROW, list_names
 
 Row = dict[str, Any]
@@ -86,7 +89,7 @@ def header(path: str, delimiter: str | None = None) -> list[str]:
             with open_input(path) as file:
                 return list(pq.read_schema(file).names)
         except (pa.ArrowException, OSError) as error:
-            raise RowsEnd(0, f"no Parquet ({error})") from error
+            raise _end(path, 0, f"no Parquet ({error})", error) from error
     if _suffix(path) == ".jsonl":
         return next((list(row) for _, row in rows(path) if isinstance(row, dict)), [])
     return _CsvFile(path, delimiter).names
@@ -134,14 +137,25 @@ def walk(unit: Unit, delimiter: str | None = None, text: str | None = None) -> I
             elif inside(unit, number):
                 yield damaged(unit, f"row-{number}", f"{ONE_ROW}{row.detail}")
     except PathError as error:
-        yield damaged(unit, f"row-{unit.start}", str(error))
+        yield unopened(unit, f"row-{unit.start}", error)
     except RowsEnd as end:
         if inside(unit, end.row):
             yield damaged(unit, f"row-{end.row}", end.detail)
 
 
+def _end(path: str, row: int, detail: str, error: Exception) -> RowsEnd | Unreachable:
+    """Return what a reader raises for an error: the end of the table, unless its device or network is at fault."""
+    if isinstance(error, OSError) and is_passing(error):
+        return unreachable(path, error)
+    return RowsEnd(row, detail)
+
+
 def count_rows(path: str, delimiter: str | None = None) -> int:
-    """Return the number of rows that can be read, 0 for a table that cannot be opened."""
+    """Return the number of rows that can be read, 0 for a table that cannot be opened.
+
+    Raises:
+        Unreachable: its device or store does not answer.
+    """
     total = 0
     try:
         if _suffix(path) == ".parquet":
@@ -149,8 +163,12 @@ def count_rows(path: str, delimiter: str | None = None) -> int:
                 return int(pq.read_metadata(file).num_rows)
         for _ in rows(path, delimiter):
             total += 1
-    except (PathError, RowsEnd, pa.ArrowException, OSError):
-        pass  # read_unit reports where it breaks
+    except Unreachable:
+        raise
+    except (PathError, RowsEnd, pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and is_passing(error):
+            raise unreachable(path, error) from error
+        # read_unit reports where it breaks
     return total
 
 
@@ -182,7 +200,7 @@ class _CsvFile:
             with open_text(path) as file:
                 line = next(_lines(file), "")
         except (OSError, EOFError, UnicodeError) as error:
-            raise RowsEnd(0, f"cannot be read: {error}") from error
+            raise _end(path, 0, f"cannot be read: {error}", error) from error
         if line is None:
             raise RowsEnd(0, f"the first line has more than {MAX_LINE} characters; no table")
         if line.encode("utf-8", "replace").startswith(LFS_POINTER):
@@ -210,7 +228,7 @@ class _CsvFile:
                         yield number, dict(zip(names, fields, strict=False))
                     number += 1
         except (OSError, EOFError, UnicodeError, csv.Error) as error:
-            raise RowsEnd(number, f"cannot be read on: {error}") from error
+            raise _end(self._path, number, f"cannot be read on: {error}", error) from error
 
     def _too_many(self, fields: list[str], text: str | None) -> Row | Broken:
         """Return a row whose last text holds the delimiter; one in another place shifts all that follow, and is broken."""
@@ -295,7 +313,7 @@ def _json_rows(path: str) -> Iterator[tuple[int, Row | Broken]]:
                 yield number, _json_row(line)
                 number += 1
     except (OSError, EOFError, UnicodeError) as error:
-        raise RowsEnd(number, f"cannot be read on: {error}") from error
+        raise _end(path, number, f"cannot be read on: {error}", error) from error
 
 
 def _json_row(line: str | None) -> Row | Broken:
@@ -318,13 +336,16 @@ def _parquet_rows(path: str) -> Iterator[tuple[int, Row]]:
                     yield number, row
                     number += 1
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise RowsEnd(number, f"Parquet cannot be read on: {error}") from error
+            raise _end(path, number, f"Parquet cannot be read on: {error}", error) from error
 
 
 def load_image(table: str, image: object, roots: Sequence[str] = ()) -> tuple[bytes | Bad, str | None]:
     """Return the bytes of an image that a row names, or why there are none, and where it lies.
 
     It lies below the table's folder, or below one of `roots`, below which a relative name is looked for too.
+
+    Raises:
+        Unreachable: its device or store does not answer.
     """
     if not isinstance(image, str) or not image:
         return Bad(Reject.IMAGE_MISSING, "the row names no image"), None
@@ -343,6 +364,8 @@ def load_image(table: str, image: object, roots: Sequence[str] = ()) -> tuple[by
                     return read_file(spelled), spelled
                 except FileTooLarge as error:
                     return Bad(Reject.IMAGE_TOO_LARGE, str(error)), None
+                except Unreachable:
+                    raise
                 except (PathError, OSError, ValueError):
                     continue
     return Bad(Reject.IMAGE_MISSING, _missing(table, image, roots, outside)), None

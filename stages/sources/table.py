@@ -6,7 +6,7 @@ from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from ..files import PathError, find, roots_of
+from ..files import PathError, Unreachable, find, roots_of
 from ..samples import RawPair, Unit, hash_uid
 from ..stage import Count, config
 from .common import (
@@ -96,6 +96,8 @@ class TableSource(SourceConfig):
             if file.size_bytes:
                 try:
                     present = header(file.path, self.delimiter)
+                except Unreachable:
+                    raise
                 except (RowsEnd, PathError):
                     continue  # read_unit reports it as a damaged shard
                 check_columns(

@@ -19,6 +19,8 @@ MAX_EXTENDED_BYTES = 2**20
 MAX_DIGITS = 20
 EXTENDED = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+BROKEN_GZIP = (gzip.BadGzipFile, EOFError, zlib.error)
+"""What damage raises; other errors of the system are those of a device or a network."""
 WITHOUT_DATA = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)
 
 
@@ -67,7 +69,7 @@ class Gunzipped:
         self._broken = False
         try:
             self._gzip.seek(position)
-        except (OSError, EOFError, zlib.error):
+        except BROKEN_GZIP:
             self._broken = True
 
     def read(self, count: int) -> bytes:
@@ -76,7 +78,7 @@ class Gunzipped:
         while count and not self._broken:
             try:
                 piece = self._gzip.read1(min(count, 2**16))
-            except (OSError, EOFError, zlib.error):
+            except BROKEN_GZIP:
                 self._broken = True
                 break
             if not piece:

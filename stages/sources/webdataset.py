@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..files import MAX_FILE_BYTES, PathError, find, is_address, open_input
+from ..files import MAX_FILE_BYTES, PathError, Unreachable, find, is_address, open_input, unreachable
 from ..samples import RawPair, Reject, Unit, hash_uid
 from ..stage import Count, config
 from .common import (
@@ -35,6 +35,7 @@ from .common import (
     refined,
     settle_paths,
     slices,
+    unopened,
 )
 from .hints import json_hint, list_names
 from .origin import origin_of
@@ -115,7 +116,7 @@ class WebDataset(SourceConfig):
         try:
             file = open_input(unit.path)
         except PathError as error:
-            yield damaged(unit, f"byte-{unit.start}", str(error))
+            yield unopened(unit, f"byte-{unit.start}", error)
             return
         names, dotted = _Names(self), set[str]()
         with file:
@@ -175,7 +176,11 @@ def _holds_gzip(path: str) -> bool:
     try:
         with open_input(path) as opened:
             return bool(opened.read(2) == b"\x1f\x8b")
-    except (PathError, OSError):
+    except Unreachable:
+        raise
+    except OSError as error:
+        raise unreachable(path, error) from error
+    except PathError:
         return False
 
 

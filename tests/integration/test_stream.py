@@ -5,7 +5,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from clipsan.pipeline.core.run_folder import RunFolder
 from clipsan.pipeline.core.stream import _operators
 from clipsan.pipeline.scan.work import EmbedWork
 from clipsan.stages.embed import EmbedConfig
+from clipsan.stages.files import Unreachable
 from clipsan.stages.model.clip import ModelConfig
 from clipsan.stages.sources import ParquetSource, list_units
 from tests.closed_form import Case
@@ -132,6 +133,44 @@ def test_ray_data_takes_an_encoder_with_a_share_of_a_gpu(ray_cluster: None, monk
     cluster = ClusterConfig(gpus_per_worker=0.5)
     described = _operators(ray.data, [(0, 1)], [ray.put(None)], cluster, PoolConfig())
     assert "MapBatches(_Encode)" in str(described)
+
+
+@dataclass(frozen=True)
+class Unsure(Noted):
+    """Whose piece 3 does not answer after its first block: some times, or never."""
+
+    failures: int = 0
+
+    def read(self, piece: int, tools: str) -> Iterator[tuple[int, int, np.ndarray]]:
+        blocks = super().read(piece, tools)
+        yield next(blocks)
+        if piece == 3 and len(list(self.folder.glob("failed-*"))) < self.failures:
+            (self.folder / f"failed-{time.monotonic_ns()}").touch()
+            raise Unreachable("shard 3: no such file")
+        yield from blocks
+
+
+def test_a_piece_that_does_not_answer_is_read_again_or_left_undone(ray_cluster: None, tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    streamed(Unsure(notes, failures=2), tmp_path / "again", [1, 3])
+    for path in notes.iterdir():
+        path.unlink()
+    one = Pass(
+        name="embed",
+        cluster=CLUSTER,
+        run=RunFolder(tmp_path / "run"),
+        folder="parts",
+        rejected="rejected",
+        fingerprint="f",
+        encoders=PoolConfig(workers=1),
+        leaves_undone=True,
+    )
+    done = one.do({3: 3, 1: 1}, Unsure(notes, failures=100))
+    assert {(found.key, found.undone) for found in done if found.undone} == {(3, "shard 3: no such file")}
+    assert [path.name for path in one.home.iterdir()] == ["part-00001.parquet"]
+    with pytest.raises(Unreachable, match="shard 3"):
+        replace(one, leaves_undone=False).do({3: 3}, Unsure(notes, failures=100))
 
 
 def test_decoders_do_not_run_away_from_the_encoder(ray_cluster: None, tmp_path: Path) -> None:
