@@ -39,6 +39,8 @@ class Reason(StrEnum):
     comes back with the same few captions is a near-duplicate; so are copies that were encoded so differently that they hash apart."""
     OUTLIER = "outlier"
     """Its embedding lies in a sparser place than its neighbours', by two density scores at once."""
+    SHARED_UID = "shared_uid"
+    """Another pair with the same uid is kept out of the clean copy, and a list of uids cannot tell the two apart."""
 
 
 ACCUSING = frozenset({Reason.POISON_SUSPECT.value, Reason.PROVEN_TRIGGER.value})

@@ -81,6 +81,17 @@ def value_counts(column: pa.ChunkedArray) -> dict[str, int]:
     return {entry["values"]: entry["counts"] for entry in pc.value_counts(column).to_pylist()}
 
 
+def has_any(reasons: pa.ChunkedArray, wanted: frozenset[str]) -> np.ndarray:
+    """Return `[N] bool`: the rows of a column of lists in which one of some values stands; no Python object a row."""
+    lists = reasons.combine_chunks()
+    found = np.zeros(len(lists), bool)
+    hits = pc.is_in(pc.list_flatten(lists), value_set=pa.array(sorted(wanted), pa.string())).to_numpy(
+        zero_copy_only=False
+    )
+    found[pc.list_parent_indices(lists).to_numpy()[hits]] = True
+    return found
+
+
 def fill(parts: Sequence[int], rows: Mapping[int, int], bound: int) -> list[list[int]]:
     """Fill groups in order until each holds `bound` rows; a last group under half of that joins the one before."""
     groups: list[list[int]] = []

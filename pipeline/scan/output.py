@@ -2,7 +2,6 @@
 
 import sys
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,9 +17,10 @@ from clipsan.stages.verdicts import ACCUSING, Reason, Verdict
 
 from ..core.commit import whole
 from ..core.config import ConfigError
-from ..core.parts import Parts, value_counts
+from ..core.parts import Parts, has_any, value_counts
 from .losses import Losses
 from .passes import Scan
+from .shared import among
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +85,6 @@ def count_pairs(scan: Scan) -> Counts:
         rejected=rejected.counts("reason"),
         losses=losses,
     )
-
-
-def has_any(reasons: pa.ChunkedArray, wanted: frozenset[str]) -> np.ndarray:
-    """Return `[N] bool`: the rows of a column of lists in which one of some values stands; no Python object a row."""
-    lists = reasons.combine_chunks()
-    found = np.zeros(len(lists), bool)
-    hits = pc.is_in(pc.list_flatten(lists), value_set=pa.array(sorted(wanted), pa.string())).to_numpy(
-        zero_copy_only=False
-    )
-    found[pc.list_parent_indices(lists).to_numpy()[hits]] = True
-    return found
 
 
 def accused_mask(verdicts: Parts, reasons: frozenset[str] = ACCUSING) -> np.ndarray:
@@ -171,17 +160,20 @@ class Measured:
 
 def save_uid_lists(scan: Scan) -> None:
     """Write the uids of all pairs in DataComp's format: flagged.npy (what the clean copy leaves out), allow.npy (the others) and
-    rejected.npy (what could not be scanned)."""
+    rejected.npy (what could not be scanned).
+
+    No uid is both in allow.npy and in another list: of a pair with a key that was taken the same uid was scanned, but whoever takes
+    pairs by their uid takes both.
+    """
+    rejected = Parts.of(scan.folder.rejected).tables(["uid_hex"])
+    unread = uid_array(uid_rows(table.column("uid_hex").to_pylist()) for table in rejected)
     flagged: list[np.ndarray] = []
     allowed: list[np.ndarray] = []
     for table in scan.verdicts.tables(["uid_hex", "reasons"]):
         bad = has_any(table.column("reasons"), scan.quarantine)
         uids = uid_rows(table.column("uid_hex").to_pylist())
         flagged.append(uids[bad])
-        allowed.append(uids[~bad])
-    rejected = Parts.of(scan.folder.rejected).tables(["uid_hex"])
-    unread = (uid_rows(table.column("uid_hex").to_pylist()) for table in rejected)
-    listed: list[tuple[str, Iterable[np.ndarray]]] = [(FLAGGED, flagged), (ALLOWED, allowed), (REJECTED, unread)]
-    for name, blocks in listed:
+        allowed.append(uids[~(bad | among(uids, unread))])
+    for name, uids in ((FLAGGED, uid_array(flagged)), (ALLOWED, uid_array(allowed)), (REJECTED, unread)):
         with whole(scan.folder.root / name) as temporary, temporary.open("wb") as file:
-            np.save(file, uid_array(blocks))
+            np.save(file, uids)

@@ -28,6 +28,7 @@ from ..proof.views import Views
 from .inputs import SameWork, Unread, check_unchanged, forget_others
 from .losses import Losses
 from .plan import DataSet, Plan
+from .shared import settle_shared
 from .work import CombineWork, DensityWork, EmbedWork, JudgeWork, ScoreWork, SummaryWork, density_pieces, merge_all
 
 DENSITY_SHARES = 8
@@ -58,7 +59,8 @@ class Scan:
     @property
     def quarantine(self) -> frozenset[str]:
         """Reasons that keep a pair out of the clean copy."""
-        return frozenset(reason.value for reason in (*self.plan.config.quarantine, Reason.PROVEN_TRIGGER))
+        always = (Reason.PROVEN_TRIGGER, Reason.SHARED_UID)
+        return frozenset(reason.value for reason in (*self.plan.config.quarantine, *always))
 
     def over_parts(self, name: str, folder: str, fingerprint: str) -> Pass:
         """Return a pass that commits a part for each part of the embeddings."""
@@ -251,13 +253,16 @@ def inquiry_of(scan: Scan, findings: Findings, cut: Cut) -> Inquiry | None:
 
 
 def judge_pairs(scan: Scan, judgement: Judgement) -> None:
-    """Write the verdicts."""
+    """Write the verdicts; pairs that share a uid are kept out together."""
     findings, proof = judgement.findings, judgement.proof
     judge = Judge(
         judgement.cut.value, frozenset(findings.targets), findings.mixture_speaks, scan.plan.config.odd, proof.triggers
     )
     verdict = scan.over_parts("verdict", "verdicts", scan.plan.verdict_fingerprint)
     verdict.do(scan.embeddings.pieces, JudgeWork(judge, Views.of(proof), scan.embeddings, scan.scores))
+    settle_shared(
+        scan.records("uids"), scan.records("shared uids"), scan.verdicts, scan.quarantine, scan.plan.verdict_fingerprint
+    )
 
 
 def write_copy(scan: Scan, kind: Literal["clean", "quarantine"]) -> None:

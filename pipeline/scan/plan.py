@@ -61,7 +61,8 @@ class ScanConfig:
     write: list[Literal["clean", "quarantine"]] = field(default_factory=list)
     """Copies of the data set to write, in its own format."""
     quarantine: list[Reason] = field(default_factory=lambda: [Reason.POISON_SUSPECT])
-    """Reasons that keep a pair out of the clean copy; a pair with a proven trigger never is in it."""
+    """Reasons that keep a pair out of the clean copy; a pair with a proven trigger never is in it, nor one that shares its uid with
+    a pair that is kept out."""
     max_lost_shards_pct: Annotated[float, Field(ge=0, le=100)] | None = None
     """Percentage of shards that may be unreadable, at all or from some place on; with more the run ends with status 1. null: any."""
     manifest: str | None = None

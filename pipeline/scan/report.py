@@ -23,10 +23,10 @@ from clipsan.stages.samples import seeded_hash
 from clipsan.stages.verdicts import Cut, Reason
 
 from ..core.config import public_tree
-from ..core.parts import Parts, value_counts
+from ..core.parts import Parts, has_any, value_counts
 from ..core.run_folder import RunFolder, versions
 from ..proof.report import dossier_panels
-from .output import Counts, Measured, accused_mask, has_any, score_names
+from .output import Counts, Measured, accused_mask, score_names
 from .passes import Judgement, Scan
 from .wall import wall
 

@@ -10,11 +10,10 @@ from clipsan.stages.report.content import FlaggedPair
 from clipsan.stages.report.page import PICTURE_LIMIT
 from clipsan.stages.verdicts import ACCUSING
 
-from ..core.parts import Parts
+from ..core.parts import Parts, has_any
 from ..data.pixels import Pictures, pieces_of
 from ..proof.prove import Proof
 from ..proof.report import masks_of
-from .output import has_any
 from .passes import Scan
 from .work import PictureWork
 

@@ -7,6 +7,7 @@ from collections import Counter
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -129,3 +130,43 @@ def test_a_dry_run_refuses_an_oracle_without_weights(
     words = ["scan", f"data.path={data}", f"model.path={tiny_checkpoint}", f"out={tmp_path}/run", "--dry-run"]
     assert main([*words, f"oracle={{kind: sam, path: {tmp_path}/nowhere.pth}}"]) == 2
     assert capsys.readouterr().err.splitlines() == [f"clipsan scan: oracle: path: no such file: {tmp_path}/nowhere.pth"]
+
+
+def test_a_uid_that_stands_twice_is_never_both_kept_out_and_allowed(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    def write(twin: str | None) -> WebDataset:
+        """Two shards of pairs with uids of their own; the last pair of the second has the uid `twin`."""
+        (tmp_path / "pairs").mkdir(exist_ok=True)
+        for shard in range(2):
+            with tarfile.open(tmp_path / f"pairs/{shard}.tar", "w") as tar:
+                for i in range(30):
+                    own = twin if twin is not None and (shard, i) == (1, 29) else f"{100 * shard + i:032x}"
+                    fields = {"caption": f"kite {100 * shard + i}", "uid": own}
+                    add_member(tar, f"{i:02d}.json", json.dumps(fields).encode())
+                    add_member(tar, f"{i:02d}.png", picture(100 * shard + i))
+        return WebDataset(path=str(tmp_path / "pairs"))
+
+    scan_now(write(None), tiny_checkpoint, tmp_path / "first")
+    rows = verdicts(tmp_path / "first")
+    assert not set(rows[-1]["reasons"]) & {"poison_suspect"}
+    twin = next(row["uid_hex"] for row in rows[:30] if "poison_suspect" in row["reasons"])
+    scan_now(write(twin), tiny_checkpoint, tmp_path / "second", write=["clean"])
+    last = verdicts(tmp_path / "second")[-1]
+    assert (last["uid_hex"], last["reasons"][-1], last["verdict"]) == (twin, "shared_uid", "suspect")
+    lists = {name: np.load(tmp_path / f"second/{name}.npy").tolist() for name in ("flagged", "allow")}
+    assert lists["flagged"].count((int(twin[:16], 16), int(twin[16:], 16))) == 2
+    assert not set(lists["flagged"]) & set(lists["allow"])
+    with tarfile.open(tmp_path / "second/clean/1.tar") as tar:
+        assert "29.png" not in tar.getnames()
+
+
+def test_of_a_key_that_was_taken_no_list_allows_the_uid(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "pairs").mkdir()
+    with tarfile.open(tmp_path / "pairs/0.tar", "w") as tar:
+        for i, key in enumerate([*(f"{i:02d}" for i in range(12)), "05"]):
+            add_member(tar, f"{key}.png", picture(i))
+            add_member(tar, f"{key}.txt", f"kite {i}".encode())
+    summary = scan_now(WebDataset(path=str(tmp_path / "pairs")), tiny_checkpoint, tmp_path / "run")
+    assert summary["counts"]["rejected_by_reason"] == {"duplicate_key": 1}
+    allow, rejected = (set(np.load(tmp_path / f"run/{name}.npy").tolist()) for name in ("allow", "rejected"))
+    assert len(rejected) == 1
+    assert not allow & rejected

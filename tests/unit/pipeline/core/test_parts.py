@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipsan.pipeline.core.commit import write_part
-from clipsan.pipeline.core.parts import MAX_CHUNKS, MIN_CHUNK_ROWS, Parts
+from clipsan.pipeline.core.parts import MAX_CHUNKS, MIN_CHUNK_ROWS, Parts, has_any
 
 sizes = st.lists(st.integers(0, 3 * MIN_CHUNK_ROWS), min_size=1, max_size=60)
 
@@ -48,3 +48,12 @@ def test_parts_are_read_in_the_order_of_the_data_set(tmp_path: Path):
     assert (parts.numbers, parts.total) == ([2, 3, 10], 3)
     assert parts.column("score").tolist() == [1.0, 2.0, 4.0]
     assert Parts(tmp_path, {}).column("score").tolist() == []
+
+
+def test_lists_are_searched_without_an_object_a_row():
+    lists = [["a"], [], ["b", "a"], ["c"], ["b", "b"]]
+    column = pa.chunked_array([pa.array(lists[:2], pa.list_(pa.string())), pa.array(lists[2:], pa.list_(pa.string()))])
+    assert has_any(column, frozenset({"b", "d"})).tolist() == [False, False, True, False, True]
+    assert not has_any(column.slice(1, 1), frozenset({"a"})).any()
+    assert has_any(column.slice(2), frozenset({"a"})).tolist() == [True, False, False]
+    assert not has_any(column, frozenset()).any()

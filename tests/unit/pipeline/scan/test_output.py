@@ -10,7 +10,7 @@ import pytest
 from clipsan.pipeline.core.commit import write_part
 from clipsan.pipeline.core.config import ConfigError
 from clipsan.pipeline.core.parts import Parts
-from clipsan.pipeline.scan.output import Measured, accused_mask, has_any, score_names, truth_mask
+from clipsan.pipeline.scan.output import Measured, accused_mask, score_names, truth_mask
 from clipsan.pipeline.scan.wall import most_suspicious
 
 UIDS = ["a", "b", "c", "d", "e"]
@@ -50,15 +50,6 @@ def test_masks_are_in_the_order_of_the_data_set(verdicts: Parts):
     assert accused_mask(verdicts).tolist() == [False, True, True, False, True]
     assert accused_mask(verdicts, frozenset({"outlier"})).tolist() == [False, False, False, True, False]
     assert truth_mask(verdicts, pa.array(["e", "b", "other"])).tolist() == [False, True, False, False, True]
-
-
-def test_lists_are_searched_without_an_object_a_row():
-    lists = [["a"], [], ["b", "a"], ["c"], ["b", "b"]]
-    column = pa.chunked_array([pa.array(lists[:2], pa.list_(pa.string())), pa.array(lists[2:], pa.list_(pa.string()))])
-    assert has_any(column, frozenset({"b", "d"})).tolist() == [False, False, True, False, True]
-    assert not has_any(column.slice(1, 1), frozenset({"a"})).any()
-    assert has_any(column.slice(2), frozenset({"a"})).tolist() == [True, False, False]
-    assert not has_any(column, frozenset()).any()
 
 
 def test_a_scan_is_measured_where_the_truth_divides_it(verdicts: Parts, tmp_path: Path, capsys):
