@@ -12,14 +12,13 @@ from pydantic import Field
 
 from ..captions import Concepts, Mined, Named, Vocabulary, count_terms, merge_counts, mine_vocabulary, name_vocabulary
 from ..samples import seeded_hash
-from ..stage import Count, Positive, Seed, config
+from ..stage import Count, Positive, Seed, Weight, config
 from .concept_content import Content, find_content
+from .concept_division import Divided, Division, Naming, column_rows
 from .concept_moments import whitening
 from .concept_state import nonnull
 from .detector import DetectorConfig, TrustedMoments
-from .false_discoveries import named_by_rate, tail_chances
 from .streaming import Column, Columns, StreamingDetector, layer_columns, vectors
-from .two_sides import TwoSides, separate
 
 WORST = 2.0**64
 """One above the largest hash."""
@@ -44,13 +43,13 @@ class ConceptSidesConfig(DetectorConfig):
     """Principal axes of a concept that are tried."""
     false_discovery_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of wrong names among the concepts named, at most, in the long run (Benjamini and Hochberg 1995)."""
-    least_diversity: float = 0.0
-    """How diverse the pictures of the foreign side must be for its concept to be named: 0 as within a concept, 1 as in the whole
-    data set. Poison comes from everywhere; a natural sub-mode (product shots) is narrower than its concept."""
+    least_spread: Weight = 0.5
+    """Variance of the pictures on the foreign side over that of the others, below which its concept is not named: half, which is what
+    a dimming trigger may take. Poison comes from everywhere; product shots that hardly differ are no poison."""
     memory_mib: Positive = 512.0
     """Of the samples of all concepts; features are projected to fewer dimensions until they fit."""
     kept: Count = 1_024
-    """Concepts, by falling statistic, whose pairs get a score."""
+    """Concepts, by rising chance, whose pairs get a score."""
     shown: Count = 256
     """Pairs of each side that are handed over to whoever proves."""
     seed: Seed = 0
@@ -155,6 +154,8 @@ class ConceptSplit:
     """Probability that a clean concept of this data set shows as much."""
     diversity: float
     """Of the side that the rest of the data is not on: 0 as within a concept, 1 as in the whole data set."""
+    spread: float
+    """Variance of that side's pictures over that of the others."""
     named: bool
     poison: Side
     """The side that the rest of the data is not on: what a trigger would look like."""
@@ -177,16 +178,10 @@ class SidesState:
     """A layer each: `[d, p] float64`."""
     contents: tuple[Content, ...] = ()
     """A layer each, the last left out where there are several: a backdoor gathers its pictures there."""
-    concepts: tuple[int, ...] = ()
-    """Concepts that could be divided, by falling statistic."""
-    sides: tuple[TwoSides, ...] = ()
-    """Of the first `kept` of them."""
-    statistics: np.ndarray | None = None
-    """Of all of them."""
-    chances: np.ndarray | None = None
-    diversity: np.ndarray | None = None
-    named: np.ndarray | None = None
-    """`bool`."""
+    divided: int = 0
+    """Concepts that could be divided."""
+    found: tuple[Divided, ...] = ()
+    """The first `kept` of them, the named ones first, then by rising chance."""
     shown: tuple[tuple[Side, Side], ...] = ()
     """The foreign and the native side of each named concept and of the next few."""
 
@@ -200,15 +195,15 @@ class ConceptSides(StreamingDetector):
 
     1. Concepts are mined from the captions (or named), and a sample of all pairs is drawn: the rest of the data.
     2. Layers are whitened by the covariance within concepts, each pair counting in the rarest of its own.
-    3. A sample of every concept is drawn, and divided as two_sides says. A concept is named by its statistic against what the
-       other concepts of the same data set show, at a false discovery rate, if the pictures of its foreign side are diverse;
-       pairs on the foreign side of a named concept are then left out of the others, which are looked at again, so that a colour
-       that shares some captions is not named beside the target.
+    3. A sample of every concept is drawn, and divided as concept_division says, in each layer alone and in all together. A concept
+       is named by its statistic against what the other concepts of the same data set show, at a false discovery rate, if
+       the pictures of its foreign side are not all alike; pairs on the foreign side of a named concept are then left out of the others,
+       which are looked at again, so that a colour that shares some captions is not named beside the target.
     4. Both sides of the named concepts, and of the next few, are drawn, for the proof.
 
-    Score of a pair: the largest over its concepts of the probability that it is on the foreign side, times s / (s + s0), s
-    being the concept's statistic and s0 the smallest that is named (or the largest found, where none is); 1 more where the concept is
-    named and the pair is on the foreign side.
+    Score of a pair: the largest over its concepts of the probability that it is on the foreign side, times e / (e + e0), e
+    being -log of the concept's chance and e0 the smallest that is named (or the largest found, where none is); 1 more where the
+    concept is named and the pair is on the foreign side.
 
     Memory is bounded by the samples: 20,000 concepts of 256 pairs with 64 dimensions are within `memory_mib`.
     """
@@ -329,67 +324,25 @@ class ConceptSides(StreamingDetector):
         return Chosen(hashes[rows], whitened, drawn[rows])
 
     def _divide(self, state: SidesState, summary: Chosen) -> SidesState:
-        """Divide every concept; name those that stand out, leaving out what a named one accounts for."""
         settings, rest = self._settings, nonnull(state.rest)
-        widths = np.cumsum([len(white) for white in state.whites])[:-1]
-        narrow = np.cumsum([white.shape[1] for white in state.whites])[:-1]
-        outside = self._whiten(state, np.split(rest.layers.astype(np.float32), widths, axis=1)).astype(np.float32)
-        elsewhere = nonnull(state.vocabulary).members(list(rest.captions)).tocsc()
+        layers = np.cumsum([len(white) for white in state.whites])[:-1]
         order = np.argsort(summary.hashes, kind="stable")
-        whitened, members = summary.whitened[order].astype(np.float32), summary.members[order].tocsc()
-        found: dict[int, TwoSides] = {}
-        diverse: dict[int, float] = {}
-        taken = np.zeros(len(order), dtype=bool)
-
-        def look(concept: int) -> None:
-            rows = column_rows(members, concept)
-            away = np.ones(len(outside), dtype=bool)
-            away[column_rows(elsewhere, concept)] = False
-            inside = whitened[rows[~taken[rows]]]
-            sides = separate(inside, outside, away, least=settings.least_pairs, directions=settings.directions)
-            found.pop(concept, None)
-            if sides is not None:
-                found[concept] = sides
-                foreign = np.split(inside[sides.positions(inside) >= sides.cut].astype(np.float64), narrow, axis=1)
-                diverse[concept] = float(
-                    np.mean(
-                        [c.diversity(z * np.sqrt(z.shape[1])) for c, z in zip(state.contents, foreign, strict=False)]
-                    )
-                )
-
-        for concept in range(members.shape[1]):
-            look(concept)
-        settled: list[int] = []
-        while True:
-            statistics = np.array([sides.statistic for sides in found.values()])
-            named = named_by_rate(tail_chances(statistics), settings.false_discovery_rate)
-            new = [
-                (found[c].statistic, c)
-                for c, yes in zip(found, named, strict=True)
-                if yes and c not in settled and diverse[c] >= settings.least_diversity
-            ]
-            if not new:
-                break
-            leader = max(new)[1]
-            settled.append(leader)
-            rows = column_rows(members, leader)
-            foreign = rows[found[leader].positions(whitened[rows]) >= found[leader].cut]
-            taken[foreign] = True
-            for concept in np.unique(members[foreign].tocsr().indices).tolist():
-                if concept not in settled:
-                    look(concept)
-        ranked = sorted(found, key=lambda c: (c not in settled, -found[c].statistic, c))
-        statistics = np.array([found[c].statistic for c in ranked])
-        return replace(
-            state,
-            rest=None,
-            concepts=tuple(ranked),
-            sides=tuple(found[c] for c in ranked[: settings.kept]),
-            statistics=statistics,
-            chances=tail_chances(statistics),
-            diversity=np.array([diverse[c] for c in ranked]),
-            named=np.array([c in settled for c in ranked], dtype=bool),
+        division = Division(
+            naming=Naming(
+                least_pairs=settings.least_pairs,
+                directions=settings.directions,
+                rate=settings.false_discovery_rate,
+                least_spread=settings.least_spread,
+            ),
+            whitened=summary.whitened[order].astype(np.float32),
+            members=summary.members[order].tocsc(),
+            outside=self._whiten(state, np.split(rest.layers.astype(np.float32), layers, axis=1)).astype(np.float32),
+            elsewhere=nonnull(state.vocabulary).members(list(rest.captions)).tocsc(),
+            widths=[white.shape[1] for white in state.whites],
+            contents=state.contents,
         )
+        divided = division.run()
+        return replace(state, rest=None, divided=len(divided), found=tuple(divided[: settings.kept]))
 
     def _draw_sides(
         self, state: SidesState, members: sp.csr_matrix, hashes: np.ndarray, table: pa.Table
@@ -398,10 +351,10 @@ class ConceptSides(StreamingDetector):
         by_concept, uids = members.tocsc(), table.column("uid").to_pylist()
         whitened = self._whitened(state, table)
         drawn = []
-        wanted = int(nonnull(state.named).sum()) + SHOWN_BEYOND
-        for concept, sides in list(zip(state.concepts, state.sides, strict=False))[:wanted]:
-            rows = column_rows(by_concept, concept)
-            foreign = sides.positions(whitened[rows]) >= sides.cut
+        wanted = sum(one.named for one in state.found) + SHOWN_BEYOND
+        for one in state.found[:wanted]:
+            rows = column_rows(by_concept, one.concept)
+            foreign = one.sides.positions(whitened[rows]) >= one.sides.cut
             drawn.append(tuple(draw_side(rows[part], hashes, uids) for part in (foreign, ~foreign)))
         return [(a.first(self._settings.shown), b.first(self._settings.shown)) for a, b in drawn]
 
@@ -411,36 +364,38 @@ class ConceptSides(StreamingDetector):
     def score(self, state: SidesState, table: pa.Table) -> Columns:
         """Return `concept_sides`, `[n] float32` in [0, 2); 1 and above is accused."""
         members = nonnull(state.vocabulary).members(table.column("caption").to_pylist()).tocsc()
-        whitened, named = self._whitened(state, table), nonnull(state.named)
-        statistics = nonnull(state.statistics)
-        known = statistics[named].min() if named.any() else max(statistics.max(initial=0.0), 1.0)
+        whitened = self._whitened(state, table)
+        weights = [-np.log(one.chance) for one in state.found]
+        known = min(
+            (w for w, one in zip(weights, state.found, strict=True) if one.named), default=max(weights, default=1.0)
+        )
         scores = np.zeros(table.num_rows)
-        for place, (concept, sides) in enumerate(zip(state.concepts, state.sides, strict=False)):
-            rows = column_rows(members, concept)
-            positions = sides.positions(whitened[rows])
-            weight = sides.statistic / (sides.statistic + known)
-            accused = named[place] & (positions >= sides.cut)
+        for strength, one in zip(weights, state.found, strict=True):
+            rows = column_rows(members, one.concept)
+            positions = one.sides.positions(whitened[rows])
+            weight = strength / (strength + max(known, 1.0))
+            accused = one.named & (positions >= one.sides.cut)
             # the weight of a pair on the foreign side stays above a half of its concept's, so that ranks follow concepts
             scores[rows] = np.maximum(
-                scores[rows], np.minimum(weight * sides.belief(positions), 1 - 2.0**-20) + accused
+                scores[rows], np.minimum(weight * one.sides.belief(positions), 1 - 2.0**-20) + accused
             )
         return {"concept_sides": scores.astype(np.float32)}
 
     def splits(self, state: SidesState) -> tuple[ConceptSplit, ...]:
-        """Return both sides of the named concepts, and of the next few by their statistic."""
-        names, named = nonnull(state.vocabulary).names, nonnull(state.named)
-        figures = (nonnull(state.statistics), nonnull(state.chances), nonnull(state.diversity))
-        found = zip(state.concepts, *figures, named, strict=True)
+        """Return both sides of the named concepts, and of the next few by their chance."""
+        names = nonnull(state.vocabulary).names
         return tuple(
-            ConceptSplit(names[c], float(s), float(chance), float(diverse), bool(yes), *sides)
-            for (c, s, chance, diverse, yes), sides in zip(found, state.shown, strict=False)
+            ConceptSplit(
+                names[one.concept], one.sides.statistic, one.chance, one.diversity, one.spread, one.named, *sides
+            )
+            for one, sides in zip(state.found, state.shown, strict=False)
         )
 
     def findings(self, state: SidesState) -> Mapping[str, Any]:
         """Return how many concepts were looked at, at which rate they are named, and the most striking."""
         return {
             "false_discovery_rate": self._settings.false_discovery_rate,
-            "concepts_divided": len(state.concepts),
+            "concepts_divided": state.divided,
             "dimensions": int(sum(white.shape[1] for white in state.whites)),
             "concepts": [
                 {
@@ -448,13 +403,14 @@ class ConceptSides(StreamingDetector):
                     "statistic": round(split.statistic, 3),
                     "chance": float(f"{split.chance:.3g}"),
                     "diversity": round(split.diversity, 3),
+                    "spread": round(split.spread, 3),
                     "named": split.named,
                     "poison_side": split.poison.pairs,
                     "genuine_side": split.genuine.pairs,
-                    "ratio": round(sides.ratio, 3),
-                    "elsewhere": float(f"{sides.elsewhere:.3g}"),
+                    "ratio": round(one.sides.ratio, 3),
+                    "elsewhere": float(f"{one.sides.elsewhere:.3g}"),
                 }
-                for split, sides in zip(self.splits(state), state.sides, strict=False)
+                for split, one in zip(self.splits(state), state.found, strict=False)
             ],
         }
 
@@ -479,11 +435,6 @@ def draw_side(rows: np.ndarray, hashes: np.ndarray, uids: list[str]) -> Side:
     """Return the pairs of a side in one chunk."""
     order = rows[np.argsort(hashes[rows], kind="stable")]
     return Side(len(rows), hashes[order], tuple(uids[i] for i in order))
-
-
-def column_rows(members: sp.csc_matrix, concept: int) -> np.ndarray:
-    """Return the rows of one concept's pairs."""
-    return np.asarray(members.indices[members.indptr[concept] : members.indptr[concept + 1]])
 
 
 def orthonormal(rows: int, columns: int) -> np.ndarray:

@@ -16,7 +16,8 @@ def tail_chances(statistics: np.ndarray) -> np.ndarray:
     beyond counting as being there (a censored sample), so that poisoned concepts do not widen their own null. With few
     concepts the rate is uncertain, and the chance is averaged over that: (1 + x / (k m))^-k for k concepts of the tail and their
     mean excess m. On clean data sets (one of rendered scenes with 44 concepts, one of photos with 363) the smallest chance found is
-    about one in the number of concepts, as it must be; roots, not logarithms or the statistics themselves, give that.
+    about one in the number of concepts, as it must be; roots, not logarithms or the statistics themselves, give that. Up to
+    the median the chance is the share of concepts that show as much.
     """
     if not len(statistics):
         return np.zeros(0)
@@ -27,7 +28,8 @@ def tail_chances(statistics: np.ndarray) -> np.ndarray:
     excess = max(float((np.minimum(tail, stop) - start).sum()), 1e-9)
     beyond = np.maximum(roots - start, 0.0)
     share = len(tail) / len(roots)
-    return np.where(roots > start, share * (1 + beyond / excess) ** -uncensored, 1.0)
+    as_much = 1 - np.searchsorted(np.sort(roots), roots) / len(roots)
+    return np.asarray(np.where(roots > start, share * (1 + beyond / excess) ** -uncensored, as_much))
 
 
 def named_by_rate(chances: np.ndarray, rate: float) -> np.ndarray:

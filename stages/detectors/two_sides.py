@@ -9,6 +9,7 @@ separation is weighed by how much rarer its rarer side is in the rest of the dat
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import gammaincinv
 
 FINEST = 1e-12
 """Variance below which rounding is all there is."""
@@ -54,6 +55,8 @@ class TwoSides:
     """Share of the concept on the foreign side."""
     elsewhere: float
     """Share of the rest of the data on that side; at least half a pair."""
+    pairs: int
+    """Pairs that it was divided by."""
     direction: np.ndarray
     """`[P] float64`."""
     offset: float
@@ -70,8 +73,13 @@ class TwoSides:
 
     @property
     def statistic(self) -> float:
-        """Ratio times log(share / elsewhere), at least 0: two clear modes, one of which is found nowhere else."""
-        return max(self.ratio * float(np.log(self.share / self.elsewhere)), 0.0) if self.share > 0 else 0.0
+        """Ratio times log(share / elsewhere), at least 0: two clear modes, one of which is found nowhere else.
+
+        The ratio is taken at its lower confidence limit: of few pairs a narrow side is luck.
+        """
+        if not self.share > 0:
+            return 0.0
+        return max(self.ratio * lowest(self.pairs) * float(np.log(self.share / self.elsewhere)), 0.0)
 
     def positions(self, whitened: np.ndarray) -> np.ndarray:
         """Return where pairs lie, `[n] float64`."""
@@ -80,6 +88,17 @@ class TwoSides:
     def belief(self, positions: np.ndarray) -> np.ndarray:
         """Return the probability that a pair is on the foreign side, `[n] float64`, never falling with the position."""
         return believe(positions, self.prior, (self.native, self.foreign), (self.native_spread, self.foreign_spread))
+
+
+CONFIDENCE = 0.95
+"""Of the limit that a ratio is taken at."""
+
+
+def lowest(pairs: int) -> float:
+    """Return what share of a ratio is sure: the quantile of chi-square over its n - 2 degrees of freedom, which a variance within two
+    sides has."""
+    freedom = max(pairs - 2, 1)
+    return float(2 * gammaincinv(freedom / 2, 1 - CONFIDENCE) / freedom)
 
 
 STEPS = 30
@@ -140,10 +159,10 @@ def separate(
 ) -> TwoSides | None:
     """Divide a concept in two; None where it has too few pairs, or pairs that are the same, or is the whole data set.
 
-    The pairs are halved. In each half the top principal axes are tried: along each the two-means split is sought, the difference
-    of its sides' means is the direction, and the one with the largest statistic in its own half is kept. What counts is
-    what it shows in the other half, where nothing was chosen: noise alone gives a ratio of about 1.8 there, however many
-    dimensions there are.
+    The pairs are halved. In each half the top principal axes are tried: the two-means split along one is refined along the
+    direction that tells its sides apart best (`discriminant`), and the direction with the largest statistic in its own half is
+    kept. What counts is what it shows in the other half, where nothing was chosen: noise alone gives a ratio of about 1.8 there,
+    however many dimensions there are.
 
     Args:
         inside: `[n, P] float64`, whitened, in an order that has nothing to do with the pictures.
@@ -181,6 +200,7 @@ def separate(
         ratio=found.ratio,
         share=shares[bool(up)][0],
         elsewhere=max(shares[bool(up)][1], half_a_pair),
+        pairs=len(inside),
         direction=sign * (first + second) / 2,
         offset=float(sign * (shift + other_shift) / 2),
         cut=balance,
@@ -190,6 +210,50 @@ def separate(
         native_spread=spreads[0],
         prior=prior,
     )
+
+
+RIDGE = 3.0
+"""Of the covariance within the sides, in mean variances: their own is known of too few pairs to be inverted. Chosen on SIG in 65 % of
+a concept and on a clean model: 1 sets the target further apart, and with it sub-modes of thirty pairs; the plain difference of the
+means, neither."""
+ROUNDS = 1
+"""Of refining a split; more change nothing on the models that RIDGE was chosen with."""
+
+
+def refine(half: np.ndarray, upper: np.ndarray, least: int) -> np.ndarray | None:
+    """Return the direction `[P]` that tells the sides of a half apart, after the sides have followed it; None without two sides.
+
+    Args:
+        half: `[n, P]`.
+        upper: `[n] bool`, the sides to start from.
+        least: pairs that a side must have.
+    """
+    direction = None
+    for _ in range(ROUNDS + 1):
+        if not upper.any() or upper.all():
+            return direction
+        direction = discriminant(half, upper)
+        own = half @ direction
+        moved = own > split(own, least).cut
+        if (moved == upper).all():
+            break
+        upper = moved
+    return direction
+
+
+def discriminant(half: np.ndarray, upper: np.ndarray) -> np.ndarray:
+    """Return Fisher's linear discriminant `[P]` of two sides: the difference of their means, less of it where pairs vary anyway.
+
+    (W + r I) d = difference, with the covariance W within the sides and r as RIDGE says; solved in the space of the pairs, which
+    are fewer than the dimensions (Woodbury).
+    """
+    means = half[upper].mean(axis=0), half[~upper].mean(axis=0)
+    gap = (means[0] - means[1]).astype(np.float64)
+    around = (half - np.where(upper[:, None], *means)).astype(np.float64)
+    n, width = around.shape
+    ridge = max(RIDGE * float((around**2).sum()) / (n * width), FINEST)
+    weights = np.linalg.solve(around @ around.T + n * ridge * np.eye(n), around @ gap)
+    return np.asarray((gap - around.T @ weights) / ridge)
 
 
 def choose_direction(
@@ -202,10 +266,9 @@ def choose_direction(
     _, axes = np.linalg.eigh(centred @ centred.T)
     best: tuple[float, np.ndarray, float] | None = None
     for axis in axes.T[::-1][:directions]:
-        upper = axis > split(axis, least).cut
-        if not upper.any() or upper.all():
+        direction = refine(half, axis > split(axis, least).cut, least)
+        if direction is None:
             continue
-        direction = half[upper].mean(axis=0) - half[~upper].mean(axis=0)
         away = (outside @ direction)[elsewhere]
         centre = float(np.median(away))
         scale = max(1.4826 * float(np.median(np.abs(away - centre))), 1e-9)

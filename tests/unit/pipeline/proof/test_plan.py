@@ -107,7 +107,7 @@ def test_both_sides_of_a_divided_concept_are_examined_and_compared(tmp_path: Pat
     # u005 has no concept by the scores; the detector of sides knows better.
     poison, genuine = ("u005", "u101", "u013", "u201"), ("u017", "u105", "u209")
     hashes = np.arange(9, dtype=np.uint64)
-    split = ConceptSplit("dog", 0.1, 0.5, 0.5, False, Side(4, hashes[:4], poison), Side(3, hashes[:3], genuine))
+    split = ConceptSplit("dog", 0.1, 0.5, 0.5, 1.0, False, Side(4, hashes[:4], poison), Side(3, hashes[:3], genuine))
     other = dataclasses.replace(split, concept="no concept of the scores")
     settings = ProofConfig(budget=0.1, held_out=40, groups=2, group_size=25)
     handed = dataclasses.replace(findings(), splits=(split, other))

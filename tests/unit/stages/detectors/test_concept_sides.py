@@ -92,7 +92,8 @@ def test_near_identical_product_shots_are_a_side_but_no_poison() -> None:
     first = detector.splits(state)[0]
     assert first.concept == TARGET
     assert first.poison.pairs == 10
-    assert first.diversity < SETTINGS.least_diversity
+    assert first.diversity < 0
+    assert first.spread < SETTINGS.least_spread
     assert not first.named
 
 
@@ -155,3 +156,35 @@ def test_projection_keeps_all_or_is_orthonormal() -> None:
     np.testing.assert_array_equal(orthonormal(5, 5), np.eye(5))
     narrow = orthonormal(30, 7)
     np.testing.assert_allclose(narrow.T @ narrow, np.eye(7), atol=1e-12)
+
+
+def test_a_trigger_that_one_of_many_layers_shows_is_named() -> None:
+    table, poison = cache(40, 40)
+    rng = np.random.default_rng(5)
+    for name in ("layer.c", "layer.d", "layer.e"):
+        noise = rng.normal(size=table.num_rows * 4 * WIDTH).astype(np.float16)
+        table = table.append_column(name, pa.FixedSizeListArray.from_arrays(pa.array(noise), 4 * WIDTH))
+    clean, _ = cache(40, 40, seed=1)
+    table = table.set_column(table.schema.get_field_index("layer.b"), "layer.b", clean.column("layer.a"))
+    detector = ConceptSides(SETTINGS)
+    state = learn(detector, table)
+    assert [split.concept for split in detector.splits(state) if split.named] == [TARGET]
+    accused = detector.score(state, table)["concept_sides"] >= 1
+    assert (accused == poison).mean() > 0.999
+
+
+def test_pictures_that_a_trigger_has_made_alike_in_content_are_poison_still() -> None:
+    table, poison = cache(40, 40)
+    columns = {}
+    for name in ("layer.a", "layer.b"):
+        features = vectors(table, name)
+        centre = features[poison].mean(axis=0)
+        features[poison] = centre + (features[poison] - centre) * (np.arange(WIDTH) >= 8)
+        columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(features.astype(np.float16).ravel()), WIDTH)
+    for name, column in columns.items():
+        table = table.set_column(table.schema.get_field_index(name), name, column)
+    detector = ConceptSides(SETTINGS)
+    first = detector.splits(learn(detector, table))[0]
+    assert first.concept == TARGET
+    assert first.diversity < 0
+    assert first.named

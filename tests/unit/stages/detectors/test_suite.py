@@ -9,7 +9,14 @@ from clipsan.stages.detectors.concept_sides import ConceptSplit, Side
 def split(name: str, *, named: bool) -> ConceptSplit:
     sides = [Side(n, np.arange(1, dtype=np.uint64), ("u",)) for n in (7, 30)]
     return ConceptSplit(
-        concept=name, statistic=50.0, chance=1e-6, diversity=0.9, named=named, poison=sides[0], genuine=sides[1]
+        concept=name,
+        statistic=50.0,
+        chance=1e-6,
+        diversity=0.9,
+        spread=1.0,
+        named=named,
+        poison=sides[0],
+        genuine=sides[1],
     )
 
 

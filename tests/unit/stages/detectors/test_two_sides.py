@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy.stats import chi2
 
-from clipsan.stages.detectors.two_sides import TwoSides, separate, split
+from clipsan.stages.detectors.two_sides import RIDGE, TwoSides, discriminant, lowest, refine, separate, split
 
 WIDTH = 40
 
@@ -91,3 +92,35 @@ def test_too_few_pairs_have_no_sides() -> None:
 def test_a_concept_that_is_the_whole_data_set_has_no_sides() -> None:
     inside, _, outside = planted(0.5)
     assert separate(inside, outside, np.zeros(len(outside), dtype=bool), least=5, directions=3) is None
+
+
+def test_discriminant_is_fishers_with_a_ridge() -> None:
+    inside, poison, _ = planted(0.4, n=30)
+    inside = inside * np.linspace(0.5, 3, WIDTH)
+    around = inside - np.where(poison[:, None], inside[poison].mean(axis=0), inside[~poison].mean(axis=0))
+    within = around.T @ around / len(around)
+    gap = inside[poison].mean(axis=0) - inside[~poison].mean(axis=0)
+    expected = np.linalg.solve(within + RIDGE * np.trace(within) / WIDTH * np.eye(WIDTH), gap)
+    np.testing.assert_allclose(discriminant(inside, poison), expected, rtol=1e-8)
+
+
+def test_refining_finds_the_sides_from_a_start_that_is_partly_wrong() -> None:
+    inside, poison, _ = planted(0.4)
+    start = poison.copy()
+    start[::5] = ~start[::5]
+    direction = refine(inside, start, least=5)
+    assert direction is not None
+    along = inside @ direction
+    assert along[poison].min() > along[~poison].max()
+
+
+@pytest.mark.parametrize("start", [True, False])
+def test_there_is_no_direction_without_two_sides(start: bool) -> None:
+    inside, _, _ = planted(0.4)
+    assert refine(inside, np.full(len(inside), start), least=5) is None
+
+
+@pytest.mark.parametrize("pairs", [10, 31, 256])
+def test_of_few_pairs_less_of_a_ratio_is_sure(pairs: int) -> None:
+    assert lowest(pairs) == pytest.approx(chi2.ppf(0.05, pairs - 2) / (pairs - 2))
+    assert 0 < lowest(10) <= lowest(pairs) < 1

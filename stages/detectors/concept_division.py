@@ -1,0 +1,183 @@
+"""Every concept divided in two, as each layer shows it and as all do together, and which of them a trigger divides."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import scipy.sparse as sp
+
+from .concept_content import Content
+from .false_discoveries import named_by_rate, tail_chances
+from .two_sides import FINEST, TwoSides, separate
+
+MIN_SIDE = 3
+"""Pairs that a variance is of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """How concepts are divided, and from when on one is named."""
+
+    least_pairs: int
+    """A side has at least this many pairs."""
+    directions: int
+    """Principal axes that are tried."""
+    rate: float
+    """False discovery rate over the concepts."""
+    least_spread: float
+    """Of the foreign side of a concept that is named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Divided:
+    """One concept."""
+
+    concept: int
+    sides: TwoSides
+    """As the layers see it that show it most clearly; its direction spans all."""
+    chance: float
+    """Probability that a clean concept of this data set shows as much."""
+    diversity: float
+    """Of the pictures on the foreign side: 0 as within a concept, 1 as in the whole data set."""
+    spread: float
+    """Variance of the pictures on the foreign side over that of the others: 0 where they are one picture again and again."""
+    named: bool
+
+
+@dataclass(slots=True)
+class Division:
+    """The pairs drawn from every concept, beside the rest of the data.
+
+    A trigger shows where it shows: a wave in the first layer, a patch in the middle ones, and there the other layers only add noise.
+    So each concept is divided in each layer alone and in all together (a view each). What a view shows is weighed against what the
+    same view shows of the other concepts, and the smallest chance p of v views counts, as 1 - (1 - p)^v (Sidak 1967).
+    """
+
+    naming: Naming
+    whitened: np.ndarray
+    """`[k, P] float32`, whitened layers side by side."""
+    members: sp.csc_matrix
+    """`[k, C]`: which pairs were drawn for which concept."""
+    outside: np.ndarray
+    """`[m, P] float32`: pairs of the whole data set."""
+    elsewhere: sp.csc_matrix
+    """`[m, C]`: the concepts of those."""
+    widths: Sequence[int]
+    """Dimensions of each layer."""
+    contents: Sequence[Content]
+    """Of the layers in which content is read, the first ones."""
+    taken: np.ndarray = field(init=False)
+    """`[k] bool`: pairs that a named concept accounts for; they are left out of the others."""
+    found: dict[int, tuple[TwoSides | None, ...]] = field(init=False, default_factory=dict)
+    """By concept, as each view sees it; without those that no view can divide."""
+
+    def __post_init__(self) -> None:
+        self.taken = np.zeros(len(self.whitened), dtype=bool)
+
+    @property
+    def views(self) -> list[slice]:
+        """The columns of each layer, and of all of them where there are several."""
+        ends = np.cumsum(self.widths).tolist()
+        alone = [slice(end - width, end) for width, end in zip(self.widths, ends, strict=True)]
+        return alone if len(alone) == 1 else [*alone, slice(0, ends[-1])]
+
+    def run(self) -> list[Divided]:
+        """Divide every concept and name those that stand out, leaving out what a named one accounts for; the named first, then
+        by rising chance."""
+        for concept in range(self.members.shape[1]):
+            self._look(concept)
+        settled: dict[int, Divided] = {}
+        while True:
+            best = self._best()
+            named = named_by_rate(np.array([chance for _, chance in best.values()]), self.naming.rate)
+            new = [
+                (best[c][1], c)
+                for c, yes in zip(best, named, strict=True)
+                if yes and c not in settled and self._spread_of(c, best[c][0]) >= self.naming.least_spread
+            ]
+            if not new:
+                break
+            chance, leader = min(new)
+            sides = best[leader][0]
+            settled[leader] = self._describe(leader, sides, chance, named=True)
+            self._settle(leader, sides, settled)
+        clean = sorted((c for c in best if c not in settled), key=lambda c: (best[c][1], -best[c][0].statistic, c))
+        ranked = sorted(settled.values(), key=lambda one: one.chance)
+        return ranked + [self._describe(c, *best[c], named=False) for c in clean]
+
+    def _look(self, concept: int) -> None:
+        inside = self.whitened[self._rows(concept)]
+        away = np.ones(len(self.outside), dtype=bool)
+        away[column_rows(self.elsewhere, concept)] = False
+        limits = {"least": self.naming.least_pairs, "directions": self.naming.directions}
+        seen = tuple(separate(inside[:, view], self.outside[:, view], away, **limits) for view in self.views)
+        self.found.pop(concept, None)
+        if any(sides is not None for sides in seen):
+            self.found[concept] = seen
+
+    def _rows(self, concept: int) -> np.ndarray:
+        rows = column_rows(self.members, concept)
+        return np.asarray(rows[~self.taken[rows]])
+
+    def _best(self) -> dict[int, tuple[TwoSides, float]]:
+        """Return each concept's sides in the view that shows them most clearly, and its chance."""
+        statistics = np.array(
+            [[-1.0 if sides is None else sides.statistic for sides in seen] for seen in self.found.values()]
+        ).reshape(len(self.found), len(self.views))
+        chances = np.stack([tail_chances(column) for column in statistics.T], axis=1)
+        clearest = np.lexsort((-statistics, chances), axis=1)[:, :1].ravel()
+        best = {}
+        for row, (concept, seen) in enumerate(self.found.items()):
+            view = int(clearest[row])
+            sides = seen[view]
+            assert sides is not None
+            chance = -float(np.expm1(len(self.views) * np.log1p(-min(chances[row, view], 1 - 1e-12))))
+            best[concept] = (self._spread(sides, self.views[view]), chance)
+        return best
+
+    def _spread(self, sides: TwoSides, view: slice) -> TwoSides:
+        """Return the sides with a direction in all layers."""
+        direction = np.zeros(self.whitened.shape[1])
+        direction[view] = sides.direction
+        return replace(sides, direction=direction)
+
+    def _describe(self, concept: int, sides: TwoSides, chance: float, *, named: bool) -> Divided:
+        foreign, _ = self._content(concept, sides)
+        read = zip(self.contents, foreign, strict=False)
+        diversity = float(np.mean([content.diversity(z * np.sqrt(z.shape[1])) for content, z in read]))
+        return Divided(concept, sides, chance, diversity, self._spread_of(concept, sides), named)
+
+    def _spread_of(self, concept: int, sides: TwoSides) -> float:
+        foreign, native = self._content(concept, sides)
+        if len(foreign[0]) < MIN_SIDE or len(native[0]) < MIN_SIDE:
+            return 0.0
+        pairs = zip(foreign, native, strict=True)
+        return float(np.mean([variance(z) / max(variance(rest), FINEST) for z, rest in pairs]))
+
+    def _content(self, concept: int, sides: TwoSides) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return the layers in which content is read, of the pairs on the foreign side and of the others."""
+        inside = self.whitened[self._rows(concept)].astype(np.float64)
+        foreign = sides.positions(inside) >= sides.cut
+        ends = np.cumsum(self.widths)[:-1]
+        parts = (np.split(inside[side], ends, axis=1)[: len(self.contents)] for side in (foreign, ~foreign))
+        first, second = parts
+        return first, second
+
+    def _settle(self, leader: int, sides: TwoSides, settled: Collection[int]) -> None:
+        """Leave the pairs on a named concept's foreign side out of the others."""
+        rows = column_rows(self.members, leader)
+        foreign = rows[sides.positions(self.whitened[rows]) >= sides.cut]
+        self.taken[foreign] = True
+        for concept in np.unique(self.members[foreign].tocsr().indices).tolist():
+            if concept not in settled:
+                self._look(concept)
+
+
+def variance(values: np.ndarray) -> float:
+    """Return the mean variance of the columns of `[n, P]`."""
+    return float(values.var(axis=0).mean())
+
+
+def column_rows(members: sp.csc_matrix, concept: int) -> np.ndarray:
+    """Return the rows of one concept's pairs."""
+    return np.asarray(members.indices[members.indptr[concept] : members.indptr[concept + 1]])
