@@ -15,6 +15,7 @@ from pydantic import Field
 
 from .decode import MAX_PIXELS, BadImage, MaxPixels, decode, image_facts
 from .model.clip import Clip, Inputs
+from .model.reference import Reference, ReferenceConfig, ReferenceInputs
 from .samples import RawPair, Reject
 from .stage import config
 
@@ -56,6 +57,8 @@ BLOCK_ROWS = 256
 
 CACHE_COLUMNS = frozenset([name for name, _ in FACT_FIELDS] + ["image", "text", "layer.*"])
 """What the embedding cache offers to the detectors."""
+REFERENCE_COLUMN = "reference"
+"""What it offers besides where there is a second encoder."""
 
 
 # What comes through an object store cannot be written to, and nobody does.
@@ -80,6 +83,9 @@ class EmbedConfig:
     """An image whose header claims more is rejected undecoded (Pillow's own limit: 0.25 GiB as RGB)."""
     decode_threads: Annotated[int, Field(ge=0)] | None = None
     """Threads that decode ahead of the model in each worker that does both; null: none on a CPU, eight on a GPU."""
+    reference: ReferenceConfig | None = None
+    """A second encoder that had no part in the suspect model: what it sees is held against the captions. Costs a forward pass of
+    its own a pair."""
 
     def precision_on(self, device: str) -> Precision:
         """Return the precision on a device."""
@@ -106,6 +112,8 @@ class Block:
     """`[m, context_length] int64`: each distinct caption once, in the order of its first pair."""
     caption_of: np.ndarray
     """`[n] int64`: row of `tokens` that each pair has."""
+    reference: np.ndarray | None = None
+    """`[n, 3, R, R] uint8`: the pictures as the second encoder takes them, if there is one."""
 
 
 @dataclass(slots=True)
@@ -114,6 +122,7 @@ class _Ready:
 
     facts: dict[str, Any]
     pixels: torch.Tensor
+    reference: torch.Tensor | None
 
 
 class Preparer:
@@ -124,6 +133,7 @@ class Preparer:
         self._max_pixels = settings.max_pixels
         self._rows = max(BLOCK_ROWS, settings.batch_on(device))
         self._decoders = ThreadPoolExecutor(threads) if threads else None
+        self._reference = None if settings.reference is None else ReferenceInputs(settings.reference)
 
     def __call__(self, pairs: Iterable[RawPair]) -> Iterator[Block]:
         """Yield the pairs of one piece in blocks; every pair is in exactly one block, decoded or rejected. At least one block."""
@@ -172,20 +182,20 @@ class Preparer:
             "source_url": pair.origin.url,
             "source_sha256": pair.origin.sha256,
         }
-        return _Ready(facts, self._inputs.preprocess(decoded.rgb))
+        other = None if self._reference is None else self._reference.preprocess(decoded.rgb)
+        return _Ready(facts, self._inputs.preprocess(decoded.rgb), other)
 
     def _block(self, ready: list[_Ready], rejected: list[dict[str, str | None]]) -> Block:
         row_of: dict[str, int] = {}
         caption_of = [row_of.setdefault(one.facts["caption"], len(row_of)) for one in ready]
-        size = self._inputs.image_size
+        reference = self._reference
         return Block(
             facts=pa.Table.from_pylist([one.facts for one in ready], schema=pa.schema(FACT_FIELDS)),
             rejected=pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA),
-            pixels=torch.stack([one.pixels for one in ready]).numpy()
-            if ready
-            else np.empty((0, 3, size, size), np.uint8),
+            pixels=_stacked([one.pixels for one in ready], self._inputs.image_size),
             tokens=self._inputs.tokenize(list(row_of)).numpy() if ready else np.empty((0, 0), np.int64),
             caption_of=np.array(caption_of, np.int64),
+            reference=None if reference is None else _stacked([one.reference for one in ready], reference.size),
         )
 
 
@@ -199,10 +209,13 @@ class Encoder:
         self._widths = {"image": clip.embed_dim, "text": clip.embed_dim} | {
             f"layer.{name}": width for name, width in clip.layer_widths(self._layers).items()
         }
+        self._reference = None if settings.reference is None else Reference(settings.reference, clip.device)
+        if self._reference is not None:
+            self._widths[REFERENCE_COLUMN] = self._reference.width
 
     def __call__(self, block: Block) -> pa.Table:
         """Return the cache table of a block: FACT_FIELDS, `image` and `text` as float16 unit-norm vectors, and one
-        `layer.NAME` column a kept block of the image tower.
+        `layer.NAME` column a kept block of the image tower; `reference` where there is a second encoder.
 
         On a GPU every batch is queued, copies included, and the host waits once, for all that comes back.
         """
@@ -215,6 +228,9 @@ class Encoder:
                 found["image"].append(image)
                 for name, values in layers.items():
                     found[f"layer.{name}"].append(values)
+                if self._reference is not None and block.reference is not None:
+                    batch = block.reference[start : start + self._batch]
+                    found[REFERENCE_COLUMN].append(self._reference.features(self._on_device(batch)))
             texts = [
                 self._clip.text_features(self._on_device(block.tokens[start : start + self._batch]))
                 for start in range(0, len(block.tokens), self._batch)
@@ -267,6 +283,11 @@ class Embedder:
         done = [(self._encode(block), block.rejected) for block in self._prepare(pairs)]
         embedded, rejected = zip(*done, strict=True)
         return pa.concat_tables(embedded), pa.concat_tables(rejected)
+
+
+def _stacked(images: list[torch.Tensor | None], size: int) -> np.ndarray:
+    given = [image for image in images if image is not None]
+    return torch.stack(given).numpy() if given else np.empty((0, 3, size, size), np.uint8)
 
 
 def _half(values: torch.Tensor) -> torch.Tensor:

@@ -178,7 +178,13 @@ def _earlier(plan: Plan, folder: RunFolder) -> Parts:
 def score_pairs(scan: Scan) -> Findings:
     """Learn, score and combine; return what the detectors say of the data set as a whole."""
     settings, embeddings, fingerprint = scan.plan.config.detectors, scan.embeddings, scan.plan.score_fingerprint
-    suite = build_suite(settings, pairs=embeddings.total, trusted=_trusted_moments(scan), scale=scan.plan.scale)
+    suite = build_suite(
+        settings,
+        pairs=embeddings.total,
+        trusted=_trusted_moments(scan),
+        scale=scan.plan.scale,
+        offered=scan.plan.offered,
+    )
     density = scan.over_parts("density", "work/density", fingerprint)
     gpus = scan.plan.config.cluster.gpus_per_worker
     if gpus:

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from clipsan.stages.detectors import DetectorsConfig, build_suite
-from clipsan.stages.embed import CACHE_COLUMNS, EmbedConfig, Precision
+from clipsan.stages.embed import CACHE_COLUMNS, REFERENCE_COLUMN, EmbedConfig, Precision
 from clipsan.stages.model.checkpoints import activation_said
 from clipsan.stages.model.clip import ModelConfig
+from clipsan.stages.model.reference import reference_fingerprint
 from clipsan.stages.oracle import OracleConfig
 from clipsan.stages.samples import Unit
 from clipsan.stages.sources import SourceConfig, identity, list_pieces
@@ -91,9 +92,16 @@ class DataSet:
             "version": EMBED_VERSION,
             **identity(source, units),
             "model": model_fingerprint,
-            "embed": as_tree(replace(embed, decode_threads=None)),
+            "embed": _told(embed),
         }
         return cls(source=source, units=units, fingerprint=fingerprint(tree))
+
+
+def _told(embed: EmbedConfig) -> dict[str, Any]:
+    """Return what decides the vectors: of a second encoder what it is, not where it lies."""
+    tree = as_tree(replace(embed, decode_threads=None, reference=None))
+    tree.pop("reference")
+    return tree if embed.reference is None else {**tree, "reference": reference_fingerprint(embed.reference)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +119,8 @@ class Plan:
     scale: float
     """The model's exp(logit_scale)."""
     columns: frozenset[str]
+    offered: frozenset[str]
+    """Columns of the cache that not every scan has."""
     score_fingerprint: str
     proof_fingerprint: str | None
     """None without an oracle."""
@@ -176,7 +186,8 @@ def make_plan(settings: ScanConfig) -> Plan:
     trusted = None
     if settings.trusted is not None:
         trusted = DataSet.of(settings.trusted, trusted_units, clip.fingerprint, embed)
-    suite = build_suite(settings.detectors, pairs=0, trusted=None)
+    offered = frozenset({REFERENCE_COLUMN} if settings.embed.reference is not None else ())
+    suite = build_suite(settings.detectors, pairs=0, trusted=None, offered=offered)
     scored = fingerprint(
         {
             "version": SCORE_VERSION,
@@ -205,7 +216,8 @@ def make_plan(settings: ScanConfig) -> Plan:
         embed=embed,
         layers=layers,
         scale=clip.scale,
-        columns=check_chain(CACHE_COLUMNS, [*suite.chain, Views, Judge]),
+        columns=check_chain(CACHE_COLUMNS | offered, [*suite.chain, Views, Judge]),
+        offered=offered,
         score_fingerprint=scored,
         proof_fingerprint=proven,
         verdict_fingerprint=fingerprint(judged),

@@ -13,11 +13,13 @@ from .density import DensityConfig
 from .detector import DetectorConfig, RowDetector, TrustedMoments
 from .duplicates import DuplicatesConfig
 from .ensemble import Ensemble, EnsembleConfig, EnsembleState
+from .reference import ReferenceReaderConfig
 from .saturation import Saturation
 from .streaming import Column, StreamingDetector
 from .whitening import LorexConfig
 
 __all__ = [
+    "OPTIONAL",
     "Accusation",
     "Column",
     "ConceptSplit",
@@ -44,6 +46,8 @@ class DetectorsConfig:
     """Two sides of every concept, whatever the share of poison in it."""
     claim: ClaimConfig = field(default_factory=ClaimConfig)
     """How surely the model reads a pair's own caption off its picture."""
+    reference: ReferenceReaderConfig = field(default_factory=ReferenceReaderConfig)
+    """Disagreement with a second encoder, where there is one (`embed.reference`)."""
     duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
     """How often a caption or an image occurs."""
     density: DensityConfig = field(default_factory=DensityConfig)
@@ -91,6 +95,8 @@ class Findings:
     """Concepts that may be targets, named or not, with the pairs of their two sides; which is poison, a proof can tell."""
 
 
+OPTIONAL = frozenset({"reference"})
+"""Columns that not every cache has."""
 RESERVED = ("uid", "caption", "ensemble")
 """Columns of the scores that no detector may have."""
 CALIBRATION = (
@@ -190,16 +196,26 @@ def with_splits(concepts: list[dict[str, Any]], splits: tuple[ConceptSplit, ...]
 
 
 def build_suite(
-    settings: DetectorsConfig, *, pairs: int, trusted: TrustedMoments | None, scale: float = DEFAULT_SCALE
+    settings: DetectorsConfig,
+    *,
+    pairs: int,
+    trusted: TrustedMoments | None,
+    scale: float = DEFAULT_SCALE,
+    offered: frozenset[str] = frozenset(),
 ) -> Suite:
     """Build the detectors; `pairs` sizes the sketches, LoREx needs the moments of a trusted set, `scale` is the model's.
+
+    Those that read a column of OPTIONAL are left out where the cache does not offer it.
 
     Raises:
         ValueError: two of them have a column of the same name.
     """
-    wanted: list[DetectorConfig] = [ClipScore(), settings.duplicates, settings.lorex, *settings.more]
+    wanted: list[DetectorConfig] = [
+        *(ClipScore(), settings.duplicates, settings.lorex, settings.reference),
+        *settings.more,
+    ]
     built = [detector.build(pairs, trusted) for detector in wanted]
-    others = tuple(detector for detector in built if detector is not None)
+    others = tuple(d for d in built if d is not None and d.reads & OPTIONAL <= offered)
     return Suite(
         settings=settings,
         spectral=ConceptSpectral(settings.concept_spectral),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from clipsan.pipeline.core.config import conf_folder
-from clipsan.stages.detectors import DetectorsConfig, build_suite
+from clipsan.stages.detectors import OPTIONAL, DetectorsConfig, build_suite
 from tests.unit.documents.helpers import DOCUMENTS, FENCE, ROOT, SPAN, anchors, fences, links
 
 README = ROOT / "README.md"
@@ -64,7 +64,8 @@ def test_every_file_of_a_group_is_described(group: str) -> None:
 
 
 def test_every_score_column_is_described() -> None:
-    columns = {*build_suite(DetectorsConfig(), pairs=10, trusted=None).columns, "lorex", "ensemble"}
+    suite = build_suite(DetectorsConfig(), pairs=10, trusted=None, offered=OPTIONAL)
+    columns = {*suite.columns, "lorex", "ensemble"}
     assert columns - spans(STAGES) == set()
 
 

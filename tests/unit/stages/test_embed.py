@@ -4,15 +4,18 @@ import io
 
 import numpy as np
 import pytest
+import timm
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import save_file
 
 from clipsan.stages.detectors.streaming import vectors
 from clipsan.stages.embed import FACT_FIELDS, EmbedConfig, Embedder
 from clipsan.stages.model.checkpoints import ModelConfig
 from clipsan.stages.model.clip import load_clip
+from clipsan.stages.model.reference import Reference, ReferenceConfig
 from clipsan.stages.samples import RawPair, Reject
 from tests.conftest import caption, picture
 
@@ -70,6 +73,23 @@ def test_layer_columns_follow_the_chosen_blocks(clip):
     table, _ = Embedder(clip, EmbedConfig(layers=["transformer.resblocks.1"]))([pair(0)])
     assert table.column_names == [*(n for n, _ in FACT_FIELDS), "image", "text", "layer.transformer.resblocks.1"]
     assert table.schema.field("layer.transformer.resblocks.1").type.list_size == 64
+
+
+def test_a_second_encoder_adds_what_it_sees(clip, tmp_path):
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_efficientnet", pretrained=False).state_dict(), tmp_path / "w.safetensors")
+    settings = ReferenceConfig(timm="test_efficientnet", weights=str(tmp_path / "w.safetensors"))
+    pairs = [pair(0), bad(1, "text"), pair(2), pair(3)]
+    embed = Embedder(clip, EmbedConfig(batch_size=2, reference=settings))
+    table, rejected = embed(pairs)
+    assert (table.num_rows, rejected.num_rows) == (3, 1)
+    reference = Reference(settings, torch.device("cpu"))
+    images = [np.asarray(Image.open(io.BytesIO(p.image)).convert("RGB")) for p in pairs if p is not pairs[1]]
+    seen = reference.features(torch.stack([reference.inputs.preprocess(rgb) for rgb in images]))
+    np.testing.assert_allclose(vectors(table, "reference"), seen.numpy(), atol=2e-3)
+    assert embed([])[0].schema == table.schema
+    plain, _ = Embedder(clip, EmbedConfig(batch_size=2))(pairs)
+    assert plain.equals(table.drop_columns("reference"))
 
 
 def test_an_empty_unit_has_the_same_columns(clip):
