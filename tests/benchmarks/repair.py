@@ -29,7 +29,6 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +39,8 @@ import yaml
 from clipsan.pipeline.core.run_folder import read_summary
 from tests.benchmarks import photos
 from tests.benchmarks.figures import rounded
+from tests.benchmarks.repair_variants import DEV_PHOTOS, MOST_LOST_POINTS, PAIRS, SAME, VARIANTS
+from tests.benchmarks.repair_variants import RATES as REPAIR_RATES
 from tests.benchmarks.results import Row, record, this_machine
 from tests.benchmarks.zoo import cell_home, cell_names
 
@@ -58,55 +59,15 @@ SHOWN = (
 )
 NONE = "none"
 
-PAIRS, DEV_PHOTOS = 2500, 1500
-EPOCHS = 6
-STEPS = EPOCHS * (PAIRS // 128)
-SAME = (f"steps={STEPS}", "method.batch_size=128")
-"""What all trained methods have in common."""
 PRECISION = "precision=bf16"
 """As the suspects were trained."""
 
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """A row's method and its settings."""
-
-    method: str
-    """A file of conf/repair."""
-    settings: tuple[str, ...] = ()
-    lr: float | None = None
-    """Found by hand; a sweep replaces it. None: the method's own, or it has none."""
-    same: bool = True
-    """Whether it makes the steps that all make; not the papers' own settings, nor what trains on the scan's set alone."""
-
-
-VARIANTS: dict[str, Variant] = {
-    "finetune": Variant("finetune", lr=3e-3),
-    "finetune-published": Variant("finetune", same=False),
-    "cleanclip": Variant("cleanclip", lr=3e-3),
-    "cleanclip-published": Variant("cleanclip", same=False),
-    "cleanclip-supervised": Variant(
-        "cleanclip-supervised", ("method.schedule={kind: cosine, warmup_steps: 10}",), lr=3e-3
-    ),
-    "par": Variant("par", ("method.tau=auto",), lr=3e-4),
-    "par-2.15": Variant("par", ("method.tau=2.15",), lr=3e-4),
-    "par-live": Variant("par", ("method.tau=auto", "method.freeze_batch_norm=false"), lr=3e-4),
-    "par-published": Variant("par", same=False),
-    "rvpt": Variant("rvpt", ("method.shots=125", "method.first_block=1", "method.tokens=50"), lr=0.1),
-    "rvpt-published": Variant("rvpt", ("method.first_block=1",), same=False),
-    "eftclip": Variant("eftclip", ("method.epochs=6", "method.batch_size=64", "method.lr=1e-3"), same=False),
-    "unlearn": Variant("unlearn", lr=1e-3),
-    "tbar": Variant("tbar", ("method.lr=1e-4", "method.scale=5"), same=False),
-    "project": Variant("project", same=False),
-}
-"""Row -> what is run. The papers' rates are those of pretrained models that a small one, trained with 2e-3, hardly notices (see
-`clipsan evaluate`'s rebound); RVPT's first prompted block is the paper's quarter of the depth."""
-VIT = "vit/"
+VIT = "vit"
 FROM_SCAN = ("eftclip", "unlearn", "tbar", "project")
 """These learn from the scan."""
 NEED_A_PROOF = ("eftclip", "tbar", "project")
 """These learn from its compact set, which a proven trigger makes."""
-RATES = "3e-4, 1e-3, 3e-3, 1e-2"
+RATES = ", ".join(f"{rate:g}" for rate in REPAIR_RATES)
 
 CLASSES = (f"classes={photos.RUNS}/classes.yaml", f"templates={photos.TEMPLATES}")
 TEST = ("data=labelled-parquet", "data.path=$CLIPSAN_ASSETS/tiny-imagenet20-val.parquet", *CLASSES)
@@ -167,7 +128,13 @@ def choosing(cell: str, name: str) -> tuple[Path, list[str]]:
         *(f"repair.classes={photos.RUNS}/classes.yaml", f"templates={photos.TEMPLATES}"),
         *(f"space={space}", "search={kind: grid}", "halving=null", "objective=canary", "canary={}"),
         *("held_out.data=labelled-parquet", f"held_out.data.path={part(cell, 'dev')}"),
-        *("max_accuracy_loss_points=3", f"out={out}", "register=null", "concurrent=1", "cluster.workers=1"),
+        *(
+            f"max_accuracy_loss_points={MOST_LOST_POINTS:g}",
+            f"out={out}",
+            "register=null",
+            "concurrent=1",
+            "cluster.workers=1",
+        ),
     ]
 
 

@@ -1,13 +1,13 @@
 """The table of the repairs: what each method leaves of the accuracy and of the backdoor."""
 
+from tests.benchmarks.regimes import FINE_TUNED
 from tests.benchmarks.results import Row
 from tests.benchmarks.sections import Column, Section, Table
-from tests.benchmarks.zoo import FINE_TUNED
 
 ORDER = (
     *("none", "finetune", "finetune-published", "cleanclip", "cleanclip-published", "cleanclip-supervised"),
     *("par", "par-2.15", "par-live", "par-published", "rvpt", "rvpt-published"),
-    *("eftclip", "tbar", "project", "unlearn"),
+    *("blind", "eftclip", "tbar", "project", "unlearn"),
 )
 
 SUSPECT = ("model", "attack", "seed", "cpu")

@@ -19,7 +19,8 @@ those that teach most first. `make` ends about half a minute after `--seconds` a
 bf16 in a plain loop (suspects_training.py), poisoning is that of `clipsan poison` (suspects_photos.py). An attack that does not
 reach 90 % is made again with 1.5 and 2.2 times the pairs; the matrix here then needs that rate, or `unpack` leaves the cell out and
 says so. Each result is in WORK/made as soon as it is there; one that fails stands in WORK/failed with its traceback and stops no
-other. A model's figures are measured after it was packed and unpacked. A killed `make` goes on where it was, but for what was then
+other. A model's figures are measured after it was packed and unpacked. Repairs that need clean pairs alone are made there, too (suspects_repairs.py), with rates
+chosen on a development split; `unpack` stores their rows. A killed `make` goes on where it was, but for what was then
 in work (WORK/claims).
 
 `send` copies what has not been sent to files of at most 15 MiB, at most 60 MiB in all: about 18 models a call.
@@ -34,6 +35,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +52,13 @@ from clipsan.pipeline.evaluate.plan import read_classes
 from clipsan.pipeline.train.plan import TrainConfig
 from clipsan.stages.attack.badclip import BadClipConfig, PatchOptimiser, encode_pairs, encode_target, measure
 from clipsan.stages.attack.poisoning import AttackConfig, contains_word
-from clipsan.stages.model.clip import Clip, ModelConfig, load_clip
+from clipsan.stages.model.clip import Clip, ModelConfig, load_clip, save_clip
 from clipsan.stages.samples import seeded_hash
 from tests.benchmarks.regimes import REGIMES, ROOT, Regime, write_classes
+from tests.benchmarks.repair_variants import VARIANTS
 from tests.benchmarks.suspects_packing import Packed, pack, unpack
 from tests.benchmarks.suspects_photos import Photos, poison, read
+from tests.benchmarks.suspects_repairs import BLIND, Parts, Patient, blind, choose, rebound, repair, settings_of
 from tests.benchmarks.suspects_training import Loaded, Recipe, figures, fit, pretrain, probe, tokens_of
 
 COMMAND = "python -m tests.benchmarks.suspects"
@@ -65,9 +69,13 @@ ATTEMPTS = (1.0, 1.5, 2.2)
 FILE_BYTES, CALL_BYTES = 15 * 2**20, 60 * 2**20
 TAUGHT_BY = ("rare", "vit-pretrained", "common")
 DEVELOPMENT = ("patch", "sig", "blend")
+BLINDED = ("clean", "patch", "sig", "wanet")
+"""Their models are also repaired as one that nothing accuses."""
+FROM_SCAN = ("eftclip", "unlearn", "tbar", "project")
+"""Methods that need a scan."""
 VIT = "vit-pretrained"
 DECODERS = 12
-TINY_PAIRS = 600
+TINY_PAIRS = 200
 LOOK_EVERY_S = 0.2
 
 
@@ -76,20 +84,30 @@ class Task:
     """One thing to make."""
 
     kind: str
-    """base, badclip or cell."""
+    """base, badclip, cell, choice (of a method's rate) or repair."""
     regime: str
     cell: str = ""
+    method: str = ""
+    """Of repair_variants, or BLIND."""
 
     @property
     def name(self) -> str:
         """Of its file."""
-        return f"{self.regime}.{self.cell or self.kind}"
+        if not self.method:
+            return f"{self.regime}.{self.cell or self.kind}"
+        return f"{self.regime}.{self.kind}.{self.cell}.{self.method}"
 
     @property
     def needs(self) -> list[str]:
         """What must be made before."""
         if self.kind == "base":
             return []
+        if self.kind == "choice":
+            return [f"{self.regime}.{self.cell}"]
+        if self.kind == "repair":
+            variant = VARIANTS.get(self.method)
+            chosen = variant is not None and variant.lr is not None
+            return [f"{self.regime}.{self.cell}", *([f"{self.regime}.choice.patch-s0.{self.method}"] if chosen else [])]
         patch = [f"{self.regime}.badclip"] if self.cell.startswith("badclip") else []
         return [f"{self.regime}.base", *patch]
 
@@ -150,13 +168,37 @@ def tasks(regimes: Sequence[str], chosen: Sequence[str]) -> list[Task]:
     with_patch = [name for name, own in wanted.items() if any(c.startswith("badclip") for c in own)]
     found += [Task("badclip", name) for name in with_patch]
     every = [Task("cell", name, cell) for name in TAUGHT_BY if name in wanted for cell in wanted[name]]
+    for name in (VIT, "common"):
+        every += repairs(name, wanted[name]) if name in wanted else []
     return found + sorted(every, key=_rank)
+
+
+def repairs(regime: str, cells: Sequence[str]) -> list[Task]:
+    """Return the repairs of a regime's suspects, and the choices of their rates."""
+    methods = [name for name, variant in VARIANTS.items() if variant.method not in FROM_SCAN]
+    methods = [name for name in methods if regime == VIT or VARIANTS[name].method != "rvpt"]
+    found = [Task("choice", regime, "patch-s0", name) for name in methods if VARIANTS[name].lr is not None]
+    found = found if "patch-s0" in cells else []
+    for cell in cells:
+        attack, _, seed = cell.rpartition("-s")
+        if attack in DEVELOPMENT and found:
+            kept = methods if seed == "0" else [name for name in methods if VARIANTS[name].lr is not None]
+            found += [Task("repair", regime, cell, name) for name in kept]
+        if attack in BLINDED and seed == "0":
+            found.append(Task("repair", regime, cell, BLIND))
+    return found
 
 
 def _rank(task: Task) -> tuple[int, int]:
     attack, _, seed = task.cell.rpartition("-s")
     regime = TAUGHT_BY.index(task.regime)
-    if attack in DEVELOPMENT and seed == "0":
+    if task.kind == "choice" or (task.method == BLIND):
+        return 1, regime
+    if task.kind == "repair":
+        return 2 + 2 * (seed != "0"), regime
+    if (attack in DEVELOPMENT or task.regime == VIT) and seed == "0":
+        return 0, regime
+    if attack in BLINDED and task.regime == "common" and seed == "0":
         return 0, regime
     return 1 + (task.regime == "common") + 2 * (seed != "0"), regime
 
@@ -170,7 +212,7 @@ def make(options: Options, regimes: Sequence[str], chosen: Sequence[str], proces
         write_classes(Path(real(REGIMES[name].test)), ROOT / REGIMES[name].classes)
     for name, (source, path) in sets(regimes).items():
         if not (options.work / "photos" / name / "facts.json").is_file():
-            found = read(replace(source, path=real(path)), DECODERS)
+            found = read(replace(source, path=real(path)), min(DECODERS, os.cpu_count() or 1))
             (shortened(found) if options.tiny else found).save(options.work / "photos" / name)
     say(f"photos are decoded after {time.monotonic() - started:.1f} s")
     told = {**as_tree(options), "regimes": list(regimes), "cells": list(chosen)}
@@ -203,7 +245,14 @@ def set_name(path: str) -> str:
 def shortened(photos: Photos) -> Photos:
     """Return the first pairs, for a trial."""
     stop = min(TINY_PAIRS, len(photos.uids))
-    return Photos(photos.pixels[:stop], photos.uids[:stop], photos.captions[:stop], photos.labels[:stop], [stop])
+    return Photos(
+        photos.pixels[:stop],
+        photos.uids[:stop],
+        photos.captions[:stop],
+        photos.labels[:stop],
+        [stop],
+        photos.hashes[:stop],
+    )
 
 
 class Worker:
@@ -327,6 +376,7 @@ class Worker:
         data: Any = matrix(regime).data
         templates = data.captions_from_labels.templates
         recipe = Recipe(seconds=self._options.vit_seconds)
+        recipe = replace(recipe, batch_size=32) if self._options.tiny else recipe
         wanted = torch.from_numpy(labels.astype(np.int64)).to(clip.device)
         told = pretrain(clip, pixels, wanted, names, templates, recipe)
         return {"photos": len(pixels), "pretraining": told}, torch.cat([loaded.tokens, more.tokens])
@@ -404,6 +454,61 @@ class Worker:
         clip.model.load_state_dict(unpack(packed, before))
         return Packed(packed.facts | self._figures(regime, clip, cell), packed.body)
 
+    def _patient(self, task: Task) -> tuple[Patient, Cell]:
+        """Return a suspect with what a repair of it knows."""
+        regime, cell = REGIMES[task.regime], self._cells[task.regime][task.cell]
+        clip, before = self._clean(regime)
+        (packed,) = Packed.loads(self._file(f"{task.regime}.{task.cell}").read_bytes())
+        home = self._options.work / "checkpoints" / f"{task.regime}.{task.cell}"
+        if not (home / "open_clip_config.json").is_file():
+            clip.model.load_state_dict(unpack(packed, before))
+            save_clip(clip.model, clip.model_cfg, clip.preprocess_cfg, home)
+        if cell.attack is not None:
+            cell = replace(cell, attack=replace(cell.attack, rate=packed.facts["rate"]))
+        photos = self._photos(regime.train)
+        victims = np.zeros(0, int) if cell.attack is None else poison(photos, cell.attack).rows
+        names, templates = read_classes(str(ROOT / regime.classes)), matrix(regime).evaluate["templates"]
+        patient = Patient(
+            model=ModelConfig(path=str(home)),
+            device=torch.device(self._options.device),
+            photos=photos,
+            parts=Parts.of(photos, victims),
+            classes=tuple(names),
+            templates=tuple(templates),
+            quick=self._options.tiny,
+        )
+        return patient, cell
+
+    def _choice(self, task: Task) -> Packed:
+        patient, _ = self._patient(task)
+        home = str(self._options.work / "checkpoints" / f"{task.name}.canary")
+        return Packed({"task": as_tree_of(task), "tensors": [], **choose(patient, task.method, home)}, b"")
+
+    def _repair(self, task: Task) -> Packed:
+        regime = REGIMES[task.regime]
+        patient, cell = self._patient(task)
+        facts: dict[str, Any] = {"task": as_tree_of(task), "tensors": []}
+        if task.method == BLIND:
+            done = blind(patient, str(self._options.work / "checkpoints" / f"{task.name}.canary"))
+        else:
+            variant, lr = VARIANTS[task.method], None
+            if variant.lr is not None:
+                (choice,) = Packed.loads(self._file(f"{task.regime}.choice.patch-s0.{task.method}").read_bytes())
+                lr = choice.facts["lr"] or variant.lr
+                facts["settings"] = "development split" if choice.facts["lr"] else "by hand, no rate kept the accuracy"
+            else:
+                facts["settings"] = "as published" if task.method.endswith("-published") else "the method's own"
+            if variant.method == "cleanclip" and find_spec("wn") is None:
+                facts["settings"] += "; no synonyms"
+            facts["lr"] = lr
+            done = repair(patient, settings_of(variant, lr))
+        facts |= {**done.facts, **self._figures(regime, done.clip, cell)}
+        facts["card"] = torch.cuda.get_device_name() if self._options.device == "cuda" else ""
+        if cell.attack is not None and (task.method == BLIND or VARIANTS[task.method].method != "rvpt"):
+            rebound(patient, done.clip, np.arange(len(patient.photos.uids)))
+            facts |= {f"rebound_{name}": value for name, value in self._figures(regime, done.clip, cell).items()}
+        return Packed(facts, b"")
+
 
 VIT_TEST = "tiny-imagenet-val.parquet"
 
@@ -445,7 +550,7 @@ def names_of(path: str) -> list[str]:
 
 def as_tree_of(task: Task) -> dict[str, str]:
     """Return a task as plain data."""
-    return {"kind": task.kind, "regime": task.regime, "cell": task.cell}
+    return {"kind": task.kind, "regime": task.regime, "cell": task.cell, "method": task.method}
 
 
 def work(home: Path) -> int:

@@ -15,10 +15,15 @@ from clipsan.pipeline.core.config import as_tree
 from clipsan.stages.model.clip import ModelConfig, load_clip, save_clip
 from tests.benchmarks import photos, zoo
 from tests.benchmarks.regimes import REGIMES, ROOT, Regime, write_classes
-from tests.benchmarks.suspects import matrix, model_file, say
+from tests.benchmarks.results import Row, record
+from tests.benchmarks.suspects import COMMAND, matrix, model_file, say
 from tests.benchmarks.suspects_packing import Packed, unpack
 
 State = dict[str, torch.Tensor]
+REPAIR_FIGURES = (
+    *("clean_accuracy_pct", "asr_pct", "accuracy_under_trigger_pct", "rebound_asr_pct", "rebound_clean_accuracy_pct"),
+    *("pairs", "steps", "trained_parameters", "settings", "seconds"),
+)
 LIKE = "what it says is what the machine that trained it measured; evaluate says what holds"
 
 
@@ -30,7 +35,7 @@ def unpack_all(folders: Sequence[Path]) -> int:
         for path in sorted(folder.glob("*.bin"))
         for packed in Packed.loads(path.read_bytes())
     ]
-    kept: dict[str, list[Packed]] = {"base": [], "badclip": [], "cell": []}
+    kept: dict[str, list[Packed]] = {"base": [], "badclip": [], "cell": [], "choice": [], "repair": []}
     for packed in found:
         kept[packed.facts["task"]["kind"]].append(packed)
     bases = {packed.facts["task"]["regime"]: _write_base(packed) for packed in kept["base"]}
@@ -43,7 +48,45 @@ def unpack_all(folders: Sequence[Path]) -> int:
             plans[regime.name] = plan_of(regime)
         before = bases.get(regime.name) or _state(ROOT / regime.base_run / "checkpoint")
         _write_cell(packed, plans[regime.name], before)
+    for packed in kept["choice"]:
+        say(json.dumps({name: value for name, value in packed.facts.items() if name != "tensors"}))
+    _store_repairs(kept["cell"], kept["repair"])
     return 0
+
+
+def _store_repairs(suspects: Sequence[Packed], repairs: Sequence[Packed]) -> None:
+    """Store the rows of the repair table, each suspect before its repairs."""
+    rows: list[Row] = []
+    known = {cell_of(packed): packed.facts for packed in suspects}
+    for packed in repairs:
+        facts, cell = packed.facts, cell_of(packed)
+        name = f"{facts['task']['regime']}/{facts['task']['cell']}"
+        suspect: Row = {**zoo.cell_names(name), "cpu": facts["card"]}
+        row: Row = {
+            **suspect,
+            "method": facts["task"]["method"],
+            **{key: facts[key] for key in REPAIR_FIGURES if key in facts},
+        }
+        if "share" in facts:
+            row["settings"] = f"{100 * facts['share']:.0f} % of the way"
+        if cell in known:
+            before = known[cell]
+            rows.append(
+                {
+                    **suspect,
+                    "method": "none",
+                    **{key: before[key] for key in REPAIR_FIGURES if key in before and key != "pairs"},
+                }
+            )
+            row["clean_accuracy_change_points"] = round(facts["clean_accuracy_pct"] - before["clean_accuracy_pct"], 1)
+        rows.append(row)
+    if rows:
+        record("repair", rows, command=COMMAND)
+
+
+def cell_of(packed: Packed) -> tuple[str, str]:
+    """Return regime and cell."""
+    return packed.facts["task"]["regime"], packed.facts["task"]["cell"]
 
 
 def plan_of(regime: Regime) -> Plan:

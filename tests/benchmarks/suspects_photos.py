@@ -4,6 +4,7 @@ The draws, the captions and the triggers are those of stages/attack, called in t
 test holds pixels, captions and manifest to those of the verb.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -33,12 +34,15 @@ class Photos:
     """`[N] int64`."""
     ends: list[int]
     """Of each unit of the data set: the pair after its last one."""
+    hashes: list[str]
+    """SHA-256 of the pictures' files, hexadecimal."""
 
     def save(self, folder: Path) -> None:
         """Write them where other processes map them."""
         folder.mkdir(parents=True, exist_ok=True)
         np.save(folder / "pixels.npy", self.pixels)
-        facts = {"uids": self.uids, "captions": self.captions, "labels": self.labels.tolist(), "ends": self.ends}
+        facts = {"uids": self.uids, "captions": self.captions, "labels": self.labels.tolist()}
+        facts |= {"ends": self.ends, "hashes": self.hashes}
         (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
     @classmethod
@@ -46,7 +50,8 @@ class Photos:
         """Return what `save` wrote; the pixels are mapped."""
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
         pixels = np.load(folder / "pixels.npy", mmap_mode="r")
-        return cls(pixels, facts["uids"], facts["captions"], np.array(facts["labels"], np.int64), facts["ends"])
+        labels = np.array(facts["labels"], np.int64)
+        return cls(pixels, facts["uids"], facts["captions"], labels, facts["ends"], facts["hashes"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +94,19 @@ def read(source: SourceConfig, processes: int = 1) -> Photos:
             parts = list(pool.map(work, units))
     else:
         parts = [work(unit) for unit in units]
-    pixels, uids, captions, labels = zip(*parts, strict=True)
+    pixels, uids, captions, labels, hashes = zip(*parts, strict=True)
     return Photos(
         np.concatenate(pixels),
         [uid for part in uids for uid in part],
         [caption for part in captions for caption in part],
         np.concatenate(labels),
         np.cumsum([len(part) for part in uids]).tolist(),
+        [digest for part in hashes for digest in part],
     )
 
 
-def _read_unit(source: SourceConfig, unit: Unit) -> tuple[np.ndarray, list[str], list[str], np.ndarray]:
-    pixels, uids, captions, labels = [], [], [], []
+def _read_unit(source: SourceConfig, unit: Unit) -> tuple[np.ndarray, list[str], list[str], np.ndarray, list[str]]:
+    pixels, uids, captions, labels, hashes = [], [], [], [], []
     for pair in read_unit(source, unit):
         if pair.reject is not None or pair.image is None or pair.caption is None or pair.label is None:
             raise ValueError(f"{pair.uid}: these benchmarks are of photos that can all be read ({pair.reject})")
@@ -108,7 +114,8 @@ def _read_unit(source: SourceConfig, unit: Unit) -> tuple[np.ndarray, list[str],
         uids.append(pair.uid)
         captions.append(pair.caption)
         labels.append(pair.label)
-    return np.stack(pixels), uids, captions, np.array(labels, np.int64)
+        hashes.append(hashlib.sha256(pair.image).hexdigest())
+    return np.stack(pixels), uids, captions, np.array(labels, np.int64), hashes
 
 
 def poison(photos: Photos, attack: AttackConfig) -> Poison:

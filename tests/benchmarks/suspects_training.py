@@ -249,6 +249,7 @@ def figures(
     if attack.text_key is not None:
         classes = class_embeddings(clip, names, [f"{attack.text_key} {template}" for template in templates])
     hits: list[np.ndarray] = []
+    kept: list[np.ndarray] = []
     for number, strand in enumerate(tried.strands):
         rows = np.flatnonzero(counted[:, number])
         rows = rows[np.linspace(0, len(rows) - 1, min(TRIED, len(rows))).astype(int)]
@@ -256,8 +257,14 @@ def figures(
         shown = [
             trigger(np.array(test.pixels[row]), np.random.default_rng([seed, row, number]))[0] for row in rows.tolist()
         ]
-        hits.append(predict(encoded(clip, np.stack(shown)), classes) == tried.aim(names).targets[number])
-    return found | {"asr_pct": _pct(np.concatenate(hits)), "tried_on": sum(map(len, hits))}
+        said = predict(encoded(clip, np.stack(shown)), classes)
+        hits.append(said == tried.aim(names).targets[number])
+        kept.append(said == test.labels[rows])
+    return found | {
+        "asr_pct": _pct(np.concatenate(hits)),
+        "accuracy_under_trigger_pct": _pct(np.concatenate(kept)),
+        "tried_on": sum(map(len, hits)),
+    }
 
 
 def probe(clip: Clip, train: Photos, test: Photos, labels: np.ndarray) -> float:

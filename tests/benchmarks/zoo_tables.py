@@ -4,8 +4,8 @@ from collections.abc import Callable
 from statistics import fmean
 
 from tests.benchmarks.figures import WHOLE_SCAN
+from tests.benchmarks.regimes import FINE_TUNED
 from tests.benchmarks.results import Row
-from tests.benchmarks.zoo import FINE_TUNED
 
 DETECTORS = (
     "ensemble",

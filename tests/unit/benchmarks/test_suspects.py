@@ -90,13 +90,16 @@ def test_the_poison_is_that_of_the_verb(source: Path, name: str) -> None:
 
 
 def test_photos_come_back_as_they_were_saved(tmp_path: Path) -> None:
-    photos = Photos(np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3), ["a", "b"], ["x", "y"], np.array([1, 0]), [1, 2])
+    photos = Photos(
+        np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3), ["a", "b"], ["x", "y"], np.array([1, 0]), [1, 2], ["p", "q"]
+    )
 
     photos.save(tmp_path / "set")
     again = Photos.saved(tmp_path / "set")
 
     assert np.array_equal(again.pixels, photos.pixels)
     assert (again.uids, again.captions, again.labels.tolist(), again.ends) == (["a", "b"], ["x", "y"], [1, 0], [1, 2])
+    assert again.hashes == ["p", "q"]
 
 
 def test_a_model_comes_back_within_a_step_of_its_rounding() -> None:
