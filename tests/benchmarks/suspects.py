@@ -19,9 +19,9 @@ those that teach most first. `make` ends about half a minute after `--seconds` a
 bf16 in a plain loop (suspects_training.py), poisoning is that of `clipsan poison` (suspects_photos.py). An attack that does not
 reach 90 % is made again with 1.5 and 2.2 times the pairs; the matrix here then needs that rate, or `unpack` leaves the cell out and
 says so. Each result is in WORK/made as soon as it is there; one that fails stands in WORK/failed with its traceback and stops no
-other. A model's figures are measured after it was packed and unpacked. Repairs that need clean pairs alone are made there, too (suspects_repairs.py), with rates
-chosen on a development split; `unpack` stores their rows. A killed `make` goes on where it was, but for what was then
-in work (WORK/claims).
+other. A model's figures are measured after it was packed and unpacked. Repairs that need clean pairs alone are made there, too
+(suspects_repairs.py), with rates chosen on a development split; `unpack` stores their rows. A killed `make` goes on where it was,
+but for what was then in work (WORK/claims).
 
 `send` copies what has not been sent to files of at most 15 MiB, at most 60 MiB in all: about 18 models a call.
 """
