@@ -7,7 +7,7 @@ from typing import Any
 
 from clipsan.stages.model.clip import ModelConfig, load_clip
 from clipsan.stages.samples import Unit
-from clipsan.stages.sources import ParquetSource, SourceConfig, identity, list_pieces, list_units
+from clipsan.stages.sources import ParquetSource, SourceConfig, identity, list_pieces
 from clipsan.stages.training.batch import Role
 
 from ..core.commit import fingerprint
@@ -122,7 +122,7 @@ class Plan:
         if self.config.evaluate is None:
             return None
         data = self.evaluation(self.config.model, place_of(self.config.out)).data
-        return Picked("judging images", data, list_units(data))
+        return Picked("judging images", data, list_pieces(data))
 
     @property
     def task(self) -> Task:
@@ -190,7 +190,7 @@ class Plan:
         settings = self.evaluation(self.config.model, place_of(self.config.out))
         own = ("data", "model", "out", "cluster", "tracking")
         tree = {name: value for name, value in as_tree(settings).items() if name not in own}
-        data = identity(settings.data, list_units(settings.data))
+        data = identity(settings.data, list_pieces(settings.data))
         return fingerprint({"version": EVALUATE_VERSION, "data": data, "settings": tree})
 
 
@@ -220,7 +220,7 @@ def make_plan(settings: RepairConfig) -> Plan:
         if len(classes) < 2:
             raise ConfigError("early_stop: clean accuracy needs class names; give classes")
         data = settings.early_stop.data
-        validation = Picked("validation", data, list_units(data))
+        validation = Picked("validation", data, list_pieces(data))
     if settings.unseen is not None and scan is None:
         raise ConfigError("unseen: triggers that the repair does not train on come from a scan; give scan")
     held_out = None
@@ -231,7 +231,7 @@ def make_plan(settings: RepairConfig) -> Plan:
             )
         if len(classes) < 2:
             raise ConfigError("blind: held-out accuracy needs class names; give classes")
-        held_out = Picked("held-out images", settings.blind.data, list_units(settings.blind.data))
+        held_out = Picked("held-out images", settings.blind.data, list_pieces(settings.blind.data))
     learned: list[Any] = [_content(some) for some in (main, *beside)]
     data_fingerprint = fingerprint(learned if scan is None else [*learned, {"scan": scan.fingerprint}])
     tree = as_tree(settings)
@@ -372,7 +372,7 @@ def _pairs(settings: RepairConfig, scan: Scan | None, classes: tuple[str, ...]) 
         pasted = _repair_set(scan, (Role.TRIGGER_PASTED,), classes)
         beside += [] if pasted is None else [pasted]
     if settings.data is not None:
-        return Picked("clean pairs", settings.data, list_units(settings.data)), tuple(beside)
+        return Picked("clean pairs", settings.data, list_pieces(settings.data)), tuple(beside)
     assert scan is not None
     if scan.data is None:
         raise ConfigError(f"scan={settings.scan}: an audit has no pairs to learn from; give data, clean pairs of yours")
@@ -385,7 +385,7 @@ def _repair_set(scan: Scan, roles: tuple[Role, ...], classes: tuple[str, ...]) -
         return None
     source = ParquetSource(path=str(scan.repair_set), key="uid")
     lookup = RepairSetRoles(roles, classes)
-    return Picked("the scan's compact set", source, list_units(source), lookup)
+    return Picked("the scan's compact set", source, list_pieces(source), lookup)
 
 
 def _content(picked: Picked) -> dict[str, Any]:

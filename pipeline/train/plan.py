@@ -9,7 +9,7 @@ from pydantic import Field
 from clipsan.stages.decode import MAX_PIXELS, MaxPixels
 from clipsan.stages.model.clip import ModelConfig, load_clip
 from clipsan.stages.samples import Unit
-from clipsan.stages.sources import SourceConfig, identity, list_units
+from clipsan.stages.sources import SourceConfig, identity, list_pieces
 from clipsan.stages.stage import config
 from clipsan.stages.training.augment import AugmentConfig
 from clipsan.stages.training.contrastive import Contrastive
@@ -117,7 +117,7 @@ def make_plan(settings: TrainConfig) -> Plan:
         raise ConfigError(f"batch_size={settings.batch_size}: must be a multiple of cluster.workers, {workers}")
     # Ray Train starts its workers in a folder of their own.
     settings = dataclasses.replace(settings, model=settings.model.absolute())
-    units = list_units(settings.data)
+    units = list_pieces(settings.data)
     clip = load_clip(settings.model, init_seed=settings.seed)
     free = ("out", "cluster", "tracking", "retries", "checkpoint_every_epochs", "data", "model")
     decides: dict[str, Any] = {

@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-from scipy.special import logsumexp
 
 from ..samples import seeded_hash
 from ..stage import Count, Seed, config
@@ -70,8 +69,12 @@ def claims(image: np.ndarray, text: np.ndarray, reference: np.ndarray, scale: fl
         scale: s, the model's exp(logit_scale).
     """
     own = scale * np.einsum("ij,ij->i", image, text, dtype=np.float64)
-    others = logsumexp(scale * (image @ reference.T).astype(np.float64), axis=1)
-    return np.asarray(own - np.logaddexp(others, own))
+    others = scale * (image @ reference.T).astype(np.float64)
+    highest = others.max(axis=1, keepdims=True)
+    # in place: SciPy's logsumexp reads the whole of it five times
+    np.exp(np.subtract(others, highest, out=others), out=others)
+    total = np.log(others.sum(axis=1)) + highest[:, 0]
+    return np.asarray(own - np.logaddexp(total, own))
 
 
 class Claim(StreamingDetector):

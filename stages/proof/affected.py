@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from scipy.stats import mannwhitneyu
 
 from ..stage import Count, Share, config
 
@@ -89,5 +88,8 @@ def _order(values: np.ndarray, chosen: np.ndarray) -> tuple[float, float]:
     """Return how often a chosen value `[n]` is above another, and the chance of that."""
     if chosen.all() or not chosen.any():
         return 0.5, 1.0
+    # a second to import, which every worker process would pay before it decodes its first picture
+    from scipy.stats import mannwhitneyu
+
     test = mannwhitneyu(values[chosen], values[~chosen], alternative="two-sided")
     return float(test.statistic) / float(chosen.sum() * (~chosen).sum()), float(test.pvalue)
