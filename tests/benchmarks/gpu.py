@@ -54,8 +54,8 @@ from tests.benchmarks.plain_loop import MAX_PIXELS
 COMMAND = "python -m tests.benchmarks.gpu"
 PARTS = ("jpeg", "embed", "density", "train")
 """What `--only` chooses from; forward and decode rates belong to `embed`."""
-WARM_SHARE = 0.25
-"""Of the pairs of the embed pass that are not counted: workers start while they are read."""
+STEADY = (0.25, 0.9)
+"""Shares of the pieces of the embed pass between which its steady rate is measured: workers start before, and idle after."""
 Value = float | int | str | None
 
 
@@ -131,7 +131,7 @@ def write_pairs(folder: Path, sizes: Sizes) -> ParquetSource:
             "caption": [f"picture {row % 97} of a thing that was seen on day {row}" for row in rows],
         }
     )
-    pq.write_table(table, folder / "pairs.parquet", row_group_size=1024)
+    pq.write_table(table, folder / "pairs.parquet", row_group_size=256)
     return ParquetSource(path=str(folder / "pairs.parquet"))
 
 
@@ -243,10 +243,10 @@ def embed_pass(source: ParquetSource, model: ModelConfig, out: Path, device: str
         for done in embed.each(units, EmbedWork(source, model, EmbedConfig(), device)):
             moments.append((time.perf_counter(), done.pairs))
     ended, pairs = moments[-1][0], sum(count for _, count in moments)
-    warm = max(1, int(WARM_SHARE * len(moments)))
-    # the pairs that were committed after the warm ones, in the time that they took
-    steady = sum(count for _, count in moments[warm:]) / max(ended - moments[warm - 1][0], 1e-9)
-    busy = [share for at, share in seen if at >= moments[warm - 1][0]]
+    first, last = max(1, int(STEADY[0] * len(moments))), max(2, int(STEADY[1] * len(moments)))
+    since, until = moments[first - 1][0], moments[last - 1][0]
+    steady = sum(count for _, count in moments[first:last]) / max(until - since, 1e-9)
+    busy = [share for at, share in seen if since <= at <= until]
     return {
         "embed_pairs_per_s": round(pairs / (ended - began), 1),
         "embed_steady_pairs_per_s": round(steady, 1),
