@@ -137,6 +137,8 @@ def matrix(regime: Regime) -> BenchConfig:
     """Return the matrix of a regime, on the photos of this machine."""
     file = ROOT / "tests" / "benchmarks" / "matrices" / f"{regime.name}.yaml"
     paths = [f"data.path={real(regime.train)}", f"evaluate.data.path={real(regime.test)}"]
+    if regime.name != "rare":
+        paths.append(f"evaluate.retrieval.data.path={real(regime.test)}")
     return load(BenchConfig, str(file), paths, verb="bench")
 
 
