@@ -1,0 +1,203 @@
+"""The repair table on the suspect of `clipsan demo`: every method in minutes, in one process without Ray.
+
+    clipsan demo                                                   makes runs/demo
+    python -m tests.benchmarks.repair_demo runs/demo               every row
+    python -m tests.benchmarks.repair_demo runs/demo --methods par unlearn
+    python -m tests.benchmarks.repair_demo runs/demo --blind       the clean twin, repaired as a model that nothing accuses
+
+The plan, the pairs and the loop are those of `clipsan repair`. All methods have the same 2,500 of the pairs that the scan calls clean (none
+of a poisoned pair that it flagged) and make the same 114 steps of 128 rows; what learns from the scan has its flagged pairs and its
+compact set besides. Rates are those of tests/benchmarks/repair_variants.py, found by hand on photos. The figures are of
+the demo's test scenes, the ASR of 1,000 of them.
+"""
+
+import argparse
+import pickle
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from clipsan.pipeline.core.config import validate
+from clipsan.pipeline.data.choice import Choice
+from clipsan.pipeline.repair.held import Columns, table_of
+from clipsan.pipeline.repair.plan import Picked, Plan, make_plan
+from clipsan.pipeline.repair.settings import RepairConfig
+from clipsan.pipeline.train.data import Reading, _rows
+from clipsan.pipeline.train.feed import Beside, CachedFeed, Share
+from clipsan.pipeline.train.loop import Pace, train
+from clipsan.stages.attack.poisoning import AttackConfig
+from clipsan.stages.model.clip import ModelConfig, load_clip
+from tests.benchmarks.repair_variants import PAIRS, VARIANTS, Variant
+from tests.benchmarks.results import Row, record, this_machine
+from tests.benchmarks.suspects_photos import read
+from tests.benchmarks.suspects_repairs import BLIND, Parts, Patient, blind, settings_of
+from tests.benchmarks.suspects_training import figures
+
+COMMAND = "python -m tests.benchmarks.repair_demo"
+MODEL = "test_resnet, scenes"
+METHODS = [name for name, variant in VARIANTS.items() if variant.method != "rvpt"]
+
+
+class Demo:
+    """A finished demo, read and never written to."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home.resolve()
+        self.suspect = self.home / "suspect" / "checkpoint"
+        self.scan = self.home / "story" / "scan"
+        record_of = yaml.safe_load((self.home / "evaluate" / "run.yaml").read_text(encoding="utf-8"))["config"]
+        self.classes, self.templates = record_of["classes"], record_of["templates"]
+        attack = yaml.safe_load((self.home / "run.yaml").read_text(encoding="utf-8"))["config"]["attack"]
+        self.attack = validate(AttackConfig, attack, verb="demo")
+        self.test = read(self._source("data/test"))
+
+    def _source(self, where: str) -> Any:
+        tree = {"kind": "parquet", "path": f"{self.home}/{where}/*.parquet", "label": "label", "key": "key"}
+        return validate(RepairConfig, {**IDLE, "data": tree}, verb="repair").data
+
+    def plan(self, variant: Variant) -> Plan:
+        """Return the checked repair of the suspect by a method."""
+        tree = {
+            "model": {"path": str(self.suspect)},
+            "scan": str(self.scan),
+            "classes": self.classes,
+            "templates": self.templates,
+            "out": "runs/repair-demo",
+            "register": None,
+            "precision": "bf16",
+            "method": {"kind": "finetune"},
+        }
+        given = settings_of(variant, variant.lr)
+        settings = validate(RepairConfig, tree, verb="repair")
+        return make_plan(replace(settings, method=given.method, steps=given.steps))
+
+    def figures(self, model: ModelConfig) -> dict[str, float]:
+        """Return what a model does on the test scenes."""
+        return figures(load_clip(model), self.test, self.classes, self.templates, self.attack, 0)
+
+    def twin(self) -> Patient:
+        """Return the clean twin, with the clean set, as a model that nothing accuses."""
+        photos = read(self._source("data/train"))
+        return Patient(
+            model=ModelConfig(path=str(self.home / "twin" / "checkpoint")),
+            device=torch.device("cpu"),
+            photos=photos,
+            parts=Parts.of(photos, np.zeros(0, int)),
+            classes=tuple(self.classes),
+            templates=tuple(self.templates),
+        )
+
+
+IDLE = {"model": {"path": "model"}, "out": "out", "method": {"kind": "finetune"}}
+"""What settings need that are made for one part of them."""
+
+
+def columns(plan: Plan, picked: Picked, most: int | None = None) -> Columns:
+    """Return the rows of some pairs, of them `most` drawn by the hashes of their names."""
+    settings = plan.config
+    reading = Reading(picked.source, settings.model, settings.max_pixels, settings.seed, Choice(picked.lookup))
+    parts = [part for unit in picked.units for part in _rows({"unit": [pickle.dumps(unit)]}, reading)]
+    if not parts:
+        return {"order": np.zeros(0, np.int64)}
+    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    rows = np.argsort(found["order"])[:most]
+    return {name: values[rows] for name, values in found.items()}
+
+
+def repaired(plan: Plan, folder: Path) -> Row:
+    """Repair as one worker of `clipsan repair` does, write the model, and return what it took."""
+    method, seed = plan.config.method, plan.config.seed
+    main = columns(plan, plan.main, PAIRS)
+    others = [found for found in (columns(plan, some) for some in plan.beside) if len(found["order"])]
+    beside = None
+    if others:
+        beside = Beside(table_of({name: np.concatenate([one[name] for one in others]) for name in others[0]}), seed)
+    size = min(method.batch_size, len(main["order"]))
+    rows = round(method.flagged_share_pct * size / 100) if beside else 0
+    share, device = Share(0, 1, size), torch.device("cpu")
+    steps = plan.config.steps or method.epochs * (len(main["order"]) // (size - rows))
+    pace = Pace(total_steps=steps, batch_size=size, pairs=len(main["order"]), beside_rows=rows, seed=seed)
+    course = plan.task.begin(device, share)
+    feed = CachedFeed(table_of(main), share, seed, beside, rows)
+    started = time.monotonic()
+    for _ in train(course, feed, pace, share, device, points={steps}):
+        pass
+    seconds = time.monotonic() - started
+    course._objective.export(folder)
+    trained, _ = course._objective.parameter_counts
+    used = len(main["order"]) + sum(len(found["order"]) for found in others)
+    return {"pairs": used, "steps": steps, "trained_parameters": trained, "seconds": round(seconds, 1)}
+
+
+def main() -> int:
+    """Repair and store, a row at a time."""
+    parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("demo", type=Path, help="run folder of a finished demo")
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=METHODS)
+    parser.add_argument("--blind", action="store_true", help="the clean twin's blind repair instead")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    demo = Demo(options.demo)
+    name: Row = {"data": "scenes", "seed": 0, "model": MODEL, "cpu": this_machine().cpu}
+    if options.blind:
+        patient = demo.twin()
+        before = figures(load_clip(patient.model), demo.test, demo.classes, demo.templates, None, 0)
+        with tempfile.TemporaryDirectory() as home:
+            done = blind(patient, home)
+        after = figures(done.clip, demo.test, demo.classes, demo.templates, None, 0)
+        tell({**name, "attack": "clean", "method": "none", **before})
+        settings = f"{100 * done.facts['share']:.0f} % of the way"
+        tell(
+            {
+                **name,
+                "attack": "clean",
+                "method": BLIND,
+                **after,
+                **taken(done.facts),
+                **lost(after, before),
+                "settings": settings,
+            }
+        )
+        sys.stdout.write(f"{done.facts}\n")
+        return 0
+    before = demo.figures(ModelConfig(path=str(demo.suspect)))
+    tell({**name, "attack": "patch", "method": "none", **before})
+    for method in options.methods:
+        with tempfile.TemporaryDirectory() as home:
+            folder = Path(home) / "checkpoint"
+            took = repaired(demo.plan(VARIANTS[method]), folder)
+            after = demo.figures(ModelConfig(path=str(folder)))
+        settings = "by hand" if VARIANTS[method].lr is not None else "as published"
+        tell(
+            {**name, "attack": "patch", "method": method, **after, **took, **lost(after, before), "settings": settings}
+        )
+    return 0
+
+
+def taken(facts: dict[str, Any]) -> Row:
+    """Return what a repair took, of its facts."""
+    return {key: facts[key] for key in ("pairs", "steps", "trained_parameters", "seconds")}
+
+
+def lost(after: dict[str, float], before: dict[str, float]) -> Row:
+    """Return the change of the accuracy."""
+    return {"clean_accuracy_change_points": round(after["clean_accuracy_pct"] - before["clean_accuracy_pct"], 1)}
+
+
+def tell(row: Row) -> None:
+    """Store a row and show it."""
+    row = {key: value for key, value in row.items() if key != "tried_on"}
+    record("repair", [row], command=COMMAND)
+    sys.stdout.write(f"{row}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
