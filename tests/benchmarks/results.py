@@ -33,6 +33,7 @@ KEYS = {
     "repair": ("data", "attack", "method", "model", "seed", "cpu"),
     "sweep": ("data", "attack", "method", "model", "model_seed", "seed"),
     "oracle": ("set", "oracle", "attack", "seed"),
+    "per_image": ("set", "oracle", "prune", "attack", "seed"),
     "density": (
         *("data", "attack", "rate_pct", "model", "seed"),
         *("reference", "block_pairs", "k", "averaged", "version"),

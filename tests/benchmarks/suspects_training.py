@@ -251,14 +251,15 @@ def figures(
     hits: list[np.ndarray] = []
     kept: list[np.ndarray] = []
     for number, strand in enumerate(tried.strands):
-        rows = np.flatnonzero(counted[:, number])
+        # the accuracy under a trigger is one of all classes, the ASR one of those that are not the target
+        rows = np.arange(len(test.labels)) if attack.victim is None else np.flatnonzero(counted[:, number])
         rows = rows[np.linspace(0, len(rows) - 1, min(TRIED, len(rows))).astype(int)]
         trigger = strand.trigger.when_used().build()
         shown = [
             trigger(np.array(test.pixels[row]), np.random.default_rng([seed, row, number]))[0] for row in rows.tolist()
         ]
         said = predict(encoded(clip, np.stack(shown)), classes)
-        hits.append(said == tried.aim(names).targets[number])
+        hits.append((said == tried.aim(names).targets[number])[counted[rows, number]])
         kept.append(said == test.labels[rows])
     return found | {
         "asr_pct": _pct(np.concatenate(hits)),

@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.benchmarks import results
 from tests.benchmarks.density_table import admitted_side_by_side, density_finding
 from tests.benchmarks.figures import ORACLE_COMMANDS, PHOTO_COMMANDS, WHOLE_SCAN
-from tests.benchmarks.oracle_tables import PROOF, QUALITY
+from tests.benchmarks.oracle_tables import PER_IMAGE, PROOF, QUALITY
 from tests.benchmarks.repair_tables import REPAIR
 from tests.benchmarks.results import Results, Row, Value
 from tests.benchmarks.sections import Column, Section, Table
@@ -33,6 +33,7 @@ COMMANDS = {
     "naming": "python -m tests.benchmarks.naming SCAN...",
     "density": "python -m tests.benchmarks.density",
     "oracle": ORACLE_COMMANDS,
+    "per_image": "python -m tests.benchmarks.per_image",
     "repair": "python -m tests.benchmarks.repair",
     "sweep": "python -m tests.benchmarks.sweep",
 }
@@ -269,6 +270,7 @@ SECTIONS = {
         ),
     ),
     "oracle-quality": QUALITY,
+    "per-image": PER_IMAGE,
     "proof": PROOF,
     "repair": REPAIR,
     "sweep": SWEEP,
