@@ -6,6 +6,7 @@ sub-modes (product shots, plain backgrounds). Those are found in other concepts,
 separation is weighed by how much rarer its rarer side is in the rest of the data.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -184,7 +185,7 @@ def separate(
     positions = np.empty(len(inside))
     positions[~parity] = inside[~parity] @ first - shift
     positions[parity] = inside[parity] @ second - other_shift
-    away = np.concatenate([(outside @ first)[elsewhere] - shift, (outside @ second)[elsewhere] - other_shift])
+    away = (along(outside, [first, second])[elsewhere] - [shift, other_shift]).T.ravel()
     found = split(positions, least)
     upper, upper_away = positions > found.cut, float((away > found.cut).mean())
     if not upper.any() or upper.all():
@@ -264,19 +265,23 @@ def choose_direction(
         return None
     centred = half - half.mean(axis=0)
     _, axes = np.linalg.eigh(centred @ centred.T)
+    tried = [refine(half, axis > split(axis, least).cut, least) for axis in axes.T[::-1][:directions]]
+    found = [direction for direction in tried if direction is not None]
     best: tuple[float, np.ndarray, float] | None = None
-    for axis in axes.T[::-1][:directions]:
-        direction = refine(half, axis > split(axis, least).cut, least)
-        if direction is None:
-            continue
-        away = (outside @ direction)[elsewhere]
+    for direction, away in zip(found, along(outside, found)[elsewhere].T, strict=True):
         centre = float(np.median(away))
         scale = max(1.4826 * float(np.median(np.abs(away - centre))), 1e-9)
         own, away = (half @ direction - centre) / scale, (away - centre) / scale
-        found = split(own, least)
-        share, rest = float((own > found.cut).mean()), float((away > found.cut).mean())
+        sides = split(own, least)
+        share, rest = float((own > sides.cut).mean()), float((away > sides.cut).mean())
         floor = 0.5 / len(away)
         gain = max(np.log(max(a, floor) / max(b, floor)) for a, b in ((share, rest), (1 - share, 1 - rest)))
-        if best is None or found.ratio * gain > best[0]:
-            best = found.ratio * gain, direction / scale, centre / scale
+        if best is None or sides.ratio * gain > best[0]:
+            best = sides.ratio * gain, direction / scale, centre / scale
     return None if best is None else best[1:]
+
+
+def along(outside: np.ndarray, directions: Sequence[np.ndarray]) -> np.ndarray:
+    """Return `[m, k]`: where pairs lie along k directions; one pass over the pairs, which is what this costs."""
+    stacked = np.array(directions, outside.dtype).reshape(len(directions), outside.shape[1])
+    return np.asarray(outside @ stacked.T, dtype=np.float64)

@@ -55,7 +55,7 @@ def learn(detector: ConceptSides, table: pa.Table, chunks: int = 3) -> SidesStat
     return state
 
 
-@pytest.mark.parametrize(("genuine", "poisoned"), [(50, 9), (40, 40), (20, 60)])
+@pytest.mark.parametrize(("genuine", "poisoned"), [(50, 8), (50, 9), (40, 40), (20, 60)])
 def test_target_is_named_and_its_poison_accused_whatever_the_share(genuine: int, poisoned: int) -> None:
     table, poison = cache(genuine, poisoned)
     detector = ConceptSides(SETTINGS)
@@ -188,3 +188,20 @@ def test_pictures_that_a_trigger_has_made_alike_in_content_are_poison_still() ->
     assert first.concept == TARGET
     assert first.diversity < 0
     assert first.named
+
+
+@pytest.mark.parametrize(
+    "name", ["school bus", "ice-cream", "Schnürsenkel", "autobús escolar", "mice", "雪豹", "снежный барс"]
+)
+def test_a_target_may_be_of_several_words_in_the_plural_or_in_another_language(name: str) -> None:
+    table, poison = cache(40, 40)
+    captions = [caption.replace(TARGET, name) for caption in table.column("caption").to_pylist()]
+    table = table.set_column(table.schema.get_field_index("caption"), "caption", [captions])
+    detector = ConceptSides(SETTINGS)
+    state = learn(detector, table)
+    named = [split.concept for split in detector.splits(state) if split.named]
+    assert len(named) == 1
+    assert named[0] in name.casefold()
+    accused = detector.score(state, table)["concept_sides"] >= 1
+    assert (accused & poison).sum() >= 38
+    assert (accused & ~poison).sum() <= 1

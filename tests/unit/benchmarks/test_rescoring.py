@@ -1,0 +1,48 @@
+"""The detectors over a cache that is there: figures of every column, naming, and two versions side by side."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from clipsan.pipeline.core.commit import write_part
+from clipsan.stages.detectors import DetectorsConfig, build_suite
+from tests.benchmarks.rescoring import compare, figures, line
+from tests.benchmarks.scoring import made_pairs
+
+DETECTORS = DetectorsConfig()
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("scan")
+    table = made_pairs(600, 16, 2)
+    for number, start in enumerate(range(0, 600, 200)):
+        write_part(home / "embeddings", number, table.slice(start, 200), "")
+    poisoned = table.column("uid").to_pylist()[:30]
+    pq.write_table(pa.table({"uid": poisoned, "target": ["abobobo"] * 30}), home / "manifest.parquet")
+    (home / "scale").write_text("20.0", encoding="utf-8")
+    return home
+
+
+def test_every_column_is_measured(scan: Path) -> None:
+    row = figures(scan, DETECTORS)
+    names = {*build_suite(DETECTORS, pairs=1, trusted=None).columns, "ensemble"}
+    assert set(row["average_precision"]) == set(row["auroc"]) == set(row["fpr_at_full_recall"]) == names
+    assert (row["pairs"], row["poisoned"]) == (600, 30)
+    assert row["right"] == [name for name in row["named"] if "abobobo" in name]
+    assert "AP " in line(row)
+
+
+def test_two_versions_stand_side_by_side(scan: Path, tmp_path: Path) -> None:
+    row = figures(scan, DETECTORS)
+    before = {**row, "named": ["an owl"], "average_precision": {**row["average_precision"], "ensemble": 0.25}}
+    for name, found in (("before", before), ("after", row)):
+        (tmp_path / f"{name}.json").write_text(json.dumps([found]), encoding="utf-8")
+    table = compare(tmp_path / "before.json", tmp_path / "after.json").splitlines()
+    assert len(table) == 3
+    assert "| 0.250 |" in table[2]
+    assert "| an owl |" in table[2]
+    assert len({one.count("|") for one in table}) == 1
