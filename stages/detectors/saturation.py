@@ -46,6 +46,6 @@ def lost_rows(table: pa.Table, column: str) -> int:
     lost = 0
     for chunk in table.column(column).chunks:
         values = chunk.flatten().to_numpy(zero_copy_only=False).astype(np.float16, copy=False)
-        largest = (values.view(np.uint16) & SIGN).reshape(len(chunk), -1).max(axis=1, initial=0)
+        largest = (values.view(np.uint16) & SIGN).reshape(len(chunk), chunk.type.list_size).max(axis=1, initial=0)
         lost += int(((largest >= LARGEST) | (largest == 0)).sum())
     return lost

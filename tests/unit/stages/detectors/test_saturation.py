@@ -62,3 +62,8 @@ def test_what_the_embed_pass_keeps_at_the_ends_of_the_range_is_counted(tiny_chec
     pairs = [RawPair(shard="a.tar", key=str(i), image=picture(i), caption=caption(i)) for i in range(5)]
     embedded, _ = Embedder(clip, EmbedConfig(layers=["transformer.resblocks.0", layer]))(pairs)
     assert Saturation().findings(Saturation().summarise(None, embedded)) == {f"layer.{layer}": 5}
+
+
+def test_a_part_without_pairs_has_nothing_to_count() -> None:
+    empty = table(image=np.ones((0, WIDTH)), text=np.ones((0, WIDTH)))
+    assert Saturation().findings(Saturation().summarise(None, empty)) == {}
