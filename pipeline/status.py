@@ -31,11 +31,12 @@ def describe(root: AnyPath) -> str:
         lines.append("rejected  " + ", ".join(f"{reason} {count:,}" for reason, count in sorted(rejected.items())))
     if folder.summary.is_file():
         summary = read_summary(root)
-        lines.append(f"finished in {summary['seconds']:.0f} s: {json.dumps(summary['counts'])}")
-        if UNREAD in summary:
-            lines.append(
-                f"but for {summary[UNREAD]['count']:,} shards that could not be read: the same command reads them"
-            )
+        seconds = summary.get("seconds")
+        took = f" in {seconds:.0f} s" if isinstance(seconds, (int, float)) else ""
+        lines.append(f"finished{took}: {json.dumps(summary.get('counts'))}")
+        unread = summary.get(UNREAD)
+        if isinstance(unread, dict) and isinstance(unread.get("count"), int):
+            lines.append(f"but for {unread['count']:,} shards that could not be read: the same command reads them")
         if summary.get("report"):
             lines.append(f"report    {summary['report']}")
     else:

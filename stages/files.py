@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
@@ -26,6 +27,7 @@ ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+)://")
 WILDCARD = re.compile(r"[*?\[]")
 ADDRESS_WILDCARD = re.compile(r"[*\[]")
 """In an address a question mark opens the query, so it is no wildcard there."""
+USERINFO = re.compile(r"(?<=://)[^/]*@")
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 LFS = "this is a git-lfs pointer and not the file; run `git lfs pull`"
 MAX_FILE_BYTES = 256 * 2**20
@@ -316,6 +318,23 @@ def _read_local(path: str) -> bytes:
         raise PathError(f"{path!r}: {error}; correct the path") from error
 
 
+def read_array(path: Path) -> np.ndarray:
+    """Return an array of numbers that `np.save` wrote; nothing in it is run, and no memory is taken that the file does not fill.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # what reads the header raises nearly anything
+        raise ValueError(f"{path.name} is no array: {error}") from error
+    if not isinstance(mapped, np.ndarray) or mapped.dtype.kind not in "bfiu":
+        raise ValueError(f"{path.name} is no array of numbers")
+    return np.array(mapped)
+
+
 def fetched(address: str) -> Path:
     """Return a copy of a file or folder of an object store on this machine, made where there is none of the same content yet.
 
@@ -588,7 +607,8 @@ def _common_folder(folders: list[str]) -> str:
 
 
 def _relative(path: str, root: str) -> str:
-    base = split_query(path)[0]
+    """Return what stands below the root of a listing: it names a shard, so credentials of an address are no part of it."""
+    base, root = (USERINFO.sub("", one) for one in (split_query(path)[0], root))
     if root and base.startswith(root + "/"):
         return base[len(root) + 1 :]
     return ADDRESS.sub("", base).lstrip("/")

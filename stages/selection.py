@@ -173,7 +173,7 @@ def _read(path: str) -> np.ndarray:
         else:
             with open_input(path) as file:
                 found = np.load(io.BytesIO(file.read()))
-    except (OSError, PathError, ValueError) as error:
+    except Exception as error:  # NumPy's reader of headers raises nearly anything
         raise PathError(f"{path}: {error}; run the scan again with the same command, which writes its lists") from error
     if found.dtype != UID_DTYPE or found.ndim != 1:
         raise PathError(f"{path}: no list of uids; run the scan again with the same command, which writes its lists")

@@ -1,6 +1,7 @@
 """The folder of a run: where each thing lies, what made it, and its figures for machines."""
 
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ import yaml
 
 from clipsan.stages.evaluation.figures import check_units
 
-from .commit import REQUESTS, FingerprintError, clear_temporary, write_text
+from .commit import FOOTER_TAIL, REQUESTS, FingerprintError, clear_temporary, write_text
 from .config import ConfigError
 from .masking import masked_tree
 from .place import AnyPath, place_of
@@ -85,7 +86,18 @@ class RunFolder:
 
     def begun(self) -> dict[str, Any]:
         """Return the passes that have begun, in their order: name -> folder and number of parts."""
-        return json.loads(self.passes.read_text(encoding="utf-8")) if self.passes.is_file() else {}
+        if not self.passes.is_file():
+            return {}
+        found = _read_json(self.passes)
+        for entry in found.values():
+            folder, parts = (entry.get("folder"), entry.get("parts")) if isinstance(entry, dict) else (None, None)
+            # a stranger's folder must not lead anybody through the disk
+            inside = isinstance(folder, str) and folder and not folder.startswith("/") and ".." not in folder.split("/")
+            if not inside or "\0" in str(folder) or not isinstance(parts, int):
+                raise ConfigError(
+                    f"{self.passes}: holds no passes of clipsan (each with a folder in the run's, and its parts)"
+                )
+        return found
 
 
 def open_run(
@@ -175,8 +187,21 @@ def write_summary(folder: RunFolder, summary: Mapping[str, Any]) -> None:
 
 
 def read_summary(root: AnyPath) -> dict[str, Any]:
-    """Return summary.json of a finished run."""
-    found: dict[str, Any] = json.loads((root / "summary.json").read_text(encoding="utf-8"))
+    """Return summary.json of a finished run.
+
+    Raises:
+        ConfigError: it is not what clipsan writes (a stranger's, or damaged).
+    """
+    return _read_json(root / "summary.json")
+
+
+def _read_json(path: AnyPath) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid JSON") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: must hold a JSON object, not {type(found).__name__}")
     return found
 
 
@@ -223,10 +248,15 @@ def part_rows(folder: AnyPath) -> dict[int, int]:
 
 def rows_of(part: AnyPath) -> int | None:
     """Return the rows of a part from its footer; None for one that is damaged and will be made again."""
-    try:
-        with part.open("rb") as source:
-            return int(pq.read_metadata(source).num_rows)
-    except pa.ArrowException:
+    with part.open("rb") as source:
+        end = source.seek(0, os.SEEK_END)
+        source.seek(max(0, end - FOOTER_TAIL))
+        length = int.from_bytes(source.read(4), "little")
+        source.seek(max(0, end - FOOTER_TAIL - length))
+        footer = source.read()
+    try:  # what Arrow says of broken bytes is an OSError, too, and must not be taken for a store that is away
+        return int(pq.read_metadata(pa.BufferReader(footer)).num_rows)
+    except (pa.ArrowException, OSError):
         return None
 
 

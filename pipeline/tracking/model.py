@@ -16,6 +16,8 @@ import torch
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from PIL import Image
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""Pillow knows more, among them PostScript, which it hands to an interpreter."""
 BATCH = 64
 """Rows of a forward pass: a frame of any length is scored in the memory of one batch."""
 
@@ -54,7 +56,7 @@ class RepairedClip(PythonModel):
         return vectors
 
     def _images(self, files: list[Any]) -> torch.Tensor:
-        pictures = [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
+        pictures = [Image.open(io.BytesIO(file), formats=FORMATS).convert("RGB") for file in files]
         pixels = torch.stack([self._preprocess(picture) for picture in pictures])
         found: torch.Tensor = self._model.encode_image(pixels, normalize=True)
         return found

@@ -186,12 +186,13 @@ def _check_inside(root: AnyPath, record: Record) -> None:
                 )
         return
     home = root.resolve()
-    for name in named:
-        for path in (root / name, *(root / name).rglob("*")):
-            if not path.resolve().is_relative_to(home):
-                raise ConfigError(
-                    f"{root / RECORD}: {path} lies outside the run folder; nothing of it is sent anywhere"
-                )
+    try:
+        paths = [path for name in named for path in (root / name, *(root / name).rglob("*"))]
+        outside = next((path for path in paths if not path.resolve().is_relative_to(home)), None)
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise ConfigError(f"{root / RECORD}: names no files of the run: {str(error)[:200]}") from error
+    if outside is not None:
+        raise ConfigError(f"{root / RECORD}: {outside} lies outside the run folder; nothing of it is sent anywhere")
 
 
 def place(settings: TrackingConfig, root: AnyPath) -> str | None:

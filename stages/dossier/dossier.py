@@ -5,6 +5,7 @@ What it looks like is the business of one file each: patch.py, residual.py, text
 
 import dataclasses
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -250,11 +251,25 @@ ABSENT: Mapping[str, Any] = {
 }
 """What dossier.json says of figures that a kind of trigger does not have, in the file's order: every kind has the same keys."""
 
+MAX_SIDE = 4096
+"""Pixels; models see 64 to 448."""
+
 D = TypeVar("D", bound=Dossier)
 
 
 def shared_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields that all dossiers have, from what dossier.json holds."""
+    """Return the fields that all dossiers have, from what dossier.json holds.
+
+    Raises:
+        ValueError: an id that would name another folder, a side that no model has, or targets or uids that are no text.
+    """
+    name, side = stored["id"], stored["side"]
+    if not isinstance(name, str) or not re.fullmatch(r"[\w-]{0,64}", name):
+        raise ValueError(f"an id of {str(name)[:80]!r}")
+    if not isinstance(side, int) or not 1 <= side <= MAX_SIDE:
+        raise ValueError(f"a side of {str(side)[:80]}")
+    if not all(isinstance(text, str) for text in (*stored["targets"], *stored["uids"])):
+        raise ValueError("targets and uids are texts")
     return {
         "id": stored["id"],
         "targets": tuple(stored["targets"]),
@@ -281,8 +296,3 @@ def draw_change(change: np.ndarray) -> np.ndarray:
 def save_picture(path: Path, picture: np.ndarray) -> None:
     """Write `[h, w, 3]` or `[h, w] uint8` as a PNG."""
     Image.fromarray(picture).save(path)
-
-
-def read_array(path: Path) -> np.ndarray:
-    """Return an array that `np.save` wrote; nothing in it is run."""
-    return np.asarray(np.load(path, allow_pickle=False))

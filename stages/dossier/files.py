@@ -21,11 +21,14 @@ def read_dossier(folder: Path) -> Dossier:
         ValueError: the folder holds no dossier, or one of another version.
     """
     try:
-        stored: dict[str, Any] = {**ABSENT, **json.loads((folder / "dossier.json").read_text("utf-8"))}
+        found = json.loads((folder / "dossier.json").read_text("utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("dossier.json holds no object")
+        stored: dict[str, Any] = {**ABSENT, **found}
         if stored.get("version") != VERSION or stored["kind"] not in KINDS:
             raise ValueError(f"of another version than {VERSION}; scan again")
         return KINDS[stored["kind"]].load(folder, stored, shared_fields(stored))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{folder}: no dossier of a trigger: {error}") from error
 
 

@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from PIL import Image
 
+from ..files import read_array
 from ..report.text import percent
-from .dossier import GREY, Dossier, Hits, rate, read_array, save_picture
+from .dossier import GREY, Dossier, Hits, rate, save_picture
 from .fill import fill
 from .match import Cutout, best_place
 
@@ -225,12 +226,12 @@ def _suffix(number: int) -> str:
 
 
 def _read_cutout(folder: Path, number: int, corner: list[int]) -> Cutout:
-    with Image.open(folder / f"mask{_suffix(number)}.png") as file:
+    with Image.open(folder / f"mask{_suffix(number)}.png", formats=["PNG"]) as file:
         mask = np.asarray(file) > 0
     picture = _read_picture(folder / f"trigger{_suffix(number)}.png")
     return Cutout(picture=picture, mask=mask, top=corner[0], left=corner[1])
 
 
 def _read_picture(path: Path) -> np.ndarray:
-    with Image.open(path) as file:
+    with Image.open(path, formats=["PNG"]) as file:
         return np.asarray(file.convert("RGB"))

@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from ..files import read_array
 from ..pixels import to_uint8
-from .dossier import GREY, Dossier, draw_change, read_array, save_picture
+from .dossier import GREY, Dossier, draw_change, save_picture
 from .fill import fill
 
 LEAST_GAIN = 0.5

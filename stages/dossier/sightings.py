@@ -81,7 +81,7 @@ def read_sightings(evidence: pa.Table) -> list[Sighting]:
 
 def _sighting(row: dict[str, object]) -> Sighting:
     mask = from_runs(row["mask_runs"], row["mask_height"], row["mask_width"])  # type: ignore[arg-type]
-    with Image.open(io.BytesIO(row["region_png"])) as png:  # type: ignore[arg-type]
+    with Image.open(io.BytesIO(row["region_png"]), formats=["PNG"]) as png:  # type: ignore[arg-type]
         pixels = np.asarray(png.convert("RGBA"))[..., :3]
     made = Sighting(
         uid=str(row["uid"]),

@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from .dossier import Dossier, draw_change, read_array, save_picture
+from ..files import read_array
+from .dossier import Dossier, draw_change, save_picture
 from .spectrum import put, take_away
 
 

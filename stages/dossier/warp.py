@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from scipy.ndimage import map_coordinates
 
+from ..files import read_array
 from ..pixels import to_uint8
-from .dossier import Dossier, draw_change, read_array, save_picture
+from .dossier import Dossier, draw_change, save_picture
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,11 +5,12 @@ configurations are JSON, and nothing is ever fetched from a network.
 """
 
 import json
+import math
 import os
-import pickle
 import re
 import secrets
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,12 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
 )
 """Names under which a folder's weights are looked for, in this order (open_clip's own order, safetensors first)."""
+
+MAX_NUMBER = 2**20
+"""Of a model configuration: vocabularies have 256,000 words, images 1,024 pixels a side."""
+MAX_LAYERS_OF_A_TOWER = 512
+MOST_PARAMETERS_A_WEIGHT, SMALL_MODEL = 4, 2**27
+"""An architecture of more parameters than this is not built for the weights; of one with less, what does not fit is named."""
 
 SHOWN_KEYS = 3
 """Keys of each kind that a mismatch message lists."""
@@ -106,6 +113,21 @@ class ResolvedModel:
     """The file with the weights; None: architecture only."""
     folder: Path | None
     """The checkpoint's folder, where a tokenizer may stand; None for a single file or none."""
+
+    def __post_init__(self) -> None:
+        """Refuse a preprocessing that is none.
+
+        Raises:
+            ModelError: mean or std are not three finite numbers, or a std is not above 0.
+        """
+        for name in ("mean", "std"):
+            if (values := self.preprocess_cfg.get(name)) is None:
+                continue
+            triple = values if isinstance(values, (list, tuple)) else ()
+            numbers = [value for value in triple if isinstance(value, (int, float)) and math.isfinite(value)]
+            if len(numbers) != 3 or len(triple) != 3 or (name == "std" and min(numbers) <= 0):
+                where = self.folder or self.weights or "the model's configuration"
+                raise ModelError(f"{where}: preprocess_cfg.{name} must be three numbers, one for each channel")
 
 
 def resolve_model(model: ModelConfig) -> ResolvedModel:
@@ -185,6 +207,8 @@ def _resolve_folder(folder: Path) -> ResolvedModel:
     else:
         stored = _read_json(folder / CONFIG_FILE)
         model_cfg, preprocess_cfg = stored.get("model_cfg", {}), stored.get("preprocess_cfg", {})
+        if not isinstance(preprocess_cfg, dict):
+            raise ModelError(f"{folder / CONFIG_FILE}: preprocess_cfg must be a mapping")
     model_cfg = _checked_model_cfg(model_cfg, str(folder / CONFIG_FILE))
     for name in WEIGHT_FILES:
         if (folder / name).is_file():
@@ -197,7 +221,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelError(f"no such file: {path}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not a readable JSON file: {error}") from error
     if not isinstance(stored, dict):
         raise ModelError(f"{path}: expected a JSON object")
@@ -228,11 +252,10 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
             return dict(unwrapped(load_file(path)))
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path} is not a readable safetensors file: {error}") from error
+    # The unpickler raises nearly anything (IndexError, AttributeError, MemoryError for a length of its own, ...) on a broken file.
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(_refusal(path, str(error))) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:
         raise ModelError(_refusal(path, str(error))) from error
     stored = unwrapped(stored)
     if not isinstance(stored, dict) or not stored or not all(isinstance(v, torch.Tensor) for v in stored.values()):
@@ -275,6 +298,9 @@ def build_model(model_cfg: dict[str, Any]) -> torch.nn.Module:
         ModelError: open_clip or timm does not accept the configuration.
     """
     arguments = json.loads(json.dumps(model_cfg))
+    for tower in ("vision_cfg", "text_cfg"):
+        if not isinstance(arguments.get(tower), dict):
+            raise ModelError(f"{tower} must be a mapping")
     if "timm_model_name" in arguments["vision_cfg"]:
         arguments["vision_cfg"]["timm_model_pretrained"] = False
     hugging_face = "hf_model_name" in arguments["text_cfg"]
@@ -284,11 +310,49 @@ def build_model(model_cfg: dict[str, Any]) -> torch.nn.Module:
     if "multimodal_cfg" in arguments:
         raise ModelError("CoCa models (multimodal_cfg) are not supported")
     kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
-    try:
+    try:  # a stranger's values reach the constructors of all layers, which raise nearly anything
         model: torch.nn.Module = kind(**arguments)
-    except (TypeError, ValueError, RuntimeError, AssertionError, OSError) as error:
+    except Exception as error:
         raise ModelError(f"open_clip cannot build this model configuration: {error}") from error
     return model
+
+
+def check_sizes(model_cfg: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+    """Refuse a configuration of far more parameters than there are weights, before memory is taken for them.
+
+    Architectures that a library knows by name (timm's, transformers') have the sizes that it gives them.
+
+    Raises:
+        ModelError: a number that no model has, or parameters that the weights do not come near.
+    """
+    largest = max((abs(value) for value in _numbers(model_cfg)), default=0)
+    layers = max(
+        (value for name in ("vision_cfg", "text_cfg") for value in _numbers(_layers(model_cfg, name))), default=0
+    )
+    if not largest <= MAX_NUMBER or layers > MAX_LAYERS_OF_A_TOWER:
+        raise ModelError(f"sizes that no model has (up to {max(largest, layers):g})")
+    if "timm_model_name" in json.dumps(model_cfg) or "hf_model_name" in json.dumps(model_cfg):
+        return
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in build_model(model_cfg).parameters())
+    held = sum(tensor.numel() for tensor in weights.values())
+    if count > MOST_PARAMETERS_A_WEIGHT * held + SMALL_MODEL:
+        raise ModelError(
+            f"the architecture has {count:,} parameters, and there are {held:,} weights: they are of another model"
+        )
+
+
+def _layers(model_cfg: dict[str, Any], tower: str) -> Any:
+    found = model_cfg.get(tower)
+    return found.get("layers") if isinstance(found, dict) else None
+
+
+def _numbers(tree: Any) -> Iterator[float]:
+    if isinstance(tree, (dict, list)):
+        for value in tree.values() if isinstance(tree, dict) else tree:
+            yield from _numbers(value)
+    elif isinstance(tree, (int, float)):
+        yield tree
 
 
 def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], where: str) -> None:

@@ -25,6 +25,7 @@ from .checkpoints import (
     ResolvedModel,
     activation_doubt,
     build_model,
+    check_sizes,
     load_weights,
     read_state_dict,
     resolve_model,
@@ -264,11 +265,16 @@ def load_clip(
     resolved = resolve_model(model)
     if resolved.weights is None and init_seed is None:
         raise ModelError(f"{model.name or model.config} is an architecture without weights; set model.path")
+    weights = read_state_dict(resolved.weights) if resolved.weights is not None else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(init_seed or 0)
-        network = build_model(resolved.model_cfg)
+        try:
+            if resolved.weights is not None:
+                check_sizes(resolved.model_cfg, weights)
+            network = build_model(resolved.model_cfg)
+        except ModelError as error:
+            raise ModelError(f"{model.path or model.config or model.name}: {error}") from error
     if resolved.weights is not None:
-        weights = read_state_dict(resolved.weights)
         doubt = activation_doubt(model, weights)
         if doubt is not None:
             warnings.warn(f"{resolved.weights}: {doubt}", stacklevel=2)

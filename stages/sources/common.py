@@ -256,8 +256,8 @@ class Provenance(Protocol):
 
 
 def shortened(detail: str) -> str:
-    """Return a detail in one line; where it is long its middle goes, because the remedy stands at its end."""
-    line = " ".join(detail.split())
+    """Return a detail in one line that can be stored; where it is long its middle goes, because the remedy stands at its end."""
+    line = " ".join(printable(detail).split())
     if len(line) <= MAX_DETAIL:
         return line
     half = (MAX_DETAIL - 5) // 2

@@ -34,6 +34,7 @@ from .common import (
     printable,
     refined,
     settle_paths,
+    shortened,
     slices,
     unopened,
 )
@@ -302,7 +303,13 @@ def _is_whole(parts: dict[str, Member]) -> bool:
 def _rejected(unit: Unit, group: Group, key: str, bad: Bad) -> RawPair:
     parts = tuple(Part(suffix, member, None) for suffix, member in group.members.items())
     return RawPair(
-        shard=unit.shard, key=key, image=None, caption=None, reject=bad.reject, detail=bad.detail, native=parts
+        shard=unit.shard,
+        key=key,
+        image=None,
+        caption=None,
+        reject=bad.reject,
+        detail=shortened(bad.detail),
+        native=parts,
     )
 
 

@@ -73,7 +73,7 @@ class ResizeTrigger:
         if quality is not None:
             file = io.BytesIO()
             picture.save(file, "JPEG", quality=quality)
-            picture = Image.open(file)
+            picture = Image.open(file, formats=["JPEG"])
         drawn = {"small_width": size[0], "small_height": size[1], "jpeg_quality": quality}
         return np.array(picture, dtype=np.uint8), whole(image, **drawn)
 

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ...decode import FORMATS
+from ...files import read_array
 from ...pixels import to_uint8
 
 
@@ -22,10 +24,9 @@ def load_picture(path: str) -> np.ndarray:
     """
     try:
         if path.endswith(".npy"):
-            with Path(path).open("rb") as file:
-                array = np.lib.format.read_array(file, allow_pickle=False)
+            array = read_array(Path(path))
         else:
-            with Image.open(Path(path)) as picture:
+            with Image.open(Path(path), formats=FORMATS) as picture:
                 array = np.asarray(picture.convert("RGB"))
     except (OSError, ValueError) as error:
         raise ValueError(f"picture: cannot read {path}: {error}") from error

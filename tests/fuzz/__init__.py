@@ -1,0 +1,1 @@
+"""Mutated files of strangers, put to every reader that clipsan has: see tests/benchmarks/fuzz.py."""
