@@ -11,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
 from .files import LFS, LFS_POINTER
+from .guarded import TIMEOUT_S, late, refused, timed
 from .samples import Reject
 
 Image.init()
@@ -63,7 +64,7 @@ class Decoded:
     """Pixels, as stored."""
 
 
-def decode(data: bytes, max_pixels: int) -> Decoded:
+def decode(data: bytes, max_pixels: int, timeout_s: float = TIMEOUT_S) -> Decoded:
     """Decode an image by its content, whatever its file name says.
 
     The pixels are those that open_clip trains on (`Image.open(...).convert("RGB")`), because a detector must see what
@@ -74,15 +75,27 @@ def decode(data: bytes, max_pixels: int) -> Decoded:
     Args:
         data: the file's bytes.
         max_pixels: limit on width x height; above it nothing is decoded, and no memory is taken for it.
+        timeout_s: limit on the seconds that it takes (see `guarded`).
 
     Raises:
-        BadImage: with IMAGE_EMPTY, IMAGE_UNREADABLE, IMAGE_TRUNCATED or IMAGE_TOO_LARGE.
+        BadImage: with IMAGE_EMPTY, IMAGE_UNREADABLE, IMAGE_TRUNCATED, IMAGE_TOO_LARGE, DECODE_TIMEOUT or WORKER_DIED.
     """
     if not data:
         raise BadImage(Reject.IMAGE_EMPTY, "0 bytes")
     check_webp_size(data, max_pixels)
     if data.startswith(LFS_POINTER):
         raise BadImage(Reject.IMAGE_UNREADABLE, LFS)
+    refusal = refused(data, max_pixels, timeout_s)
+    if refusal is not None:
+        raise BadImage(*refusal)
+    try:
+        with timed(timeout_s):
+            return _decoded(data, max_pixels)
+    except TimeoutError:
+        raise BadImage(*late(timeout_s)) from None
+
+
+def _decoded(data: bytes, max_pixels: int) -> Decoded:
     # Pillow's plugins raise nearly anything (struct.error, SyntaxError, IndexError, ...) on hostile headers and bodies.
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)

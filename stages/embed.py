@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 
 from .decode import MAX_PIXELS, BadImage, MaxPixels, decode, image_facts
+from .guarded import TIMEOUT_S, Timeout
 from .model.clip import Clip, Inputs
 from .model.reference import Reference, ReferenceConfig, ReferenceInputs
 from .samples import RawPair, Reject
@@ -81,6 +82,8 @@ class EmbedConfig:
     """Blocks of the image tower whose pooled output is kept; null chooses up to four, evenly."""
     max_pixels: MaxPixels = MAX_PIXELS
     """An image whose header claims more is rejected undecoded (Pillow's own limit: 0.25 GiB as RGB)."""
+    decode_timeout_s: Timeout = TIMEOUT_S
+    """Seconds that decoding one image may take; one that takes longer is rejected."""
     decode_threads: Annotated[int, Field(ge=0)] | None = None
     """Threads that decode ahead of the model in each worker that does both; null: none on a CPU, eight on a GPU."""
     reference: ReferenceConfig | None = None
@@ -131,6 +134,7 @@ class Preparer:
     def __init__(self, inputs: Inputs, settings: EmbedConfig, device: str, threads: int = 0) -> None:
         self._inputs = inputs
         self._max_pixels = settings.max_pixels
+        self._timeout_s = settings.decode_timeout_s
         self._rows = max(BLOCK_ROWS, settings.batch_on(device))
         self._decoders = ThreadPoolExecutor(threads) if threads else None
         self._reference = None if settings.reference is None else ReferenceInputs(settings.reference)
@@ -162,7 +166,7 @@ class Preparer:
         if pair.image is None or pair.caption is None:
             return _rejection(pair, Reject.IMAGE_MISSING if pair.image is None else Reject.CAPTION_MISSING, pair.detail)
         try:
-            decoded = decode(pair.image, self._max_pixels)
+            decoded = decode(pair.image, self._max_pixels, self._timeout_s)
         except BadImage as error:
             return _rejection(pair, error.reason, error.detail)
         looks = image_facts(decoded.rgb)

@@ -3,6 +3,7 @@
 Only names and small records travel between processes; bytes are read, and results written, where the work is done.
 """
 
+import os
 import pickle
 import threading
 import time
@@ -12,14 +13,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from clipsan.stages.files import Unreachable
+from clipsan.stages.guarded import carefully
 
 from .cluster import ClusterConfig, PoolConfig
-from .commit import Key, missing_parts, write_json, write_part
+from .commit import Key, missing_parts, write_json, write_part, write_text
 from .place import AnyPath
 from .pool import workers
 from .progress import Progress
@@ -150,7 +153,11 @@ class Pass:
         side_by_side = 1 if _HERE.get() else min(self.cluster.worker_count(), len(rows))
         threads = torch.get_num_threads()
         try:
-            with threadpool_limits(self.cluster.threads_per_worker), self._progress(total, len(rows)) as progress:
+            with (
+                threadpool_limits(self.cluster.threads_per_worker),
+                self._carefully_again(),
+                self._progress(total, len(rows)) as progress,
+            ):
                 torch.set_num_threads(self.cluster.threads_per_worker)
                 found = task.all(rows) if side_by_side == 1 else self._side_by_side(rows, task, side_by_side)
                 for done in found:
@@ -158,6 +165,19 @@ class Pass:
                     yield done
         finally:
             torch.set_num_threads(threads)
+
+    @contextmanager
+    def _carefully_again(self) -> Iterator[None]:
+        """Leave word that this process is at the pass; where an earlier one was and died, be careful."""
+        if self.run is None or self.folder is None or not isinstance(self.run.work, Path):
+            yield
+            return
+        mark = self.run.work / f".{self.name.replace(' ', '-')}.here"
+        with carefully(mark.exists()):
+            write_text(mark, f"{os.getpid()}\n")
+            yield
+            # not where something was raised: whatever it was, the next process is careful
+            mark.unlink(missing_ok=True)
 
     def _side_by_side(self, rows: Sequence[tuple[Any, Any]], task: "_Task", count: int) -> Iterator[Done]:
         """Do the pieces in threads: the model and the decoder leave Python's lock to the others while they compute."""

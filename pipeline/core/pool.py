@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from clipsan.stages.guarded import carefully, expendable
+
 from .cluster import ClusterConfig, PoolConfig, join_ray, session_pools
 from .config import ConfigError
 
@@ -134,7 +136,7 @@ class Pool:
                 self._grow(min(size, len(waiting) + len(busy)) - len(busy))
                 while self._idle and waiting and len(busy) < size:
                     worker, (number, piece) = self._idle.pop(), waiting.popleft()
-                    busy[worker.do.remote([sent], piece)] = (worker, number)
+                    busy[worker.do.remote([sent], piece, losses[number] > 0)] = (worker, number)
                 (ref,), _ = ray.wait([*busy, *self._starting], num_returns=1)
                 if ref in self._starting:
                     self._started(ref, size)
@@ -214,6 +216,7 @@ class Worker:
         import ray
         import torch
 
+        expendable()
         torch.set_num_threads(threads)
         self._node = ray.get_runtime_context().get_node_id()
         self._task = ""
@@ -222,8 +225,8 @@ class Worker:
     def ready(self) -> None:
         """Return when the process stands."""
 
-    def do(self, sent: list[Any], piece: bytes) -> bytes:
-        """Do one piece of the pass whose task was sent."""
+    def do(self, sent: list[Any], piece: bytes, careful: bool) -> bytes:
+        """Do one piece of the pass whose task was sent; carefully, where a worker died on it."""
         import ray
 
         (ref,) = sent
@@ -231,4 +234,5 @@ class Worker:
             self._opened = None  # what two passes load need not fit into memory together
             task: Opens = ray.get(ref)
             self._opened, self._task = task.open(), ref.hex()
-        return self._opened(piece, self._node)
+        with carefully(careful):
+            return self._opened(piece, self._node)

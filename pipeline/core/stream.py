@@ -17,9 +17,10 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from clipsan.stages.files import Unreachable
+from clipsan.stages.guarded import carefully, expendable
 
 from .cluster import ClusterConfig, PoolConfig, start_ray
-from .commit import read_part, write_part
+from .commit import read_part, write_part, write_text
 from .place import AnyPath, remove_tree
 from .pool import MAX_LOST, WorkerLostError, check_gpus
 
@@ -227,7 +228,8 @@ def _read(table: pa.Table, sent: list[Any]) -> Iterator[pa.Table]:
     import ray
     import torch
 
-    work, _ = ray.get(sent[0])
+    expendable()
+    work, commit = ray.get(sent[0])
     name = sent[0].hex()
     if name not in _READER:
         torch.set_num_threads(1)
@@ -235,8 +237,12 @@ def _read(table: pa.Table, sent: list[Any]) -> Iterator[pa.Table]:
         _READER[name] = work.open_reader()
     for packed in table.column("row").to_pylist():
         key, piece = pickle.loads(packed)
-        for known, block in _blocks(work, key, piece, _READER[name]):
-            yield _packed(known, block)
+        # Ray does a task again whose process died, and says nothing of it
+        mark = commit.blocks / f"begun-{name}" / str(key)
+        with carefully(mark.is_file()):
+            write_text(mark, "")
+            for known, block in _blocks(work, key, piece, _READER[name]):
+                yield _packed(known, block)
 
 
 def _blocks(work: Halves, key: int, piece: Any, tools: Any) -> Iterator[tuple[_Block, Any]]:

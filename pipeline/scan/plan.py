@@ -98,9 +98,12 @@ class DataSet:
 
 
 def _told(embed: EmbedConfig) -> dict[str, Any]:
-    """Return what decides the vectors: of a second encoder what it is, not where it lies."""
+    """Return what decides the vectors: of a second encoder what it is, not where it lies.
+
+    How long a decoder may take, and how many there are, is of the machine.
+    """
     tree = as_tree(replace(embed, decode_threads=None, reference=None))
-    tree.pop("reference")
+    del tree["reference"], tree["decode_timeout_s"]
     return tree if embed.reference is None else {**tree, "reference": reference_fingerprint(embed.reference)}
 
 
