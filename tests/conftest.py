@@ -54,7 +54,11 @@ def ray_cluster():
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Path:
     """A checkpoint folder of the tiny model, weights drawn from a fixed seed."""
-    home = tmp_path_factory.mktemp("tiny")
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def make_tiny(home: Path) -> Path:
+    """Write the tiny model below a folder; return its checkpoint."""
     (home / "tiny.json").write_text(json.dumps(TINY))
     clip = load_clip(ModelConfig(config=str(home / "tiny.json")), init_seed=7)
     save_clip(clip.model, clip.model_cfg, clip.preprocess_cfg, home / "checkpoint")

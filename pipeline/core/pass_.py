@@ -204,6 +204,9 @@ class Pass:
         if self.folder is None:
             return list(named)
         missing = set(missing_parts(self.home, [key for keys in named for key in _keys(keys)], self.fingerprint))
+        if self.rejected is not None and self.run is not None:
+            first = [_keys(keys)[0] for keys in named if missing.isdisjoint(_keys(keys))]
+            missing |= set(missing_parts(self.run.root / self.rejected, first, self.fingerprint))
         return [keys for keys in named if not missing.isdisjoint(_keys(keys))]
 
     def _register(self, total: int) -> None:

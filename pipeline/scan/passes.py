@@ -160,7 +160,9 @@ def _earlier(plan: Plan, folder: RunFolder) -> Parts:
     earlier = RunFolder(place_of(given))
     units = plan.pairs.units
     try:
-        missing = missing_parts(earlier.embeddings, [unit.index for unit in units], plan.pairs.fingerprint)
+        numbers = [unit.index for unit in units]
+        missing = missing_parts(earlier.embeddings, numbers, plan.pairs.fingerprint)
+        missing += missing_parts(earlier.rejected, numbers, plan.pairs.fingerprint)
     except FingerprintError:
         raise FingerprintError(
             f"embeddings={given}: they were made of other data, by another model or with other `embed` settings; "
@@ -168,7 +170,7 @@ def _earlier(plan: Plan, folder: RunFolder) -> Parts:
         ) from None
     if missing:
         raise ConfigError(
-            f"embeddings={given}: {len(missing)} of {len(units)} parts are missing; finish that run first"
+            f"embeddings={given}: {len(set(missing))} of {len(units)} parts are missing; finish that run first"
         )
     for part in earlier.rejected.glob("part-*.parquet"):
         write_bytes(folder.rejected / part.name, part.read_bytes())

@@ -32,6 +32,7 @@ KEYS = {
     # the suspect models are trained where they are repaired, and no two kinds of processor round alike
     "repair": ("data", "attack", "method", "model", "seed", "cpu"),
     "sweep": ("data", "attack", "method", "model", "model_seed", "seed"),
+    "faults": ("fault",),
     "oracle": ("set", "oracle", "attack", "seed"),
     "per_image": ("set", "oracle", "prune", "attack", "seed"),
     "density": (

@@ -36,6 +36,7 @@ COMMANDS = {
     "per_image": "python -m tests.benchmarks.per_image",
     "repair": "python -m tests.benchmarks.repair",
     "sweep": "python -m tests.benchmarks.sweep",
+    "faults": "python -m tests.benchmarks.drills",
 }
 
 
@@ -257,6 +258,21 @@ SECTIONS = {
                     Column("parsed in s", "report_parse_s", 2),
                 ),
                 lambda rows: sorted(rows, key=lambda row: (str(row["oracle"]), str(row["pairs"]).zfill(12))),
+            ),
+        ),
+    ),
+    "faults": Section(
+        "faults",
+        (
+            Table(
+                (
+                    Column("fault", "fault"),
+                    Column("how it was made", "tried"),
+                    Column("outcome", "outcome"),
+                    Column("bytes as undisturbed", "same_bytes"),
+                    Column("seconds to recover", "recovery_s", 1),
+                ),
+                list,
             ),
         ),
     ),

@@ -2,6 +2,8 @@
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from clipsan.pipeline.core.cluster import ClusterConfig, PoolConfig
 from clipsan.pipeline.core.commit import FingerprintError, part_path, read_part
 from clipsan.pipeline.core.pass_ import Done, Pass, Work, in_this_process
 from clipsan.pipeline.core.run_folder import RunFolder
+from clipsan.stages.files import Unreachable
 
 SMALL = 100
 
@@ -61,6 +64,25 @@ def test_pieces_are_committed_with_what_they_rejected_and_not_done_again(doublin
     assert json.loads((tmp_path / "run/work/passes.json").read_text()) == {"double": {"folder": "doubles", "parts": 3}}
     with pytest.raises(FingerprintError, match="doubles holds results of another configuration"):
         replace(doubling, fingerprint="g").do({0: 5}, work)
+
+
+@pytest.mark.parametrize("folder", ["doubles", "rejected"])
+@pytest.mark.parametrize("harm", ["gone", "cut off", "a bit"])
+def test_a_damaged_part_of_any_folder_is_named_and_made_again_and_no_other(
+    doubling: Pass, tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: str, harm: str
+) -> None:
+    work = Doubling(tmp_path)
+    doubling.do({0: 5, 1: -3}, work)
+    path = part_path(tmp_path / "run" / folder, 1)
+    before = path.read_bytes()
+    if harm == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(before[:-9] if harm == "cut off" else bytes([before[0], before[1] ^ 4]) + before[2:])
+    capsys.readouterr()
+    assert [done.record for done in doubling.do({0: 5, 1: -3}, work)] == [[-3]]
+    assert (f"{path} is damaged" in capsys.readouterr().err) == (harm != "gone")
+    assert path.read_bytes() == before
 
 
 @dataclass(frozen=True)
@@ -145,3 +167,54 @@ def test_workers_are_asked_for_where_there_is_much_to_do_or_a_place_to_do_it(
         large.do({0: 1}, Doubling(tmp_path))
     with in_this_process():
         assert len(large.do({0: 1}, Doubling(tmp_path))) == 1
+
+
+@dataclass(frozen=True)
+class Failing(Work):
+    """A piece whose input is gone for some tries."""
+
+    folder: Path
+    times: int
+
+    def do(self, piece: int, tools: None) -> Done:
+        tries = len(list(self.folder.glob("tried-*")))
+        if piece == 1 and tries < self.times:
+            (self.folder / f"tried-{tries}").touch()
+            raise Unreachable("1.tar: no such file")
+        return Done(pairs=1, parts=(pa.table({"n": [piece]}),), rejected=pa.table({"n": [0]}))
+
+
+def test_a_piece_whose_input_is_gone_is_tried_again_and_then_left_undone_or_ends_the_pass(
+    doubling: Pass, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PAUSES_S", (0.0, 0.0))
+    pieces = {0: 0, 1: 1, 2: 2}
+    with pytest.raises(Unreachable, match=r"1\.tar"):
+        doubling.do(pieces, Failing(tmp_path, times=100))
+    for path in tmp_path.glob("tried-*"):
+        path.unlink()
+    leaving = replace(doubling, leaves_undone=True)
+    done = leaving.do(pieces, Failing(tmp_path, times=3))
+    assert [(found.key, found.undone) for found in done if found.undone] == [(1, "1.tar: no such file")]
+    assert not part_path(leaving.home, 1).exists()
+    assert [found.undone for found in leaving.do(pieces, Failing(tmp_path, times=5))] == [""]
+    assert leaving.do(pieces, Failing(tmp_path, times=5)) == []
+
+
+def test_a_process_that_died_at_a_pass_makes_the_next_one_careful(
+    doubling: Pass, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    careful: list[bool] = []
+
+    @contextmanager
+    def note(wanted: bool) -> Iterator[None]:
+        careful.append(wanted)
+        yield
+
+    monkeypatch.setattr(module, "carefully", note)
+    doubling.do({0: 5}, Doubling(tmp_path))
+    with pytest.raises(TypeError):
+        doubling.do({1: "one"}, Doubling(tmp_path))
+    doubling.do({1: 1}, Doubling(tmp_path))
+    doubling.do({2: 2}, Doubling(tmp_path))
+    assert careful == [False, False, True, False]
