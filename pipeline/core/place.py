@@ -190,6 +190,16 @@ def is_below(path: AnyPath, root: AnyPath) -> bool:
     return True
 
 
+def remove(path: AnyPath) -> None:
+    """Remove a file, if it is there."""
+    if isinstance(path, Path):
+        path.unlink(missing_ok=True)
+        return
+    filesystem, inner = locate(path.address)
+    with suppress(FileNotFoundError):
+        filesystem.delete_file(inner)
+
+
 def remove_tree(folder: AnyPath) -> None:
     """Remove a folder and all that lies in it, if it is there."""
     if isinstance(folder, Path):

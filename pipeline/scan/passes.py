@@ -21,7 +21,7 @@ from ..core.pass_ import Pass
 from ..core.place import place_of
 from ..core.run_folder import RunFolder
 from ..data.pixels import Pictures
-from ..data.rewrite import RewriteWork
+from ..data.rewrite import RewriteWork, forget_broken
 from ..proof.inquiry import Inquiry
 from ..proof.prove import Proof
 from ..proof.views import Views
@@ -285,6 +285,7 @@ def write_copy(scan: Scan, kind: Literal["clean", "quarantine"]) -> None:
         out=scan.folder.root / kind,
     )
     write = scan.over_parts(f"write {kind}", f"work/write-{kind}", plan.verdict_fingerprint)
+    forget_broken(write.home, work.out)
     write.do({unit.index: (unit, _parts_of(unit, plan.pairs.units)) for unit in units}, work)
 
 

@@ -150,3 +150,22 @@ def test_a_shard_of_another_size_is_named(data: WebDataset, tiny_checkpoint: Pat
     (tmp_path / "third/00000.tar").replace(tmp_path / "pairs/zzz.tar")
     with pytest.raises(ConfigError, match=r"zzz.tar is new"):
         scan_now(data, tiny_checkpoint, tmp_path / "run")
+
+
+@pytest.mark.parametrize("harm", ["gone", "cut off"])
+def test_a_copy_that_is_gone_or_cut_off_is_named_and_written_again(
+    data: WebDataset, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], harm: str
+) -> None:
+    scan_now(data, tiny_checkpoint, tmp_path / "run", write=["clean"])
+    made = made_of(tmp_path / "run")
+    path = tmp_path / "run/clean/00002.tar"
+    if harm == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:1000])
+    capsys.readouterr()
+    scan_now(data, tiny_checkpoint, tmp_path / "run", write=["clean"])
+    said = capsys.readouterr().err
+    assert f"{path} is {'gone' if harm == 'gone' else 'damaged (1,000 bytes'}" in said
+    assert "00001.tar" not in said
+    assert made_of(tmp_path / "run") == made
