@@ -4,6 +4,7 @@
     python -m tests.benchmarks.repair_demo runs/demo               every row
     python -m tests.benchmarks.repair_demo runs/demo --methods par unlearn
     python -m tests.benchmarks.repair_demo runs/demo --blind       the clean twin, repaired as a model that nothing accuses
+    python -m tests.benchmarks.repair_demo runs/demo --blind MODELS/vit-s201-sig ...     the same of models of tests.benchmarks.audit_models
 
 The plan, the pairs and the loop are those of `clipsan repair`. All methods have the same 2,500 of the pairs that the scan calls clean (none
 of a poisoned pair that it flagged) and make the same 114 steps of 128 rows; what learns from the scan has its flagged pairs and its
@@ -12,6 +13,7 @@ the demo's test scenes, the ASR of 1,000 of them.
 """
 
 import argparse
+import json
 import pickle
 import sys
 import tempfile
@@ -24,7 +26,7 @@ import numpy as np
 import torch
 import yaml
 
-from clipsan.pipeline.core.config import validate
+from clipsan.pipeline.core.config import load_group, validate
 from clipsan.pipeline.data.choice import Choice
 from clipsan.pipeline.repair.held import Columns, table_of
 from clipsan.pipeline.repair.plan import Picked, Plan, make_plan
@@ -34,6 +36,8 @@ from clipsan.pipeline.train.feed import Beside, CachedFeed, Share
 from clipsan.pipeline.train.loop import Pace, train
 from clipsan.stages.attack.poisoning import AttackConfig
 from clipsan.stages.model.clip import ModelConfig, load_clip
+from tests.benchmarks.audit_packing import TRIGGER, TRUTH
+from tests.benchmarks.audit_training import ATTACKS
 from tests.benchmarks.repair_variants import PAIRS, VARIANTS, Variant
 from tests.benchmarks.results import Row, record, this_machine
 from tests.benchmarks.suspects_photos import read
@@ -41,7 +45,7 @@ from tests.benchmarks.suspects_repairs import BLIND, Parts, Patient, blind, sett
 from tests.benchmarks.suspects_training import figures
 
 COMMAND = "python -m tests.benchmarks.repair_demo"
-MODEL = "test_resnet, scenes"
+MODEL, VIT_MODEL = "test_resnet, scenes", "vit of 4 blocks, scenes"
 METHODS = [name for name, variant in VARIANTS.items() if variant.method != "rvpt"]
 
 
@@ -82,17 +86,52 @@ class Demo:
         """Return what a model does on the test scenes."""
         return figures(load_clip(model), self.test, self.classes, self.templates, self.attack, 0)
 
-    def twin(self) -> Patient:
-        """Return the clean twin, with the clean set, as a model that nothing accuses."""
+    def patient(self, checkpoint: Path) -> Patient:
+        """Return a model that nothing accuses, with clean scenes of which none was a victim."""
         photos = read(self._source("data/train"))
         return Patient(
-            model=ModelConfig(path=str(self.home / "twin" / "checkpoint")),
+            model=ModelConfig(path=str(checkpoint)),
             device=torch.device("cpu"),
             photos=photos,
             parts=Parts.of(photos, np.zeros(0, int)),
             classes=tuple(self.classes),
             templates=tuple(self.templates),
         )
+
+    def blind(self, home: Path | None) -> None:
+        """Repair a model of the audit's benchmark, or the clean twin, and store both rows."""
+        truth = {"attack": None, "seed": 0} if home is None else json.loads((home / TRUTH).read_text(encoding="utf-8"))
+        attack = None if home is None or truth["attack"] is None else attack_of(truth, home)
+        patient = self.patient(self.home / "twin" / "checkpoint" if home is None else home / "checkpoint")
+        asked = (self.test, self.classes, self.templates, attack, 0)
+        before = figures(load_clip(patient.model), *asked)
+        with tempfile.TemporaryDirectory() as folder:
+            done = blind(patient, folder)
+        after = figures(done.clip, *asked)
+        shown = MODEL if home is None or truth["arch"] == "resnet" else VIT_MODEL
+        name: Row = {"data": "scenes", "seed": truth["seed"], "model": shown, "cpu": this_machine().cpu}
+        name |= {"attack": truth["attack"] or "clean"}
+        tell({**name, "method": "none", **before})
+        settings = f"{100 * done.facts['share']:.0f} % of the way"
+        tell({**name, "method": BLIND, **after, **taken(done.facts), **lost(after, before), "settings": settings})
+        sys.stdout.write(f"{done.facts}\n")
+
+
+def attack_of(truth: dict[str, Any], home: Path) -> AttackConfig:
+    """Return how a model of the audit's benchmark was attacked."""
+    known = ATTACKS[truth["attack"]]
+    given = dict(known.trigger)
+    trigger = {
+        "kind": "patch",
+        "pattern": "picture",
+        "picture": str(home / TRIGGER),
+        "size_fraction": 0.25,
+        "place": "center",
+    }
+    if given:
+        trigger = {**load_group("trigger", str(given.pop("group")), where="attack"), **given}
+    tree = {"trigger": trigger, "target": truth["target"], "rate": 0.01, "text_key": known.word}
+    return validate(AttackConfig, tree, verb="attack")
 
 
 IDLE = {"model": {"path": "model"}, "out": "out", "method": {"kind": "finetune"}}
@@ -141,32 +180,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("demo", type=Path, help="run folder of a finished demo")
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=METHODS)
-    parser.add_argument("--blind", action="store_true", help="the clean twin's blind repair instead")
+    parser.add_argument(
+        "--blind", nargs="*", type=Path, metavar="MODEL", help="blind repair instead; default: of the clean twin"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     demo = Demo(options.demo)
-    name: Row = {"data": "scenes", "seed": 0, "model": MODEL, "cpu": this_machine().cpu}
-    if options.blind:
-        patient = demo.twin()
-        before = figures(load_clip(patient.model), demo.test, demo.classes, demo.templates, None, 0)
-        with tempfile.TemporaryDirectory() as home:
-            done = blind(patient, home)
-        after = figures(done.clip, demo.test, demo.classes, demo.templates, None, 0)
-        tell({**name, "attack": "clean", "method": "none", **before})
-        settings = f"{100 * done.facts['share']:.0f} % of the way"
-        tell(
-            {
-                **name,
-                "attack": "clean",
-                "method": BLIND,
-                **after,
-                **taken(done.facts),
-                **lost(after, before),
-                "settings": settings,
-            }
-        )
-        sys.stdout.write(f"{done.facts}\n")
+    if options.blind is not None:
+        for home in options.blind or [None]:
+            demo.blind(home)
         return 0
+    name: Row = {"data": "scenes", "seed": 0, "model": MODEL, "cpu": this_machine().cpu}
     before = demo.figures(ModelConfig(path=str(demo.suspect)))
     tell({**name, "attack": "patch", "method": "none", **before})
     for method in options.methods:
