@@ -37,6 +37,18 @@ class Photos:
     hashes: list[str]
     """SHA-256 of the pictures' files, hexadecimal."""
 
+    def take(self, rows: np.ndarray) -> "Photos":
+        """Return some pairs, as one unit."""
+        picked = rows.tolist()
+        return Photos(
+            np.array(self.pixels[rows]),
+            [self.uids[row] for row in picked],
+            [self.captions[row] for row in picked],
+            self.labels[rows],
+            [len(picked)],
+            [self.hashes[row] for row in picked],
+        )
+
     def save(self, folder: Path) -> None:
         """Write them where other processes map them."""
         folder.mkdir(parents=True, exist_ok=True)
