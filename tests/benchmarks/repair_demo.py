@@ -41,7 +41,7 @@ from clipsan.stages.model.clip import ModelConfig, load_clip
 from clipsan.stages.samples import seeded_hash
 from tests.benchmarks.audit_packing import TRIGGER, TRUTH
 from tests.benchmarks.audit_training import ATTACKS
-from tests.benchmarks.repair_variants import DEV_PHOTOS, PAIRS, VARIANTS, Variant
+from tests.benchmarks.repair_variants import DEV_PHOTOS, MOST_LOST_POINTS, PAIRS, VARIANTS, Variant
 from tests.benchmarks.results import Row, record, this_machine
 from tests.benchmarks.suspects_photos import Photos, read
 from tests.benchmarks.suspects_repairs import BLIND, Parts, Patient, blind, settings_of
@@ -191,6 +191,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("demo", type=Path, help="run folder of a finished demo")
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=METHODS)
+    parser.add_argument("--start", type=float, help="first rate that is tried")
     parser.add_argument(
         "--blind", nargs="*", type=Path, metavar="MODEL", help="blind repair instead; default: of the clean twin"
     )
@@ -204,16 +205,37 @@ def main() -> int:
     name: Row = {"data": "scenes", "seed": 0, "model": MODEL, "cpu": this_machine().cpu}
     before = demo.figures(ModelConfig(path=str(demo.suspect)))
     tell({**name, "attack": "patch", "method": "none", **before})
+    finetune = demo.plan(VARIANTS["finetune"])
+    dev = demo.development(columns(finetune, finetune.main, PAIRS))
+    asked = (dev, demo.classes, demo.templates, None, 0)
+    accuracy = figures(load_clip(finetune.config.model), *asked)["clean_accuracy_pct"]
     for method in options.methods:
-        with tempfile.TemporaryDirectory() as home:
-            folder = Path(home) / "checkpoint"
-            took = repaired(demo.plan(VARIANTS[method]), folder)
-            after = demo.figures(ModelConfig(path=str(folder)))
-        settings = "by hand" if VARIANTS[method].lr is not None else "as published"
-        tell(
-            {**name, "attack": "patch", "method": method, **after, **took, **lost(after, before), "settings": settings}
-        )
+        for variant, settings in strengths(method, options.start):
+            with tempfile.TemporaryDirectory() as home:
+                folder = Path(home) / "checkpoint"
+                took = repaired(demo.plan(variant), folder)
+                there = figures(load_clip(ModelConfig(path=str(folder))), *asked)["clean_accuracy_pct"]
+                after = demo.figures(ModelConfig(path=str(folder)))
+            sys.stdout.write(f"{method}, {settings}: {accuracy:.1f} -> {there:.1f} on development scenes; {after}\n")
+            sys.stdout.flush()
+            if there >= accuracy - MOST_LOST_POINTS or not settings.startswith(("lr", "scale")):
+                break
+        row: Row = {**name, "attack": "patch", "method": method, **after, **took, **lost(after, before)}
+        tell({**row, "settings": settings})
     return 0
+
+
+def strengths(method: str, start: float | None) -> list[tuple[Variant, str]]:
+    """Return a row's settings from strong to weak, each with what is said of it."""
+    variant = VARIANTS[method]
+    if variant.method == "tbar":
+        kept = tuple(given for given in variant.settings if "scale" not in given)
+        found = [replace(variant, settings=(*kept, f"method.scale={scale}")) for scale in (5, 3, 2, 1)]
+        return [(one, one.settings[-1].removeprefix("method.")) for one in found]
+    if variant.lr is None:
+        return [(variant, "as published" if method.endswith("-published") else "the method's own")]
+    rates = [float(f"{(start or variant.lr) / 3**times:.0e}") for times in range(4)]
+    return [(replace(variant, lr=rate), f"lr {rate:g}") for rate in rates]
 
 
 def taken(facts: dict[str, Any]) -> Row:
