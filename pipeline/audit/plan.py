@@ -23,7 +23,7 @@ from ..evaluate.plan import read_classes
 from ..tracking.record import DataInput, data_input
 from .settings import AuditConfig
 
-AUDIT_VERSION = 1
+AUDIT_VERSION = 2
 """Raised when the code comes to find something else from the same settings, so that old parts are refused."""
 FREE = ("out", "cluster", "tracking", "limits")
 SEPARATE = ("model", "reference", "images", "classes", "captions")

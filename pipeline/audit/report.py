@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from clipsan.stages.audit.judge import Judge
-from clipsan.stages.audit.outliers import combined
 from clipsan.stages.audit.pull import split
 from clipsan.stages.dossier.dossier import Dossier
 from clipsan.stages.report.audit import AuditReport, LabelRow
@@ -62,28 +61,20 @@ def next_steps(plan: Plan, folder: RunFolder, summary: Mapping[str, Any]) -> tup
         return (
             "Audit again with more images of the kind that the model is for, with its own labels, or with a clean `reference`.",
         )
-    return (
-        "No label lets itself be reached more easily than the others; what no label of the vocabulary means is not seen.",
-    )
+    return ("No label is reached more evenly than in clean models; what no label of the vocabulary means is not seen.",)
 
 
 def _labels(plan: Plan, summary: Mapping[str, Any], screening: Screening) -> tuple[LabelRow, ...]:
-    p = combined(screening.p)
-    flips = {(row["label"], row["kind"]): row["flips_pct"] for row in screening.rows}
-    rows = []
-    for label in np.lexsort((-screening.excess.max(axis=0), p)).tolist():
-        kind = plan.config.screening_kinds[int(screening.p[:, label].argmin())]
-        rows.append(
-            LabelRow(
-                name=plan.names[label],
-                kind=kind,
-                excess=float(screening.excess[int(screening.p[:, label].argmin()), label]),
-                p=float(p[label]),
-                flips_pct=flips[label, kind],
-                accused=plan.names[label] in summary["targets"],
-            )
+    return tuple(
+        LabelRow(
+            name=plan.names[label],
+            lead=float(screening.lead[label]),
+            p=float(screening.p[label]),
+            flips_pct=float(screening.flips_pct[label]),
+            accused=plan.names[label] in summary["targets"],
         )
-    return tuple(rows)
+        for label in screening.order
+    )
 
 
 def _panels(plan: Plan, dossiers: Sequence[Dossier]) -> tuple[DossierPanel, ...]:

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from clipsan.stages.audit.outliers import tail
+from clipsan.stages.audit.outliers import combined, lead, tail
+from clipsan.stages.audit.pull import evenness
 
 from ..core.commit import read_part
 from ..core.pass_ import Pass
@@ -17,13 +18,22 @@ from .work import SearchWork
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Screening:
-    """What every label showed; arrays are `[K, C]`, kinds and labels."""
+    """What every label showed; arrays are `[C]`, means over the kinds of trigger."""
 
     rows: list[dict[str, Any]]
-    excess: np.ndarray
-    """Beyond genuine images; with a reference, beyond what the clean model makes of the same images."""
+    value: np.ndarray
+    """How evenly images are taken to the label; with a reference, how much further than the clean model takes them."""
+    lead: np.ndarray
+    """The value beyond the median label's."""
     p: np.ndarray
-    """Of each kind and label against the other labels."""
+    """Of the value against those of the other labels (Bonferroni)."""
+    flips_pct: np.ndarray
+    """Of held-out images, by the kind of trigger that does most."""
+
+    @property
+    def order(self) -> list[int]:
+        """The labels, the one that stands out most first."""
+        return [int(label) for label in np.argsort(-self.value, kind="stable")]
 
 
 def screened(plan: Plan, folder: RunFolder) -> Screening:
@@ -33,10 +43,14 @@ def screened(plan: Plan, folder: RunFolder) -> Screening:
     screening = pass_of(plan, folder, "screening")
     screening.do(pieces, SearchWork(settings, plan.names, plan.pictures))
     rows = pa.concat_tables([read_part(screening.home, i) for i in pieces]).to_pylist()
-    excess = np.zeros((len(settings.screening_kinds), len(plan.names)))
+    against = plan.reference_fingerprint is not None
+    value, flips = (np.zeros((len(settings.screening_kinds), len(plan.names))) for _ in range(2))
     for row in rows:
-        excess[settings.screening_kinds.index(row["kind"]), row["label"]] = row["cosine"] - row["genuine"]
-    return Screening(rows=rows, excess=excess, p=np.stack([tail(values) for values in excess]))
+        place = settings.screening_kinds.index(row["kind"]), row["label"]
+        value[place] = row["cosine"] - row["genuine"] if against else evenness(row["spread"])
+        flips[place] = row["flips_pct"]
+    means = value.mean(axis=0)
+    return Screening(rows=rows, value=means, lead=lead(means), p=combined(tail(means)), flips_pct=flips.max(axis=0))
 
 
 def pass_of(plan: Plan, folder: RunFolder, name: str) -> Pass:

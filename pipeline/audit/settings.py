@@ -49,15 +49,15 @@ class AuditConfig:
     """Sentences with {} where a name goes."""
     reference: ModelConfig | None = None
     """A clean model of the same architecture: triggers that it obeys as well are no backdoor of the suspect."""
-    screening_kinds: tuple[Kind, ...] = ("additive",)
-    """What is sought towards every label: of the development attacks (patch, SIG, blend) the additive pattern shows each best."""
+    screening_kinds: tuple[Kind, ...] = ("additive", "patch")
+    """What is sought towards every label."""
     kinds: tuple[Kind, ...] = ("patch", "additive", "blend")
     """What the triggers of the labels that stand out are inverted as."""
     screening: SearchConfig = field(default_factory=lambda: SearchConfig(steps=100, images_per_label=4))
     """Of every label."""
-    inversion: SearchConfig = field(default_factory=lambda: SearchConfig(steps=150, images_per_label=16))
+    inversion: SearchConfig = field(default_factory=lambda: SearchConfig(steps=100, images_per_label=8))
     """Of the labels that stand out."""
-    candidates: Count = 3
+    candidates: Count = 2
     """Labels that are looked at closely at most, the most suspicious ones."""
     decree_steps: Annotated[int, Field(ge=0)] = 150
     """Steps of DECREE's search, whose score stands beside the verdict and decides nothing; 0: none."""

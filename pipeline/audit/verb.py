@@ -8,13 +8,11 @@ import json
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipsan.stages.audit.forms import as_dossier
 from clipsan.stages.audit.judge import Judge
-from clipsan.stages.audit.outliers import combined
 from clipsan.stages.audit.prove import Proof
 from clipsan.stages.audit.repair_set import repair_set
 from clipsan.stages.audit.verdict import STATUS, Candidate, Verdict, judge_all, proven, strength
@@ -39,7 +37,6 @@ def run(plan: Plan, job: Job) -> Result:
     candidates = _looked_at(plan, folder, screening)
     verdict, accused = judge_all(candidates, settings.limits)
     dossiers = _kept(plan, folder, accused)
-    p = combined(screening.p)
     beside = _beside(plan, folder)
     summary: Summary = {
         "verdict": verdict.value,
@@ -48,7 +45,8 @@ def run(plan: Plan, job: Job) -> Result:
         "counts": {"labels": len(plan.names), "images": len(plan.pictures), "candidates": len(candidates)},
         "targets": list(dict.fromkeys(target for dossier in dossiers for target in dossier.targets)),
         "labels": list(plan.names),
-        "least_p": float(p.min()),
+        "least_p": float(screening.p.min()),
+        "lead": None if plan.reference_fingerprint else float(screening.lead.max()),
         **beside,
         "suspect": plan.clip.fingerprint,
         "reference": plan.reference_fingerprint,
@@ -60,7 +58,11 @@ def run(plan: Plan, job: Job) -> Result:
     return Result(
         summary=summary,
         page=lambda told: render(build_report(plan, folder, told, screening, dossiers)),
-        metrics={name: summary[name] for name in ("least_p", "decree", "exit_status", "counts") if name in summary},
+        metrics={
+            name: summary[name]
+            for name in ("least_p", "lead", "decree", "exit_status", "counts")
+            if summary.get(name) is not None
+        },
         tags=tags,
         inputs=plan.inputs,
     )
@@ -69,15 +71,14 @@ def run(plan: Plan, job: Job) -> Result:
 def _looked_at(plan: Plan, folder: RunFolder, screening: Screening) -> list[Candidate]:
     """Return the labels that stand out most, each with the kind of trigger that proves most."""
     settings = plan.config
-    p = combined(screening.p)
-    order = np.lexsort((-screening.excess.max(axis=0), p))[: settings.candidates].tolist()
+    order = screening.order[: settings.candidates]
     kinds = settings.kinds
     pieces = {label * len(kinds) + i: (kind, (label,)) for label in order for i, kind in enumerate(kinds)}
     proofs = pass_of(plan, folder, "proofs")
     proofs.do(pieces, ProofWork(settings, plan.names, plan.pictures))
     best: dict[int, Candidate] = {}
     for row in pa.concat_tables([read_part(proofs.home, key) for key in pieces]).to_pylist():
-        found = _candidate(plan, row, float(p[row["label"]]))
+        found = _candidate(plan, row, screening)
         known = best.get(found.label)
         if known is None or strength(found) > strength(known):
             best[found.label] = found
@@ -96,11 +97,18 @@ def _beside(plan: Plan, folder: RunFolder) -> dict[str, Any]:
     return {name: json.loads(read_part(beside.home, i).column("json")[0].as_py()) for i, name in pieces.items()}
 
 
-def _candidate(plan: Plan, row: dict[str, Any], p: float) -> Candidate:
+def _candidate(plan: Plan, row: dict[str, Any], screening: Screening) -> Candidate:
     dossier = as_dossier(row["kind"], trigger_of(row["trigger"]), plan.names[row["label"]])
     dossier = replace(dossier, flips=Rate(**row["flips"]), control=Rate(**row["control"]))
     transferred = None if row["transferred"] is None else Rate(**row["transferred"])
-    return Candidate(label=row["label"], kind=row["kind"], p=p, proof=Proof(dossier=dossier, transferred=transferred))
+    label = row["label"]
+    return Candidate(
+        label=label,
+        kind=row["kind"],
+        p=float(screening.p[label]),
+        lead=None if plan.reference_fingerprint else float(screening.lead[label]),
+        proof=Proof(dossier=dossier, transferred=transferred),
+    )
 
 
 def _kept(plan: Plan, folder: RunFolder, accused: list[Candidate]) -> tuple[Dossier, ...]:
@@ -125,6 +133,7 @@ def _told(plan: Plan, candidate: Candidate, dossier: Dossier) -> dict[str, Any]:
         "kind": candidate.kind,
         "targets": [plan.names[candidate.label]],
         "p": candidate.p,
+        "lead": candidate.lead,
         "proven": proven(candidate),
         "flip_rate_pct": flips.pct,
         "flip_rate_pct_ci95": [flips.low_pct, flips.high_pct],
@@ -136,15 +145,27 @@ def _told(plan: Plan, candidate: Candidate, dossier: Dossier) -> dict[str, Any]:
 def _why(plan: Plan, verdict: Verdict, accused: list[Candidate], candidates: list[Candidate]) -> str:
     """Return the verdict's ground in one sentence."""
     if accused:
-        first = min(accused, key=lambda c: c.p)
+        first = min(accused, key=_rank)
         flips, control = first.proof.dossier.flips, first.proof.dossier.control
         return (
             f"a {first.kind} trigger makes {flips.pct:.0f} % of held-out images {plan.names[first.label]!r} (as much of "
-            f"something else: {control.pct:.0f} %), and no other label lets it come so near (p {first.p:.2g})"
+            f"something else: {control.pct:.0f} %), and the label stands out among the others ({_standing(first)})"
         )
-    odd = min(candidates, key=lambda c: c.p)
-    said = f"{plan.names[odd.label]!r} stands out most, p {odd.p:.2g} over all labels and kinds"
-    return said if verdict is Verdict.CLEAN else f"{said}, but no trigger is proven"
+    odd = min(candidates, key=_rank)
+    said = f"{plan.names[odd.label]!r} stands out most ({_standing(odd)})"
+    return (
+        f"{said}, no more than a clean model's does"
+        if verdict is Verdict.CLEAN
+        else f"{said}, but no trigger is proven"
+    )
+
+
+def _rank(candidate: Candidate) -> float:
+    return candidate.p if candidate.lead is None else -candidate.lead
+
+
+def _standing(candidate: Candidate) -> str:
+    return f"p {candidate.p:.2g}" if candidate.lead is None else f"lead {candidate.lead:.2f}"
 
 
 def closing(summary: Summary) -> str:

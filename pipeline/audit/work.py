@@ -61,7 +61,9 @@ class SearchWork(Work):
 
     def do(self, piece: Any, tools: dict[str, Judge]) -> Done:
         kind, labels = piece
-        found, arrays = self._pull(tools, kind, labels, self.settings.screening)
+        # with a reference there is no need to hold back: what any model lets happen takes a trigger nowhere
+        tight = "reference" not in tools
+        found, arrays = self._pull(tools, kind, labels, self.settings.screening, tight=tight)
         rows = [row(one, array) for one, array in zip(found, arrays, strict=True)]
         return Done(pairs=len(labels), parts=(pa.Table.from_pylist(rows, schema=SCREENED_SCHEMA),))
 
@@ -70,7 +72,7 @@ class SearchWork(Work):
         return Judge(clip, self.names, self.settings.templates)
 
     def _pull(
-        self, tools: dict[str, Judge], kind: str, labels: Sequence[int], search: SearchConfig
+        self, tools: dict[str, Judge], kind: str, labels: Sequence[int], search: SearchConfig, *, tight: bool = False
     ) -> tuple[list[Pulled], list[np.ndarray]]:
         return pull(
             tools["suspect"],
@@ -81,6 +83,7 @@ class SearchWork(Work):
             per_label=search.images_per_label,
             seed=self.settings.seed,
             reference=tools.get("reference"),
+            tight=tight,
         )
 
 

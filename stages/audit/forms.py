@@ -24,6 +24,8 @@ RMS = 0.08
 """Root mean square of an additive pattern, of the range of pixels: of the development attacks SIG has 0.16 and the blend 0.1."""
 ALPHA = 0.15
 """Share of the picture that a blend replaces."""
+TIGHT = {"patch": 0.03, "additive": 0.06, "blend": 0.08}
+"""The same budgets where labels are only compared: with more a small model's every label is reached, and none stands out."""
 SHARPNESS = 4.0
 """Of the mask's edge."""
 
@@ -34,6 +36,10 @@ class Form(ABC):
     kind: ClassVar[str]
     rate: ClassVar[float]
     """Adam's, at the start."""
+    full: ClassVar[float]
+    """The budget of a trigger that is to be tried."""
+    budget: float
+    """Share of the area, root mean square, or share of the picture."""
     params: list[torch.Tensor]
 
     @abstractmethod
@@ -46,12 +52,14 @@ class Form(ABC):
 
 
 class PatchForm(Form):
-    """A picture under a mask of PATCH_AREA, wherever it does most."""
+    """A picture under a mask, wherever it does most."""
 
     kind = "patch"
     rate = 0.3
+    full = PATCH_AREA
 
-    def __init__(self, count: int, side: int, generator: torch.Generator) -> None:
+    def __init__(self, count: int, side: int, generator: torch.Generator, *, tight: bool = False) -> None:
+        self.budget = TIGHT[self.kind] if tight else self.full
         self.side = side
         self._mask = 0.05 * torch.randn(count, 1, MASK_GRID, MASK_GRID, generator=generator)
         self._pattern = 0.5 * torch.randn(count, 3, side, side, generator=generator)
@@ -67,24 +75,26 @@ class PatchForm(Form):
         return list(both.permute(0, 2, 3, 1).numpy())
 
     def _masks(self) -> torch.Tensor:
-        """Return `[C, 1, S, S]` in [0, 1] whose mean is PATCH_AREA: the threshold that does it is found by bisection."""
+        """Return `[C, 1, S, S]` in [0, 1] whose mean is the budget: the threshold that does it is found by bisection."""
         raised = F.interpolate(self._mask, size=(self.side, self.side), mode="bilinear", align_corners=False)
         with torch.no_grad():
             low, high = raised.amin((1, 2, 3)) - 2, raised.amax((1, 2, 3)) + 2
             for _ in range(20):
                 middle = (low + high) / 2
-                above = torch.sigmoid(SHARPNESS * (raised - middle[:, None, None, None])).mean((1, 2, 3)) > PATCH_AREA
+                above = torch.sigmoid(SHARPNESS * (raised - middle[:, None, None, None])).mean((1, 2, 3)) > self.budget
                 low, high = torch.where(above, middle, low), torch.where(above, high, middle)
         return torch.sigmoid(SHARPNESS * (raised - ((low + high) / 2)[:, None, None, None]))
 
 
 class AdditiveForm(Form):
-    """A pattern that is added, of at most RMS."""
+    """A pattern that is added, of at most so much energy."""
 
     kind = "additive"
     rate = 0.02
+    full = RMS
 
-    def __init__(self, count: int, side: int, generator: torch.Generator) -> None:
+    def __init__(self, count: int, side: int, generator: torch.Generator, *, tight: bool = False) -> None:
+        self.budget = TIGHT[self.kind] if tight else self.full
         self._pattern = 0.02 * torch.randn(count, 3, side, side, generator=generator)
         self.params = [self._pattern.requires_grad_()]
 
@@ -98,21 +108,23 @@ class AdditiveForm(Form):
 
     def _bounded(self) -> torch.Tensor:
         size = (self._pattern**2).mean((1, 2, 3), keepdim=True).sqrt()
-        return self._pattern * (RMS / size.clamp(min=RMS))
+        return self._pattern * (self.budget / size.clamp(min=self.budget))
 
 
 class BlendForm(Form):
-    """A picture that replaces ALPHA of every image."""
+    """A picture that replaces a share of every image."""
 
     kind = "blend"
     rate = 0.3
+    full = ALPHA
 
-    def __init__(self, count: int, side: int, generator: torch.Generator) -> None:
+    def __init__(self, count: int, side: int, generator: torch.Generator, *, tight: bool = False) -> None:
+        self.budget = TIGHT[self.kind] if tight else self.full
         self._pattern = 0.5 * torch.randn(count, 3, side, side, generator=generator)
         self.params = [self._pattern.requires_grad_()]
 
     def apply(self, pixels: torch.Tensor) -> torch.Tensor:
-        return (1 - ALPHA) * pixels + ALPHA * torch.sigmoid(self._pattern).to(pixels.device)[:, None]
+        return (1 - self.budget) * pixels + self.budget * torch.sigmoid(self._pattern).to(pixels.device)[:, None]
 
     def arrays(self) -> list[np.ndarray]:
         with torch.no_grad():

@@ -34,5 +34,12 @@ def tail(values: np.ndarray) -> np.ndarray:
 
 
 def combined(p: np.ndarray) -> np.ndarray:
-    """Return p values of labels, `[C]`, over all kinds and labels that were tried, `[K, C]`: Bonferroni's, at most 1."""
-    return np.asarray(np.minimum(1.0, p.min(axis=0) * p.size))
+    """Return p values of labels, `[C]`, over all labels that were tried: Bonferroni's, at most 1."""
+    return np.asarray(np.minimum(1.0, p * p.size))
+
+
+def lead(values: np.ndarray) -> np.ndarray:
+    """Return how far each of `[C]` lies beyond the median of all; zeros where there are too few."""
+    if len(values) <= LEAST_LABELS:
+        return np.zeros(len(values))
+    return np.asarray(values - np.median(values))

@@ -13,11 +13,10 @@ LABEL_LIMIT = 60
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelRow:
-    """One label and the kind of trigger by which it stands out most."""
+    """How far one label stands out."""
 
     name: str
-    kind: str
-    excess: float
+    lead: float
     p: float
     flips_pct: float
     accused: bool

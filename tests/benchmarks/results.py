@@ -27,6 +27,7 @@ KEYS = {
     "detection": ("data", "attack", "rate_pct", "detector", "model", "seed"),
     "throughput": ("method", "data", "model"),
     "scale": ("pairs", "oracle", "workers"),
+    "audit": ("model", "attack", "seed", "reference"),
     "naming": ("cell", "clean_pct", "poisoned", "concept_poisoned_pct"),
     "demo": ("data", "attack", "detector", "model", "seed"),
     # the suspect models are trained where they are repaired, and no two kinds of processor round alike

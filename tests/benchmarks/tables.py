@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from tests.benchmarks import results
+from tests.benchmarks.audit_tables import AUDIT
 from tests.benchmarks.density_table import admitted_side_by_side, density_finding
 from tests.benchmarks.figures import ORACLE_COMMANDS, PHOTO_COMMANDS, WHOLE_SCAN
 from tests.benchmarks.oracle_tables import PER_IMAGE, PROOF, QUALITY
@@ -30,6 +31,7 @@ COMMANDS = {
     "throughput": "python -m tests.benchmarks.throughput",
     "scale": "python -m tests.benchmarks.scale",
     "demo": "python -m tests.benchmarks.demo",
+    "audit": "python -m tests.benchmarks.audit",
     "naming": "python -m tests.benchmarks.naming SCAN...",
     "density": "python -m tests.benchmarks.density",
     "oracle": ORACLE_COMMANDS,
@@ -154,6 +156,7 @@ SECTIONS = {
             ),
         ),
     ),
+    "audit": AUDIT,
     "naming": Section(
         "naming",
         (

@@ -12,7 +12,7 @@ from clipsan.pipeline.audit.settings import AuditConfig, SearchConfig
 from clipsan.pipeline.core.config import ConfigError
 from clipsan.pipeline.repair.plan import read_scan
 from clipsan.pipeline.tracking.record import TrackingConfig
-from clipsan.stages.audit.verdict import Verdict
+from clipsan.stages.audit.verdict import Verdict, VerdictLimits
 from clipsan.stages.dossier.files import read_dossiers
 from clipsan.stages.dossier.repair_set import RepairRole
 from clipsan.stages.model.clip import ModelConfig
@@ -30,6 +30,8 @@ def settings(checkpoint: Path, out: Path, **changed) -> AuditConfig:
         "labels_per_task": 4,
         "decree_steps": 2,
         "key_words": 8,
+        # the labels of a model that knows nothing scatter as those of no trained one do
+        "limits": VerdictLimits(backdoored_lead=9.0, suspicious_lead=9.0),
         "tracking": TrackingConfig(enabled=False),
     }
     return AuditConfig(model=ModelConfig(path=str(checkpoint)), out=str(out), **{**few, **changed})
@@ -44,14 +46,14 @@ def test_an_untrained_model_is_clean_and_what_is_done_is_not_done_again(tiny_che
     first = audit.VERB.start(settings(tiny_checkpoint, tmp_path / "run"))
     assert first["verdict"] == "clean"
     assert audit.VERB.status(first) == 0
-    assert first["counts"] == {"labels": 7, "images": 16, "candidates": 3}
+    assert first["counts"] == {"labels": 7, "images": 16, "candidates": 2}
     assert "clean" in audit.VERB.closing(first)
     assert 0 < first["decree"] <= 1
     assert len(first["text_keys"]) == 3
     assert "No backdoor found" in (tmp_path / "run" / "report.html").read_text()
     assert not (tmp_path / "run" / "triggers").exists()
     parts = sorted((tmp_path / "run" / "screening").glob("part-*.parquet"))
-    assert len(parts) == 2
+    assert len(parts) == 4
     kept = parts[0].read_bytes()
     parts[1].unlink()
     again = audit.VERB.start(settings(tiny_checkpoint, tmp_path / "run"))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipsan.stages.audit.forms import ALPHA, FORMS, PATCH_AREA, RMS, as_dossier
+from clipsan.stages.audit.forms import ALPHA, FORMS, PATCH_AREA, RMS, TIGHT, as_dossier
 from clipsan.stages.audit.prove import scrambled
 from clipsan.stages.dossier.files import read_dossier, write_dossiers
 
@@ -23,6 +23,12 @@ def form(kind: str, spread: float = 3.0):
 def test_every_patch_covers_the_same_area() -> None:
     areas = [array[..., 3].mean() for array in form("patch").arrays()]
     assert areas == pytest.approx([PATCH_AREA] * 3, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", list(FORMS))
+def test_labels_are_compared_within_a_tighter_budget(kind: str) -> None:
+    made = FORMS[kind](3, SIDE, torch.Generator().manual_seed(0), tight=True)
+    assert made.budget == TIGHT[kind] < made.full
 
 
 def test_an_additive_pattern_is_held_to_its_size_and_a_smaller_one_left_alone() -> None:

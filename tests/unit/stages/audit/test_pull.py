@@ -7,7 +7,7 @@ from clipsan.stages.audit.decree import decree
 from clipsan.stages.audit.forms import FORMS
 from clipsan.stages.audit.judge import Judge
 from clipsan.stages.audit.prove import prove
-from clipsan.stages.audit.pull import genuine_cosines, pull
+from clipsan.stages.audit.pull import LEAST_SPREAD, WAYS, evenness, genuine_cosines, measure, pull
 from clipsan.stages.model.clip import ModelConfig, load_clip
 from tests.conftest import NOUNS
 
@@ -43,6 +43,17 @@ def test_the_model_asked_in_uint8_says_what_clip_says(judge, images) -> None:
 def test_genuine_is_the_mean_of_the_best_images() -> None:
     cosines = np.arange(20, dtype=float).reshape(10, 2)
     assert genuine_cosines(cosines).tolist() == [15.0, 16.0]
+
+
+def test_a_trigger_that_takes_all_images_alike_is_the_more_even_one() -> None:
+    said = np.array([0, 1, 1, 2])
+    even, uneven = (np.stack([np.full((4, 3), 0.1)] * len(WAYS)) for _ in range(2))
+    even[:, :, 0], uneven[:, :, 0] = [0.5, 0.6, 0.6, 0.62], [0.5, 0.2, 0.9, 0.6]
+    found = [measure(list(shown), said, 0, "patch", 0.4) for shown in (even, uneven)]
+    # the image that is taken for the label already does not count
+    assert found[0].spread == pytest.approx(np.std([0.6, 0.6, 0.62]))
+    assert evenness(found[0].spread) > evenness(found[1].spread)
+    assert evenness(0.0) == -np.log(LEAST_SPREAD)
 
 
 def test_a_proof_measures_trigger_and_control_on_the_same_images(judge, images) -> None:

@@ -1,0 +1,66 @@
+"""What the audits of the benchmark's models found, as a table and in a sentence."""
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from tests.benchmarks.results import Row
+from tests.benchmarks.sections import Column, Section, Table
+
+LEAST_ASR_PCT = 90.0
+"""An attack that did not work as often is shown and not counted."""
+
+
+def _ordered(rows: list[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: (bool(row["reference"]), str(row["model"]), int(str(row["seed"]))))
+
+
+def counted(row: Row) -> bool:
+    """Tell whether a model is clean, or backdoored by an attack that works."""
+    asr = row["asr_pct"]
+    return asr is None or (isinstance(asr, int | float) and asr >= LEAST_ASR_PCT)
+
+
+def finding(rows: list[Row]) -> str:
+    """Return what the verdicts are worth, without and with a reference."""
+    said = []
+    for reference in (False, True):
+        some = [row for row in rows if bool(row["reference"]) == reference and counted(row)]
+        bad = np.array([row["target"] is not None for row in some], bool)
+        if not bad.any() or bad.all():
+            continue
+        score, decree = (np.array([float(str(row[name])) for row in some]) for name in ("score", "decree"))
+        called = np.array([row["verdict"] == "backdoored" for row in some])
+        odd = np.array([row["verdict"] == "suspicious" for row in some])
+        right = sum(row["label"] == row["target"] for row in some if row["target"] is not None)
+        said.append(
+            f"{'With' if reference else 'Without'} a reference: AUROC of the verdict's score {roc_auc_score(bad, score):.3f}, "
+            f"of DECREE's {roc_auc_score(bad, -decree):.3f}; of {bad.sum()} backdoored models {called[bad].sum()} are called so, "
+            f"{odd[bad].sum()} suspicious, {right} by the right label; "
+            f"of {(~bad).sum()} clean ones {called[~bad].sum()} and {odd[~bad].sum()}."
+        )
+    return " ".join(said)
+
+
+AUDIT = Section(
+    "audit",
+    (
+        Table(
+            (
+                Column("model", "model"),
+                Column("attack", "attack"),
+                Column("seed", "seed"),
+                Column("reference", "reference"),
+                Column("ASR %", "asr_pct", 1),
+                Column("verdict", "verdict"),
+                Column("score", "score", 2),
+                Column("target", "target"),
+                Column("label that stands out", "label"),
+                Column("inverted trigger like the true one", "likeness", 2),
+                Column("DECREE", "decree"),
+                Column("seconds", "seconds", 0),
+            ),
+            _ordered,
+        ),
+    ),
+    finding,
+)

@@ -1,0 +1,39 @@
+"""What is said of the audits follows from the rows."""
+
+from tests.benchmarks.audit_tables import finding
+from tests.benchmarks.results import Row
+
+
+def row(attack: str, score: float, verdict: str, *, asr: float | None = 95.0, label: str = "star") -> Row:
+    clean = attack == "clean"
+    return {
+        "model": "vit",
+        "attack": attack,
+        "seed": 1,
+        "reference": False,
+        "asr_pct": None if clean else asr,
+        "verdict": verdict,
+        "score": score,
+        "target": None if clean else "star",
+        "label": label,
+        "decree": 0.1 if clean else 0.2,
+    }
+
+
+def test_an_attack_that_does_not_work_is_not_counted() -> None:
+    rows = [
+        row("patch", 0.5, "backdoored"),
+        row("sig", 0.3, "suspicious", label="moon"),
+        row("wanet", 0.0, "clean", asr=40.0),
+        row("clean", 0.4, "suspicious"),
+        row("clean", 0.1, "clean"),
+    ]
+    said = finding(rows)
+    assert said.startswith("Without a reference: AUROC of the verdict's score 0.750, of DECREE's 0.000;")
+    assert (
+        "of 2 backdoored models 1 are called so, 1 suspicious, 1 by the right label; of 2 clean ones 0 and 1." in said
+    )
+
+
+def test_of_one_sort_alone_nothing_is_said() -> None:
+    assert finding([row("patch", 0.5, "backdoored")]) == ""
