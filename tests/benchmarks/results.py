@@ -24,6 +24,7 @@ Row = dict[str, Value]
 
 KEYS = {
     "attacks": ("data", "attack", "trigger", "rate_pct", "model", "seed"),
+    "suspects": ("data", "attack", "seed", "model"),
     "detection": ("data", "attack", "rate_pct", "detector", "model", "seed"),
     "throughput": ("method", "data", "model"),
     "scale": ("pairs", "oracle", "workers"),

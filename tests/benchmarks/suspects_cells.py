@@ -16,7 +16,7 @@ from clipsan.stages.model.clip import ModelConfig, load_clip, save_clip
 from tests.benchmarks import photos, zoo
 from tests.benchmarks.regimes import REGIMES, ROOT, Regime, write_classes
 from tests.benchmarks.results import Row, record
-from tests.benchmarks.suspects import COMMAND, matrix, model_file, say
+from tests.benchmarks.suspects import COMMAND, LEAST_ASR_PCT, matrix, model_file, say
 from tests.benchmarks.suspects_packing import Packed, unpack
 
 State = dict[str, torch.Tensor]
@@ -50,8 +50,24 @@ def unpack_all(folders: Sequence[Path]) -> int:
         _write_cell(packed, plans[regime.name], before)
     for packed in kept["choice"]:
         say(json.dumps({name: value for name, value in packed.facts.items() if name != "tensors"}))
+    store_suspects(kept["cell"])
     _store_repairs(kept["cell"], kept["repair"])
     return 0
+
+
+def store_suspects(suspects: Sequence[Packed]) -> None:
+    """Store what was measured of each suspect where it was made."""
+    rows: list[Row] = []
+    for packed in suspects:
+        regime, cell = cell_of(packed)
+        facts = packed.facts
+        named = ("pairs", "poisoned", "concept_poisoned_pct", "clean_accuracy_pct", "asr_pct")
+        row: Row = {**zoo.cell_names(f"{regime}/{cell}"), **{name: facts[name] for name in named if name in facts}}
+        if facts.get("rate") is not None:
+            row["rate_pct"] = round(100 * facts["rate"], 2)
+        rows.append(row | {"admitted": facts.get("asr_pct", 0.0) >= LEAST_ASR_PCT})
+    if rows:
+        record("suspects", rows, command=COMMAND)
 
 
 def _store_repairs(suspects: Sequence[Packed], repairs: Sequence[Packed]) -> None:

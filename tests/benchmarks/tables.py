@@ -20,7 +20,7 @@ from tests.benchmarks.results import Results, Row, Value
 from tests.benchmarks.sections import Column, Section, Table
 from tests.benchmarks.story_table import BEFORE_AFTER, before_after, found_of
 from tests.benchmarks.sweep_tables import SWEEP
-from tests.benchmarks.zoo_tables import DETECTORS, attacks, decisions, matrix, not_of_zoo
+from tests.benchmarks.zoo_tables import DETECTORS, attacks, decisions, matrix, not_of_zoo, suspects
 
 MARKED = re.compile(r"<!-- table:(?P<name>[\w-]+) -->\n(?P<old>.*?)<!-- /table:(?P=name) -->", re.DOTALL)
 MARK = re.compile(r"<!-- (/?)table:([\w-]+) -->")
@@ -36,6 +36,7 @@ COMMANDS = {
     "density": "python -m tests.benchmarks.density",
     "oracle": ORACLE_COMMANDS,
     "per_image": "python -m tests.benchmarks.per_image",
+    "suspects": "python -m tests.benchmarks.suspects make; python -m tests.benchmarks.suspects unpack",
     "repair": "python -m tests.benchmarks.repair",
     "sweep": "python -m tests.benchmarks.sweep",
     "faults": "python -m tests.benchmarks.drills",
@@ -290,6 +291,26 @@ SECTIONS = {
     ),
     "oracle-quality": QUALITY,
     "per-image": PER_IMAGE,
+    "suspects": Section(
+        "suspects",
+        (
+            Table(
+                (
+                    Column("data", "data"),
+                    Column("image tower", "tower"),
+                    Column("attack", "attack"),
+                    Column("seed", "seed"),
+                    Column("poisoned %", "rate_pct", 2),
+                    Column("poisoned pairs", "poisoned"),
+                    Column("of the concept %", "concept_poisoned_pct", 1),
+                    Column("clean accuracy %", "clean_accuracy_pct", 1),
+                    Column("ASR %", "asr_pct", 1),
+                    Column("admitted", "admitted"),
+                ),
+                suspects,
+            ),
+        ),
+    ),
     "proof": PROOF,
     "repair": REPAIR,
     "sweep": SWEEP,

@@ -37,6 +37,12 @@ def _in_zoo(row: Row) -> bool:
     return str(row["model"]).endswith(FINE_TUNED)
 
 
+def suspects(rows: list[Row]) -> list[Row]:
+    """Return the models that a GPU made, set by set."""
+    found = [{**row, "tower": str(row["model"]).removesuffix(FINE_TUNED)} for row in rows]
+    return sorted(found, key=lambda row: tuple(str(row[name]) for name in ("data", "tower", "attack", "seed")))
+
+
 def attacks(rows: list[Row]) -> list[Row]:
     """Return one row a model."""
     return of_zoo(rows)
