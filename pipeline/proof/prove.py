@@ -16,6 +16,7 @@ from clipsan.stages.dossier.rivals import settle
 from clipsan.stages.proof.affected import LabelEvidence, affected_labels
 from clipsan.stages.proof.examine import EVIDENCE_SCHEMA
 from clipsan.stages.proof.features import FeatureProof
+from clipsan.stages.proof.survival import ClaimProfile
 from clipsan.stages.proof.vocabulary import LabelSums, finish, merge
 from clipsan.stages.report.content import Example
 
@@ -29,7 +30,18 @@ from ..data.pixels import Pixels, PixelWork, pieces_of
 from .carriers import find_carriers
 from .inquiry import Inquiry
 from .plan import Claims, Group, Selection, follow, paying, plan_proof
-from .work import ExamineWork, FeatureWork, GroupWork, LabelWork, Learned, LearnWork, Subject, VerifyWork, WarpWork
+from .work import (
+    ExamineWork,
+    FeatureWork,
+    GroupWork,
+    LabelWork,
+    Learned,
+    LearnWork,
+    ProfileWork,
+    Subject,
+    VerifyWork,
+    WarpWork,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +52,8 @@ class Proof:
     affected: tuple[LabelEvidence, ...] = ()
     features: tuple[FeatureProof, ...] = ()
     """Of concepts without a trigger: what sets their sides apart inside the model, a weaker proof that makes no verdict."""
+    profiles: tuple[ClaimProfile, ...] = ()
+    """Of the concepts whose sides were compared: which side's claim survives what."""
     examined: int = 0
     """Pairs that the oracle has looked at."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -64,6 +78,7 @@ class Proof:
             "examined": self.examined,
             "affected_labels": [e.label for e in self.affected if e.affected],
             "feature_transplants": [asdict(found) for found in self.features],
+            "claim_profiles": [asdict(found) for found in self.profiles],
             "seconds": self.seconds,
             "oracle_nodes": self.oracle_nodes,
             "triggers": [
@@ -105,6 +120,7 @@ def prove(inquiry: Inquiry) -> Proof:
     candidates += _found(inquiry.on_model("warps"), open_, WarpWork(subject, settings))
     learned = _verify(inquiry, subject, candidates)
     explained = {target for trigger in learned for target in trigger.dossier.targets}
+    profiles = _profiles(inquiry, ProfileWork(subject, pixels, settings), selection.groups)
     features = _inside(inquiry, subject, pixels, selection.groups, explained)
     clock.stop("prove")
     own = set(evidence.filter(evidence.column("proven")).column("uid").to_pylist())
@@ -116,6 +132,7 @@ def prove(inquiry: Inquiry) -> Proof:
     return Proof(
         dossiers=dossiers,
         features=features,
+        profiles=profiles,
         affected=_affected(inquiry, evidence, dossiers),
         examined=evidence.num_rows,
         seconds=clock.seconds,
@@ -246,6 +263,11 @@ def _inside(
     search = inquiry.on_model("inside the model")
     work = FeatureWork(subject, pixels, inquiry.settings, others)
     return tuple(done.record for done in search.each(open_, work) if done.record is not None)
+
+
+def _profiles(inquiry: Inquiry, work: ProfileWork, groups: Sequence[Group]) -> tuple[ClaimProfile, ...]:
+    search = inquiry.on_model("claim profiles")
+    return tuple(done.record for done in search.each(groups, work) if done.record is not None)
 
 
 def _verify(inquiry: Inquiry, subject: Subject, candidates: Sequence[Dossier]) -> list[Learned]:

@@ -19,6 +19,7 @@ from clipsan.stages.proof.disagreement import Suspect
 from clipsan.stages.proof.examine import ExamineConfig, Examiner, evidence_table
 from clipsan.stages.proof.features import Interior, Split, prove_features
 from clipsan.stages.proof.labeller import Labeller
+from clipsan.stages.proof.survival import claim_profile
 from clipsan.stages.proof.vocabulary import Labels, LabelSums, merge, summarise
 from clipsan.stages.report.content import Example
 from clipsan.stages.report.dossiers import examples
@@ -217,6 +218,25 @@ class FeatureWork(Work):
     def _split(self, group: Group, most: int) -> Split:
         first, second = (self.pixels.read(Group.uids(side)[:most]) for side in (group.flagged, group.rest))
         return Split(self.subject.labels.index(group.concept), first, second)
+
+
+@dataclass(frozen=True)
+class ProfileWork(Work):
+    """What the claim of either side of a concept is worth on variants of its pictures. The record is a ClaimProfile, or None."""
+
+    subject: Subject
+    pixels: Pixels
+    settings: ProofConfig
+
+    def open(self) -> Suspect:
+        return self.subject.suspect(self.subject.load())
+
+    def do(self, piece: Group, tools: Suspect) -> Done:
+        limits = self.settings.limits.survival
+        first, second = (self.pixels.read(Group.uids(s)[: limits.most_of_side]) for s in (piece.flagged, piece.rest))
+        sides = Split(self.subject.labels.index(piece.concept), first, second)
+        found = claim_profile(tools, piece.concept, sides, seed=self.subject.seed, limits=limits)
+        return Done(pairs=len(first) + len(second), record=found)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from .concept_state import nonnull
 from .detector import DetectorConfig, TrustedMoments
 from .streaming import Column, Columns, StreamingDetector, layer_columns, vectors
 
+LEAST_SAMPLE = 256
+"""Pairs of a concept that are looked at, however many concepts there are."""
 WORST = 2.0**64
 """One above the largest hash."""
 PROJECTION_SEED = 21
@@ -33,8 +35,9 @@ class ConceptSidesConfig(DetectorConfig):
     kind: Literal["concept_sides"] = "concept_sides"
     concepts: Concepts = Mined(min_pairs=16, max_concepts=20_000)
     """Where the groups come from: mined from the captions, or named."""
-    sample: Annotated[int, Field(ge=32)] = 256
-    """Pairs of a concept that are looked at."""
+    sample: Annotated[int, Field(ge=32)] = 1_024
+    """Pairs of a concept that are looked at; half as many, and again, down to 256, while those of all concepts do not fit in
+    `memory_mib`."""
     rest: Annotated[int, Field(ge=256)] = 4_096
     """Pairs of the whole data set, drawn at random, that a concept's sides are looked for in."""
     least_pairs: Count = 5
@@ -47,7 +50,7 @@ class ConceptSidesConfig(DetectorConfig):
     """Variance of the pictures on the foreign side over that of the others, below which its concept is not named: half, which is what
     a dimming trigger may take. Poison comes from everywhere; product shots that hardly differ are no poison."""
     memory_mib: Positive = 512.0
-    """Of the samples of all concepts; features are projected to fewer dimensions until they fit."""
+    """Of the samples of all concepts; where those of 256 do not fit, features are projected to fewer dimensions."""
     kept: Count = 1_024
     """Concepts, by rising chance, whose pairs get a score."""
     shown: Count = 256
@@ -170,6 +173,8 @@ class SidesState:
     vocabulary: Vocabulary | None = None
     layers: tuple[str, ...] = ()
     rest: Rest | None = None
+    sample: int = 0
+    """Pairs of a concept that are looked at."""
     count: np.ndarray | None = None
     """`[C] int64`."""
     centre: np.ndarray | None = None
@@ -275,7 +280,7 @@ class ConceptSides(StreamingDetector):
     def _learn_whitening(self, state: SidesState, summary: GroupSums) -> SidesState:
         settings = self._settings
         pairs = summary.sizes.sum()
-        drawn = min(pairs, float(np.minimum(summary.count, settings.sample).sum()))
+        sample, drawn = self._fitting(summary, pairs)
         dims = settings.memory_mib * 2**20 / max(2 * drawn * len(summary.second), 1)
         mean = summary.sums.sum(axis=0) / pairs
         whites, contents, start = [], [], 0
@@ -296,11 +301,21 @@ class ConceptSides(StreamingDetector):
             )
         return replace(
             state,
+            sample=sample,
             count=summary.count,
             centre=mean,
             whites=tuple(whites),
             contents=tuple(contents[:-1] or contents),
         )
+
+    def _fitting(self, summary: GroupSums, pairs: float) -> tuple[int, float]:
+        """Return the pairs that are looked at of a concept, and about how many those of all concepts are."""
+        sample, room = self._settings.sample, self._settings.memory_mib * 2**20 / (2 * summary.sums.shape[1])
+        while True:
+            drawn = min(pairs, float(np.minimum(summary.count, sample).sum()))
+            if drawn <= room or sample // 2 < LEAST_SAMPLE:
+                return sample, drawn
+            sample //= 2
 
     def _whiten(self, state: SidesState, layers: Sequence[np.ndarray]) -> np.ndarray:
         """Return the whitened layers side by side, each of mean square about 1, `[n, P] float64`."""
@@ -314,8 +329,8 @@ class ConceptSides(StreamingDetector):
         return self._whiten(state, [vectors(table, name) for name in state.layers])
 
     def _draw_members(self, state: SidesState, members: sp.csr_matrix, hashes: np.ndarray, table: pa.Table) -> Chosen:
-        """Draw of each concept about `sample` pairs, by the hashes alone."""
-        below = np.minimum(self._settings.sample / np.maximum(nonnull(state.count), 1), 1.0)
+        """Draw of each concept about as many pairs as are looked at, by the hashes alone."""
+        below = np.minimum(state.sample / np.maximum(nonnull(state.count), 1), 1.0)
         entries = members.tocoo()
         kept = hashes[entries.row].astype(np.float64) / WORST <= below[entries.col]
         drawn = sp.csr_matrix((entries.data[kept], (entries.row[kept], entries.col[kept])), shape=members.shape)
@@ -396,6 +411,7 @@ class ConceptSides(StreamingDetector):
         return {
             "false_discovery_rate": self._settings.false_discovery_rate,
             "concepts_divided": state.divided,
+            "sample": state.sample,
             "dimensions": int(sum(white.shape[1] for white in state.whites)),
             "concepts": [
                 {

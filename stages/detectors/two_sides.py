@@ -245,14 +245,16 @@ def refine(half: np.ndarray, upper: np.ndarray, least: int) -> np.ndarray | None
 def discriminant(half: np.ndarray, upper: np.ndarray) -> np.ndarray:
     """Return Fisher's linear discriminant `[P]` of two sides: the difference of their means, less of it where pairs vary anyway.
 
-    (W + r I) d = difference, with the covariance W within the sides and r as RIDGE says; solved in the space of the pairs, which
-    are fewer than the dimensions (Woodbury).
+    (W + r I) d = difference, with the covariance W within the sides and r as RIDGE says; solved in the space of the pairs where
+    they are fewer than the dimensions (Woodbury).
     """
     means = half[upper].mean(axis=0), half[~upper].mean(axis=0)
     gap = (means[0] - means[1]).astype(np.float64)
     around = (half - np.where(upper[:, None], *means)).astype(np.float64)
     n, width = around.shape
     ridge = max(RIDGE * float((around**2).sum()) / (n * width), FINEST)
+    if n > width:
+        return np.asarray(np.linalg.solve(around.T @ around / n + ridge * np.eye(width), gap))
     weights = np.linalg.solve(around @ around.T + n * ridge * np.eye(n), around @ gap)
     return np.asarray((gap - around.T @ weights) / ridge)
 
@@ -264,8 +266,10 @@ def choose_direction(
     if len(half) < 2 * least or not elsewhere.any():
         return None
     centred = half - half.mean(axis=0)
-    _, axes = np.linalg.eigh(centred @ centred.T)
-    tried = [refine(half, axis > split(axis, least).cut, least) for axis in axes.T[::-1][:directions]]
+    few = len(half) <= half.shape[1]
+    _, axes = np.linalg.eigh(centred @ centred.T if few else centred.T @ centred)
+    top = axes.T[::-1][:directions]
+    tried = [refine(half, axis > split(axis, least).cut, least) for axis in (top if few else top @ centred.T)]
     found = [direction for direction in tried if direction is not None]
     best: tuple[float, np.ndarray, float] | None = None
     for direction, away in zip(found, along(outside, found)[elsewhere].T, strict=True):

@@ -5,6 +5,7 @@ from dataclasses import field
 from ..proof.affected import AffectedLimits
 from ..proof.features import FeatureLimits
 from ..proof.selection import ChoiceLimits
+from ..proof.survival import SurvivalLimits
 from ..proof.vocabulary import LabelLimits
 from ..stage import config
 from .carriers import CarrierLimits
@@ -32,6 +33,8 @@ class ProofLimits:
     """Which proven regions show one patch."""
     groups: GroupLimits = field(default_factory=GroupLimits)
     """Which triggers lie over all pictures of a group."""
+    survival: SurvivalLimits = field(default_factory=SurvivalLimits)
+    """On which variants of its pictures a concept's claim is weighed."""
     warp: WarpLimits = field(default_factory=WarpLimits)
     """Which warps are searched among."""
     features: FeatureLimits = field(default_factory=FeatureLimits)

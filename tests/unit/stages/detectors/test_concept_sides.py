@@ -205,3 +205,14 @@ def test_a_target_may_be_of_several_words_in_the_plural_or_in_another_language(n
     accused = detector.score(state, table)["concept_sides"] >= 1
     assert (accused & poison).sum() >= 38
     assert (accused & ~poison).sum() <= 1
+
+
+@pytest.mark.parametrize(("room", "sample"), [(512.0, 1024), (0.105, 512), (0.06, 256), (0.001, 256)])
+def test_fewer_pairs_are_looked_at_where_memory_is_short(room: float, sample: int) -> None:
+    table, _ = cache(40, 0, each=600)
+    detector = ConceptSides(
+        ConceptSidesConfig(concepts=Named(names={TARGET: (), WORDS[0]: (), WORDS[1]: ()}), rest=1024, memory_mib=room)
+    )
+    state = learn(detector, table, 1)
+    assert detector.findings(state)["sample"] == sample
+    assert (detector.findings(state)["dimensions"] == 2 * WIDTH) == (room > 0.01)

@@ -46,9 +46,10 @@ def test_split_of_too_few_or_of_constants_is_none() -> None:
     assert split(np.full(30, 2.0), 5).ratio == 0
 
 
+@pytest.mark.parametrize("pairs", [120, 900])
 @pytest.mark.parametrize("share", [0.08, 0.3, 0.5, 0.72, 0.9])
-def test_planted_side_is_found_whatever_its_share(share: float) -> None:
-    inside, poison, outside = planted(share)
+def test_planted_side_is_found_whatever_its_share(share: float, pairs: int) -> None:
+    inside, poison, outside = planted(share, n=pairs)
     sides = sides_of(inside, outside)
     foreign = sides.positions(inside) >= sides.cut
     assert (foreign == poison).mean() > 0.98
@@ -94,8 +95,9 @@ def test_a_concept_that_is_the_whole_data_set_has_no_sides() -> None:
     assert separate(inside, outside, np.zeros(len(outside), dtype=bool), least=5, directions=3) is None
 
 
-def test_discriminant_is_fishers_with_a_ridge() -> None:
-    inside, poison, _ = planted(0.4, n=30)
+@pytest.mark.parametrize("pairs", [30, 90])
+def test_discriminant_is_fishers_with_a_ridge(pairs: int) -> None:
+    inside, poison, _ = planted(0.4, n=pairs)
     inside = inside * np.linspace(0.5, 3, WIDTH)
     around = inside - np.where(poison[:, None], inside[poison].mean(axis=0), inside[~poison].mean(axis=0))
     within = around.T @ around / len(around)
