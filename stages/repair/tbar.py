@@ -2,7 +2,7 @@
 
 Fine-tuning the suspect model on images with the trigger under the trigger's label gives the backdoor's own task vector, trained weights
 less suspect ones; the repaired weights are the suspect ones less a multiple of it (Ilharco et al. 2023, arXiv 2212.04089). No clean
-pair takes part. Only the paper's abstract could be had, so the loss, the tower and all numbers are ours.
+pair takes part. The paper's abstract and a review of it could be had, whose arithmetic this is; loss, tower and all numbers are ours.
 """
 
 from pathlib import Path
