@@ -53,7 +53,7 @@ WEIGHT_FILES = (
 MAX_NUMBER = 2**20
 """Of a model configuration: vocabularies have 256,000 words, images 1,024 pixels a side."""
 MAX_LAYERS_OF_A_TOWER = 512
-MOST_PARAMETERS_A_WEIGHT, SMALL_MODEL = 4, 2**27
+MOST_PARAMETERS_A_WEIGHT, SMALL_MODEL = 4, 2**25
 """An architecture of more parameters than this is not built for the weights; of one with less, what does not fit is named."""
 
 SHOWN_KEYS = 3

@@ -174,7 +174,7 @@ def transformers_cfg(stored: dict[str, Any]) -> dict[str, Any]:
                 "mlp_ratio": text["intermediate_size"] / text["hidden_size"],
             },
         }
-    except (TypeError, ValueError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
         raise LayoutError(f"sizes that make no model: {error}") from error
 
 

@@ -524,7 +524,11 @@ class ParquetWriter(UnitWriter):
             )
         while row >= self._first_row + self._batch.num_rows:
             self._finish_batch()
-            self._first_row, batch = next(self._walk)
+            try:
+                self._first_row, batch = next(self._walk)
+            except (OSError, pa.ArrowException) as error:  # in a column that the scan does not read
+                told = f"{self._unit.path}: row {row} cannot be copied: {' '.join(str(error).split())[:200]}"
+                raise SourceError(f"{told}; mend the file, or leave it out") from error
             columns = [batch.column(i).cast(kept.type) for i, kept in enumerate(self._schema) if i < batch.num_columns]
             self._batch = pa.RecordBatch.from_arrays(columns, schema=pa.schema(list(self._schema)[: len(columns)]))
 

@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
-FILES = sorted(path for path in DEPLOY.rglob("*") if path.is_file() and path.name not in (".env", "README.md"))
+FILES = sorted(
+    path
+    for path in DEPLOY.rglob("*")
+    if path.is_file() and path.name not in (".env", "README.md") and path.suffix != ".lock"
+)
 SETTINGS = {
     "scan": "clipsan.pipeline.scan.plan.ScanConfig",
     "repair": "clipsan.pipeline.repair.settings.RepairConfig",

@@ -102,11 +102,15 @@ def test_image() -> None:
         "${PYTHON_IMAGE}",
     ]
     assert re.search(r"^ARG PYTHON_IMAGE=python:3\.11\.\d+-slim-\w+$", text, re.M)
-    assert all(
-        "--constraint constraints.txt" in line
-        for line in re.findall(r"pip install .*", text)
-        if "--no-deps ." not in line
-    )
+    # Nothing is installed without the hash of its file, but for torch's wheels for processors and clipsan itself.
+    installs = re.findall(r"pip install .*", text)
+    assert len(installs) == 4
+    assert [line for line in installs if "--require-hashes" not in line] == [
+        line
+        for line in installs
+        if "--constraint constraints.txt torch torchvision" in line or "--no-build-isolation ." in line
+    ]
+    assert re.findall(r"--requirement (\S+)", text) == [*LOCKS[::-1]]
     assert 'ENTRYPOINT ["tini", "--", "clipsan"]' in text
 
 
@@ -117,15 +121,40 @@ def test_the_image_gets_all_that_pip_needs_and_nothing_else() -> None:
         *(place.partition("/")[0] for place in places),
         "pyproject.toml",
         "constraints.txt",
+        *(f"deploy/{name}" for name in LOCKS),
         PROJECT["readme"],
         *PROJECT["license-files"],
     }
-    # The step that reads the dependencies out of pyproject.toml is run as it stands.
-    step = re.search(r'python -c "(import tomllib.*?)" > requirements.txt', (DEPLOY / "Dockerfile").read_text(), re.S)
-    assert step is not None
-    code = step[1].replace("\\\n", "")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split("\n")[:-1] == [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["cluster"]]
+
+
+LOCKS = ("requirements.lock", "requirements-cuda.lock")
+ONLY_LOCKED = {"flask-wtf", "wtforms", "setuptools"}
+"""What MLflow's users and the building of the package need, and no machine of a developer."""
+
+
+def locked(name: str) -> dict[str, str]:
+    """Return package -> version of a lock, each of which has hashes."""
+    text = "".join(line for line in (DEPLOY / name).read_text().splitlines(keepends=True) if not line.startswith("#"))
+    entries = re.findall(
+        r"^([\w.-]+)(?:\[[\w,]+\])?==(\S+) \\\n((?: +--hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", text, re.M
+    )
+    assert sum(entry.count("\n") + 1 for _, _, entry in entries) == text.count("\n"), (
+        "a line that is no package with hashes"
+    )
+    return {re.sub(r"[-_.]+", "-", package).lower(): version for package, version, _ in entries}
+
+
+def test_the_locks_hold_what_the_image_needs_in_the_versions_of_the_constraints() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if "==" in line)
+    pinned = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pinned.items()}
+    packages, cuda = (locked(name) for name in LOCKS)
+    assert not packages.keys() & cuda.keys()
+    assert {"torch", "torchvision"} <= cuda.keys()
+    every = packages | cuda
+    assert {name: version for name, version in every.items() if pinned.get(name) != version}.keys() == ONLY_LOCKED
+    wanted = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["cluster"]]
+    assert {re.sub(r"[-_.]+", "-", re.split(r"[\[<>=!~; ]", line)[0]).lower() for line in wanted} <= every.keys()
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -189,7 +218,16 @@ def test_no_service_of_compose_gains_privileges_and_no_worker_reaches_mlflow() -
     assert all(service["security_opt"] == ["no-new-privileges:true"] for service in services.values())
     assert all(service["cap_drop"] == ["ALL"] for name, service in services.items() if name != "s3")
     on_tracking = {name for name, service in services.items() if "tracking" in service["networks"]}
-    assert on_tracking == {"head", "mlflow", "s3"}
+    assert on_tracking == {"head", "mlflow"}
+    # MLflow asks who is there, and has none of the store's keys; workers have no password of MLflow's.
+    assert "--app-name=basic-auth" in services["mlflow"]["command"]
+    for name, service in services.items():
+        given = set(service.get("environment", {}))
+        assert ("AWS_SECRET_ACCESS_KEY" in given) == (name != "mlflow"), name
+        assert any(word.startswith("MLFLOW") for word in given) == (name in ("head", "mlflow")), name
+    for name in ("head", "worker", "oracle"):
+        inputs, shared = services[name]["volumes"]
+        assert (inputs.endswith(":/inputs:ro"), shared) == (True, "shared:/shared")
     published = [port for service in services.values() for port in service.get("ports", [])]
     assert all(port.startswith("127.0.0.1:") for port in published)
 
@@ -198,7 +236,7 @@ def test_compose() -> None:
     validator = jsonschema.Draft202012Validator(compose_schema())
     tree = compose()
     validator.validate(tree)
-    free = re.compile(r"^x-|(environment|ulimits|depends_on)\.\w+$|^(services|volumes|networks)\.\w+$")
+    free = re.compile(r"^x-|(environment|ulimits|depends_on)\.\w+$|^(services|volumes|networks|configs)\.\w+$")
     wrong = list(misspellings(tree, free))
     assert len(wrong) > 80
     assert [path for path, misspelled in wrong if validator.is_valid(misspelled)] == []
