@@ -456,7 +456,8 @@ class Worker:
         regime, cell = REGIMES[task.regime], self._cells[task.regime][task.cell]
         clip, before = self._clean(regime)
         (packed,) = Packed.loads(self._file(f"{task.regime}.{task.cell}").read_bytes())
-        home = self._options.work / "checkpoints" / f"{task.regime}.{task.cell}"
+        # of this process: two that put the same folder in place would disturb each other
+        home = self._options.work / "checkpoints" / f"{task.regime}.{task.cell}.{os.getpid()}"
         if not (home / "open_clip_config.json").is_file():
             clip.model.load_state_dict(unpack(packed, before))
             save_clip(clip.model, clip.model_cfg, clip.preprocess_cfg, home)
