@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,13 +23,14 @@ import psutil
 
 from tests.benchmarks import results
 from tests.benchmarks.results import Row
-from tests.conftest import make_tiny, write_shards
+from tests.conftest import add_member, caption, make_tiny, picture, write_shards
+from tests.deadly import HOLDS, KILLS, square, write_decoder
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARDS, PAIRS = 24, 12
 EARLY = 3
 """Parts of the embed pass after which a fault comes."""
-WAIT_S = 400.0
+WAIT_S = 600.0
 COMMAND = "python -m tests.benchmarks.drills"
 LISTS = ("flagged.npy", "allow.npy", "rejected.npy")
 FOLDERS = ("embeddings", "rejected", "scores", "verdicts")
@@ -55,11 +57,11 @@ class Place:
     def undisturbed(self) -> Path:
         return self.home / "undisturbed"
 
-    def command(self, out: Path, *settings: str, address: str | None = None) -> list[str]:
+    def command(self, out: Path, *settings: str, address: str | None = None, data: Path | None = None) -> list[str]:
         """Return the command of a scan."""
         joined = [] if address is None else [f"cluster.address={address}"]
         return [
-            *(sys.executable, "-m", "clipsan.pipeline", "scan", f"data.path={self.data}"),
+            *(sys.executable, "-m", "clipsan.pipeline", "scan", f"data.path={data or self.data}"),
             *(f"model.path={self.home / 'checkpoint'}", f"out={out}", "oracle=null", "decision=budget"),
             *("decision.share=0.1", "embed.batch_size=1", "detectors.density.permutations=1"),
             *("tracking.enabled=false", "cluster.workers=1", *joined, *settings),
@@ -77,6 +79,8 @@ class Drill:
     """What must become of the scan; it is held to that."""
     run: Callable[[Place, Path], float]
     """Does it with a run folder of its own; returns the seconds until the scan went on, or until the same command was through."""
+    same_bytes: bool = True
+    """Whether the scan must leave the bytes of the undisturbed one; not where the fault lies in data of its own."""
 
 
 def prepare(home: Path) -> Place:
@@ -96,14 +100,15 @@ def drill(one: Drill, place: Place) -> Row:
     """
     out = place.home / one.fault.replace(" ", "-").replace(",", "")
     seconds = one.run(place, out)
-    differ = [name for name, content in made_of(place.undisturbed).items() if made_of(out).get(name) != content]
+    expected, found = (made_of(place.undisturbed), made_of(out)) if one.same_bytes else ({}, {})
+    differ = [name for name, content in expected.items() if found.get(name) != content]
     if differ:
         raise DrillError(f"{one.fault}: {len(differ)} files differ from an undisturbed scan's, among them {differ[0]}")
     return {
         "fault": one.fault,
         "tried": one.tried,
         "outcome": one.outcome,
-        "same_bytes": True,
+        "same_bytes": True if one.same_bytes else None,
         "recovery_s": round(seconds, 1),
     }
 
@@ -114,17 +119,18 @@ def made_of(run: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run)): path.read_bytes() for path in [*files, *(run / name for name in LISTS)]}
 
 
-def begin(command: list[str]) -> "subprocess.Popen[str]":
-    """Start a scan."""
+def begin(command: list[str], *modules: str) -> "subprocess.Popen[str]":
+    """Start a scan; modules of some folders come before all others."""
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, cwd=ROOT, env=environment(*modules), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
-def environment() -> dict[str, str]:
+def environment(*modules: str) -> dict[str, str]:
     """Return that of scans and clusters: one thread each, and workers that are not slowed down beside other work."""
     quiet = {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1"}
-    return {**os.environ, **quiet, "PYTHONPATH": os.pathsep.join(path or os.curdir for path in sys.path)}
+    paths = [*modules, *(path or os.curdir for path in sys.path)]
+    return {**os.environ, **quiet, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def finish(job: "subprocess.Popen[str]") -> tuple[int, str]:
@@ -330,6 +336,24 @@ def part_cut(place: Place, out: Path) -> float:
     return again(place, out, "part-00002.parquet is damaged")
 
 
+def deadly(place: Place, out: Path, side: int, reason: str) -> float:
+    """Scan on workers a set with one picture that its decoder does not survive; return the seconds of the whole scan."""
+    pairs = out.with_name(f"{out.name}-pairs")
+    pairs.mkdir()
+    with tarfile.open(pairs / "0.tar", "w") as tar:
+        for i in range(PAIRS):
+            add_member(tar, f"{i:02d}.png", square(side) if i == PAIRS // 2 else picture(i))
+            add_member(tar, f"{i:02d}.txt", caption(i).encode())
+    decoder = write_decoder(out.with_name(f"{out.name}-decoder"))
+    settings = (*ON_WORKERS, "embed.decode_timeout_s=5")
+    started = time.monotonic()
+    expect(finish(begin(place.command(out, *settings, data=pairs), str(decoder))), 0)
+    found = json.loads((out / "summary.json").read_text())["counts"]["rejected_by_reason"]
+    if found != {reason: 1}:
+        raise DrillError(f"rejected: {found}")
+    return time.monotonic() - started
+
+
 def again(place: Place, out: Path, words: str = "") -> float:
     """Give the same command again; return the seconds that it took."""
     started = time.monotonic()
@@ -393,6 +417,20 @@ DRILLS = (
         "one in each of embeddings, rejected, scores and verdicts",
         "the parts are named and made again",
         part_cut,
+    ),
+    Drill(
+        "a picture crashes its decoder",
+        "SIGSEGV in the decoder of one picture of 12, each time, on workers",
+        "that picture alone is rejected (worker_died); the seconds are those of the whole scan",
+        lambda place, out: deadly(place, out, KILLS, "worker_died"),
+        same_bytes=False,
+    ),
+    Drill(
+        "a picture that is never decoded",
+        "an endless decoder for one picture of 12, a limit of 5 s, on workers",
+        "that picture alone is rejected (decode_timeout); the seconds are those of the whole scan",
+        lambda place, out: deadly(place, out, HOLDS, "decode_timeout"),
+        same_bytes=False,
     ),
 )
 

@@ -17,7 +17,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 @pytest.mark.parametrize("one", DRILLS, ids=lambda one: one.fault)
 def test_a_fault_costs_time_alone(one: Drill, place: Place) -> None:
     row = drill(one, place)
-    assert row["same_bytes"] is True
+    assert row["same_bytes"] is (True if one.same_bytes else None)
     assert float(str(row["recovery_s"])) > 0
 
 
