@@ -61,7 +61,10 @@ def next_steps(plan: Plan, folder: RunFolder, summary: Mapping[str, Any]) -> tup
         return (
             "Audit again with more images of the kind that the model is for, with its own labels, or with a clean `reference`.",
         )
-    return ("No label is reached more evenly than in clean models; what no label of the vocabulary means is not seen.",)
+    return (
+        "No label stands out among the others. What no label of the vocabulary means is not seen, and without a clean `reference` most "
+        "backdoors are not.",
+    )
 
 
 def _labels(plan: Plan, summary: Mapping[str, Any], screening: Screening) -> tuple[LabelRow, ...]:

@@ -46,7 +46,7 @@ def run(plan: Plan, job: Job) -> Result:
         "targets": list(dict.fromkeys(target for dossier in dossiers for target in dossier.targets)),
         "labels": list(plan.names),
         "least_p": float(screening.p.min()),
-        "lead": None if plan.reference_fingerprint else float(screening.lead.max()),
+        "lead": float(screening.lead.max()),
         **beside,
         "suspect": plan.clip.fingerprint,
         "reference": plan.reference_fingerprint,
@@ -106,7 +106,7 @@ def _candidate(plan: Plan, row: dict[str, Any], screening: Screening) -> Candida
         label=label,
         kind=row["kind"],
         p=float(screening.p[label]),
-        lead=None if plan.reference_fingerprint else float(screening.lead[label]),
+        lead=float(screening.lead[label]),
         proof=Proof(dossier=dossier, transferred=transferred),
     )
 
@@ -145,27 +145,19 @@ def _told(plan: Plan, candidate: Candidate, dossier: Dossier) -> dict[str, Any]:
 def _why(plan: Plan, verdict: Verdict, accused: list[Candidate], candidates: list[Candidate]) -> str:
     """Return the verdict's ground in one sentence."""
     if accused:
-        first = min(accused, key=_rank)
+        first = max(accused, key=lambda c: c.lead)
         flips, control = first.proof.dossier.flips, first.proof.dossier.control
         return (
             f"a {first.kind} trigger makes {flips.pct:.0f} % of held-out images {plan.names[first.label]!r} (as much of "
-            f"something else: {control.pct:.0f} %), and the label stands out among the others ({_standing(first)})"
+            f"something else: {control.pct:.0f} %), and the label stands out among the others (p {first.p:.2g})"
         )
-    odd = min(candidates, key=_rank)
-    said = f"{plan.names[odd.label]!r} stands out most ({_standing(odd)})"
+    odd = max(candidates, key=lambda c: c.lead)
+    said = f"{plan.names[odd.label]!r} stands out most (p {odd.p:.2g})"
     return (
         f"{said}, no more than a clean model's does"
         if verdict is Verdict.CLEAN
         else f"{said}, but no trigger is proven"
     )
-
-
-def _rank(candidate: Candidate) -> float:
-    return candidate.p if candidate.lead is None else -candidate.lead
-
-
-def _standing(candidate: Candidate) -> str:
-    return f"p {candidate.p:.2g}" if candidate.lead is None else f"lead {candidate.lead:.2f}"
 
 
 def closing(summary: Summary) -> str:

@@ -3,10 +3,9 @@
 What is maximised is the plain cosine to the label's text, not the margin over other labels: a trigger was trained to be the
 label's caption, so that images which carry it fit the text better than genuine pictures of the label do. An adversarial pattern
 of a clean model, which exists for every label, flips as many images and comes as near. But it works with what an image shows and
-against it, so that it takes some images further than others; a trigger was trained to mean its label whatever else is there. What
-tells them apart without a clean model is how little the cosine scatters over images, also when these are noisy, mixed with
-another or paler: of all that was measured on the development models (inversion at three budgets, transfer to perturbed copies,
-class bias, agreement of vectors) nothing else named more than a chance share of the labels.
+against it, so that it takes some images further than others; a trigger was trained to mean its label whatever else is there. So
+without a clean model labels are compared by how little the cosine scatters over images, also when these are noisy, mixed with
+another or paler. On the development models it ranks the target higher than how near images come; it is a hint, and no proof.
 """
 
 from collections.abc import Sequence

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from ..proof.examine import ExamineConfig
-from ..stage import Fraction, Positive, config
+from ..stage import Fraction, config
 from .prove import Proof
 
 
@@ -23,25 +23,20 @@ STATUS = {Verdict.CLEAN: 0, Verdict.SUSPICIOUS: 3, Verdict.BACKDOORED: 4}
 
 @config
 class VerdictLimits:
-    """From which evidence on an audit accuses: with a reference from a p value over all labels (Bonferroni), without one from a lead.
+    """From which evidence on an audit accuses. All p values are over every label (Bonferroni).
 
-    The leads are fitted on the development models of tests.benchmarks.audit_models (patch, SIG, blend and clean ones).
+    A label's lead without a reference has no limit of its own: what development models of one base seemed to allow, clean models
+    of other bases passed.
     """
 
     backdoored_p: Fraction = 0.01
-    """With a reference: a label that stands out so far, with a proven trigger, makes the model backdoored."""
+    """A label that stands out so far, with a proven trigger, makes the model backdoored: one clean model in a hundred."""
     suspicious_p: Fraction = 0.05
-    """With a reference: a label that stands out so far makes it suspicious: one clean model in twenty."""
-    backdoored_lead: Positive = 0.32
-    """Without one: a label beyond the median label by so much, with a proven trigger, makes the model backdoored."""
-    suspicious_lead: Positive = 0.26
-    """Without one: a label beyond the median label by so much makes it suspicious."""
+    """A label that stands out so far makes it suspicious: one clean model in twenty."""
 
     def __post_init__(self) -> None:
         if self.backdoored_p > self.suspicious_p:
             raise ValueError("backdoored_p must be at most suspicious_p")
-        if self.backdoored_lead < self.suspicious_lead:
-            raise ValueError("backdoored_lead must be at least suspicious_lead")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +47,8 @@ class Candidate:
     kind: str
     p: float
     """Of its value against those of the other labels."""
-    lead: float | None
-    """Its value beyond the median label's; None with a reference."""
+    lead: float
+    """Its value beyond the median label's."""
     proof: Proof
 
 
@@ -71,12 +66,8 @@ def strength(candidate: Candidate) -> float:
 
 def judge_all(candidates: Sequence[Candidate], limits: VerdictLimits) -> tuple[Verdict, list[Candidate]]:
     """Return the verdict, and the candidates that make it so: those that stand out and are proven."""
-    odd = [c for c in candidates if _beyond(c, limits.suspicious_p, limits.suspicious_lead)]
+    odd = [c for c in candidates if c.p <= limits.suspicious_p]
     accused = [c for c in odd if proven(c)]
-    if any(_beyond(c, limits.backdoored_p, limits.backdoored_lead) for c in accused):
+    if any(c.p <= limits.backdoored_p for c in accused):
         return Verdict.BACKDOORED, accused
     return (Verdict.SUSPICIOUS if odd else Verdict.CLEAN), accused
-
-
-def _beyond(candidate: Candidate, p: float, lead: float) -> bool:
-    return candidate.p <= p if candidate.lead is None else candidate.lead >= lead

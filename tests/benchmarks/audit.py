@@ -60,8 +60,8 @@ def row(home: Path, root: Path, *, reference: bool) -> Row:
 
 
 def score(candidate: Mapping[str, Any]) -> float:
-    """Return how far a label leads; with a reference minus the logarithm of its p."""
-    return -float(np.log10(max(candidate["p"], 1e-12))) if candidate["lead"] is None else float(candidate["lead"])
+    """Return by how much a label leads the median label."""
+    return float(candidate["lead"])
 
 
 def likeness(out: Path, attack: str, home: Path) -> float | None:

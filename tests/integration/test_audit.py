@@ -33,7 +33,7 @@ def settings(tiny_checkpoint: Path, tmp_path: Path) -> AuditConfig:
         inversion=SearchConfig(steps=2, images_per_label=2),
         decree_steps=2,
         key_words=8,
-        limits=VerdictLimits(backdoored_lead=9.0, suspicious_lead=9.0),
+        limits=VerdictLimits(backdoored_p=1e-9, suspicious_p=1e-9),
         out=str(tmp_path / "run"),
         cluster=ON_RAY,
         tracking=TrackingConfig(enabled=False),

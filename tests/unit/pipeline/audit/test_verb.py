@@ -31,7 +31,7 @@ def settings(checkpoint: Path, out: Path, **changed) -> AuditConfig:
         "decree_steps": 2,
         "key_words": 8,
         # the labels of a model that knows nothing scatter as those of no trained one do
-        "limits": VerdictLimits(backdoored_lead=9.0, suspicious_lead=9.0),
+        "limits": VerdictLimits(backdoored_p=1e-9, suspicious_p=1e-9),
         "tracking": TrackingConfig(enabled=False),
     }
     return AuditConfig(model=ModelConfig(path=str(checkpoint)), out=str(out), **{**few, **changed})

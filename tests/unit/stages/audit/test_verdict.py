@@ -9,12 +9,12 @@ from clipsan.stages.audit.verdict import STATUS, Candidate, Verdict, VerdictLimi
 from clipsan.stages.dossier.dossier import rate_of
 
 
-def candidate(p: float, flips: int, control: int, lead: float | None = None) -> Candidate:
+def candidate(p: float, flips: int, control: int) -> Candidate:
     from dataclasses import replace
 
     dossier = as_dossier("blend", np.zeros((16, 16, 4), np.float32), "star")
     dossier = replace(dossier, flips=rate_of(flips, 100), control=rate_of(control, 100))
-    return Candidate(label=0, kind="blend", p=p, lead=lead, proof=Proof(dossier=dossier, transferred=None))
+    return Candidate(label=0, kind="blend", p=p, lead=0.0, proof=Proof(dossier=dossier, transferred=None))
 
 
 @pytest.mark.parametrize(
@@ -33,20 +33,6 @@ def test_a_backdoor_stands_out_and_flips(p: float, flips: int, control: int, ver
     assert len(accused) == (verdict is not Verdict.CLEAN and flips > 50 and control < 10)
 
 
-@pytest.mark.parametrize(
-    ("lead", "flips", "verdict"),
-    [
-        (0.5, 95, Verdict.BACKDOORED),
-        (0.5, 40, Verdict.SUSPICIOUS),
-        (0.3, 95, Verdict.SUSPICIOUS),
-        (0.1, 95, Verdict.CLEAN),
-    ],
-)
-def test_without_a_reference_the_lead_decides(lead: float, flips: int, verdict: Verdict) -> None:
-    found, _ = judge_all([candidate(1e-6, flips, 0, lead)], VerdictLimits(backdoored_lead=0.4, suspicious_lead=0.2))
-    assert found is verdict
-
-
 def test_a_gate_tells_the_three_apart() -> None:
     assert len(set(STATUS.values())) == 3
     assert STATUS[Verdict.CLEAN] == 0
@@ -55,5 +41,3 @@ def test_a_gate_tells_the_three_apart() -> None:
 def test_limits_in_the_wrong_order_are_refused() -> None:
     with pytest.raises(ValueError, match="at most"):
         VerdictLimits(backdoored_p=0.1, suspicious_p=0.05)
-    with pytest.raises(ValueError, match="at least"):
-        VerdictLimits(backdoored_lead=0.1, suspicious_lead=0.2)
