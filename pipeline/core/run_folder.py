@@ -92,7 +92,12 @@ class RunFolder:
         for entry in found.values():
             folder, parts = (entry.get("folder"), entry.get("parts")) if isinstance(entry, dict) else (None, None)
             # a stranger's folder must not lead anybody through the disk
-            inside = isinstance(folder, str) and folder and not folder.startswith("/") and ".." not in folder.split("/")
+            inside = (
+                isinstance(folder, str)
+                and 0 < len(folder) < 256
+                and not folder.startswith("/")
+                and ".." not in folder.split("/")
+            )
             if not inside or "\0" in str(folder) or not isinstance(parts, int):
                 raise ConfigError(
                     f"{self.passes}: holds no passes of clipsan (each with a folder in the run's, and its parts)"

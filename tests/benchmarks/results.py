@@ -27,6 +27,7 @@ KEYS = {
     "suspects": ("data", "attack", "seed", "model"),
     "detection": ("data", "attack", "rate_pct", "detector", "model", "seed"),
     "throughput": ("method", "data", "model"),
+    "fuzz": ("format",),
     "scale": ("pairs", "oracle", "workers"),
     "audit": ("model", "attack", "seed", "reference"),
     "naming": ("cell", "clean_pct", "poisoned", "concept_poisoned_pct"),

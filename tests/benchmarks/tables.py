@@ -29,6 +29,7 @@ COMMANDS = {
     "attacks": PHOTO_COMMANDS,
     "detection": PHOTO_COMMANDS,
     "throughput": "python -m tests.benchmarks.throughput",
+    "fuzz": "python -m tests.benchmarks.fuzz",
     "scale": "python -m tests.benchmarks.scale",
     "demo": "python -m tests.benchmarks.demo",
     "audit": "python -m tests.benchmarks.audit",
@@ -278,6 +279,29 @@ SECTIONS = {
                 ),
                 list,
             ),
+        ),
+    ),
+    "fuzz": Section(
+        "fuzz",
+        (
+            Table(
+                (
+                    Column("format", "format"),
+                    Column("inputs", "inputs"),
+                    Column("read", "read"),
+                    Column("refused in one line", "refused"),
+                    Column("failed", "failed"),
+                    Column("pairs read", "pairs_read"),
+                    Column("pairs rejected", "pairs_rejected"),
+                    Column("CPU s, slowest", "slowest_s", 2),
+                    Column("MiB, largest", "largest_mib", 0),
+                ),
+                list,
+            ),
+        ),
+        lambda rows: (
+            f"{sum(_number(row['inputs']) for row in rows):,.0f} inputs, "
+            f"{sum(_number(row['failed']) for row in rows):,.0f} of which failed."
         ),
     ),
     "before-after": Section("demo", (Table(BEFORE_AFTER, before_after),), found_of),
