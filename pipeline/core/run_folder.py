@@ -261,7 +261,7 @@ def rows_of(part: AnyPath) -> int | None:
         footer = source.read()
     try:  # what Arrow says of broken bytes is an OSError, too, and must not be taken for a store that is away
         return int(pq.read_metadata(pa.BufferReader(footer)).num_rows)
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, UnicodeDecodeError):
         return None
 
 
