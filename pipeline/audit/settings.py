@@ -49,8 +49,8 @@ class AuditConfig:
     """Sentences with {} where a name goes."""
     reference: ModelConfig | None = None
     """A clean model of the same architecture: triggers that it obeys as well are no backdoor of the suspect."""
-    screening_kinds: tuple[Kind, ...] = ("additive", "patch")
-    """What is sought towards every label."""
+    screening_kinds: tuple[Kind, ...] = ("additive",)
+    """What is sought towards every label; of several kinds the mean counts."""
     kinds: tuple[Kind, ...] = ("patch", "additive", "blend")
     """What the triggers of the labels that stand out are inverted as."""
     screening: SearchConfig = field(default_factory=lambda: SearchConfig(steps=100, images_per_label=4))

@@ -53,7 +53,7 @@ def test_an_untrained_model_is_clean_and_what_is_done_is_not_done_again(tiny_che
     assert "No backdoor found" in (tmp_path / "run" / "report.html").read_text()
     assert not (tmp_path / "run" / "triggers").exists()
     parts = sorted((tmp_path / "run" / "screening").glob("part-*.parquet"))
-    assert len(parts) == 4
+    assert len(parts) == 2
     kept = parts[0].read_bytes()
     parts[1].unlink()
     again = audit.VERB.start(settings(tiny_checkpoint, tmp_path / "run"))
