@@ -251,7 +251,7 @@ def lost(after: dict[str, float], before: dict[str, float]) -> Row:
 def tell(row: Row) -> None:
     """Store a row and show it."""
     row = {key: value for key, value in row.items() if key != "tried_on"}
-    record("repair", [row], command=COMMAND)
+    record("repair", [row], command=f"{COMMAND} runs/demo")
     sys.stdout.write(f"{row}\n")
     sys.stdout.flush()
 

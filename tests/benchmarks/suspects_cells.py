@@ -67,7 +67,7 @@ def store_suspects(suspects: Sequence[Packed]) -> None:
             row["rate_pct"] = round(100 * facts["rate"], 2)
         rows.append(row | {"admitted": facts.get("asr_pct", 0.0) >= LEAST_ASR_PCT})
     if rows:
-        record("suspects", rows, command=COMMAND)
+        record("suspects", rows, command=f"{COMMAND} unpack FOLDER")
 
 
 def _store_repairs(suspects: Sequence[Packed], repairs: Sequence[Packed]) -> None:
@@ -97,7 +97,7 @@ def _store_repairs(suspects: Sequence[Packed], repairs: Sequence[Packed]) -> Non
             row["clean_accuracy_change_points"] = round(facts["clean_accuracy_pct"] - before["clean_accuracy_pct"], 1)
         rows.append(row)
     if rows:
-        record("repair", rows, command=COMMAND)
+        record("repair", rows, command=f"{COMMAND} unpack FOLDER")
 
 
 def cell_of(packed: Packed) -> tuple[str, str]:

@@ -37,7 +37,7 @@ COMMANDS = {
     "density": "python -m tests.benchmarks.density",
     "oracle": ORACLE_COMMANDS,
     "per_image": "python -m tests.benchmarks.per_image",
-    "suspects": "python -m tests.benchmarks.suspects make; python -m tests.benchmarks.suspects unpack",
+    "suspects": "python -m tests.benchmarks.suspects make WORK; python -m tests.benchmarks.suspects unpack FOLDER",
     "repair": "python -m tests.benchmarks.repair",
     "sweep": "python -m tests.benchmarks.sweep",
     "faults": "python -m tests.benchmarks.drills",
