@@ -106,9 +106,10 @@ def test_a_registry_that_is_away_costs_no_result(tiny_checkpoint: Path, tmp_path
 
 
 def test_a_registry_that_does_not_answer_is_not_an_empty_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    away = Logged(f"sqlite:///{tmp_path}", "0")  # a folder is no database
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    away = Logged("http://127.0.0.1:9", "0")  # nothing listens there
     assert register(away, "clipsan", {}, tags={}, description="") is None
     assert version_of(away) is None
     assert [line.partition(" (")[0] for line in capsys.readouterr().err.splitlines()] == [
