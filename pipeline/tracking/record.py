@@ -24,6 +24,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,8 @@ def _check_inside(root: AnyPath, record: Record) -> None:
         return
     home = root.resolve()
     try:
-        paths = [path for name in named for path in (root / name, *(root / name).rglob("*"))]
+        # one after the other: what lies outside is not walked through
+        paths = (path for name in named for path in chain([root / name], (root / name).rglob("*")))
         outside = next((path for path in paths if not path.resolve().is_relative_to(home)), None)
     except (OSError, ValueError) as error:  # a name that no file can have
         raise ConfigError(f"{root / RECORD}: names no files of the run: {str(error)[:200]}") from error

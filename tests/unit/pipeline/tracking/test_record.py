@@ -3,6 +3,7 @@
 import json
 import shutil
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +262,19 @@ def test_no_file_outside_a_run_folder_is_sent(
     assert main(["log", str(root), f"tracking.uri={store(tmp_path)}"]) == 2
     assert "lies outside the run folder" in capsys.readouterr().err
     assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_a_disk_that_a_record_names_is_not_walked_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    walked: list[Path] = []
+
+    def walk(path: Path, _: str) -> Iterator[Path]:
+        walked.append(path)
+        yield from ()
+
+    monkeypatch.setattr(Path, "rglob", walk)
+    with pytest.raises(ConfigError, match="/ lies outside the run folder"):
+        read_record(foreign(tmp_path, files=["report.html", "/", "run.yaml"]))
+    assert [path.name for path in walked] == ["report.html"]
 
 
 def test_a_folder_behind_a_link_is_not_taken_for_a_step(tmp_path: Path) -> None:
