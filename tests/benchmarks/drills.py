@@ -116,7 +116,8 @@ def drill(one: Drill, place: Place) -> Row:
 def made_of(run: Path) -> dict[str, bytes]:
     """Return what a scan leaves of its pairs: relative path -> content."""
     files = [path for folder in FOLDERS for path in sorted((run / folder).glob("part-*.parquet"))]
-    return {str(path.relative_to(run)): path.read_bytes() for path in [*files, *(run / name for name in LISTS)]}
+    lists = [path for path in (run / name for name in LISTS) if path.is_file()]
+    return {str(path.relative_to(run)): path.read_bytes() for path in [*files, *lists]}
 
 
 def begin(command: list[str], *modules: str) -> "subprocess.Popen[str]":
