@@ -22,14 +22,13 @@ import yaml
 from threadpoolctl import threadpool_limits
 
 from clipsan.pipeline.bench.table import is_target
-from clipsan.pipeline.core.commit import write_part, write_text
+from clipsan.pipeline.core.commit import write_text
 from clipsan.pipeline.core.parts import Parts
 from clipsan.pipeline.scan.output import manifest_uids, score_names, truth_mask
-from clipsan.pipeline.scan.work import CombineWork, DensityWork, ScoreWork, density_pieces
-from clipsan.stages.detectors import DetectorsConfig, Findings, build_suite
+from clipsan.stages.detectors import DetectorsConfig
 from clipsan.stages.evaluation.detection import auroc, average_precision
 from clipsan.stages.model.clip import ModelConfig, load_clip
-from tests.benchmarks.scoring import Clock, learn
+from tests.benchmarks.scoring import score
 
 COMMAND = "python -m tests.benchmarks.rescoring"
 
@@ -52,38 +51,12 @@ def scale_of(scan: Path) -> float:
     return load_clip(ModelConfig(**model)).scale
 
 
-def score(embeddings: Parts, scale: float, home: Path, settings: DetectorsConfig) -> Findings:
-    """Score the pairs as `clipsan scan` does, into `home`/scores; return what the detectors say of the whole."""
-    clock = Clock()
-    suite = build_suite(settings, pairs=embeddings.total, trusted=None, scale=scale)
-    density = DensityWork(settings.density, embeddings)
-    for keys, piece in density_pieces(embeddings.rows, settings.density).items():
-        for key, table in zip(keys, density.do(piece, None).parts, strict=True):
-            write_part(home / "density", key, table, "")
-    states = learn("learn", suite.detectors, embeddings, clock)
-    scoring = ScoreWork(
-        detectors=suite.detectors,
-        states=states,
-        embeddings=embeddings,
-        density=home / "density",
-        permutations=settings.density.permutations,
-    )
-    for number in embeddings.pieces:
-        write_part(home / "raw", number, scoring.do(number, None).parts[0], "")
-    raw = embeddings.beside(home / "raw")
-    ensemble = suite.ensemble(states)
-    (state,) = learn("weigh", [ensemble], raw, clock)
-    for number in embeddings.pieces:
-        write_part(home / "scores", number, CombineWork(ensemble, state, raw).do(number, None).parts[0], "")
-    return suite.findings(states, ensemble, state)
-
-
 def figures(scan: Path, settings: DetectorsConfig) -> Row:
     """Return what the detectors make of one scan's pairs."""
     embeddings, manifest = Parts.of(scan / "embeddings"), truth_of(scan)
     with tempfile.TemporaryDirectory(prefix="clipsan-rescoring-") as folder:
         home = Path(folder)
-        findings = score(embeddings, scale_of(scan), home, settings)
+        _, findings = score(embeddings, home, settings, scale_of(scan))
         scores = embeddings.beside(home / "scores")
         columns = {name: scores.column(name).astype(np.float64) for name in score_names(scores)}
         poisoned = np.zeros(scores.total, bool)

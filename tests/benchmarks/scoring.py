@@ -27,7 +27,8 @@ from threadpoolctl import threadpool_limits
 from clipsan.pipeline.core.commit import write_part
 from clipsan.pipeline.core.parts import Parts
 from clipsan.pipeline.scan.work import CombineWork, DensityWork, ScoreWork, SummaryWork, density_pieces, merge_all
-from clipsan.stages.detectors import DetectorsConfig, StreamingDetector, build_suite
+from clipsan.stages.detectors import DetectorsConfig, Findings, StreamingDetector, build_suite
+from clipsan.stages.detectors.claim import DEFAULT_SCALE
 
 COMMAND = "python -m tests.benchmarks.scoring"
 PART_ROWS = 4096
@@ -93,10 +94,12 @@ def learn(name: str, detectors: Sequence[StreamingDetector], table: Parts, clock
     return states
 
 
-def score(embeddings: Parts, home: Path) -> Counter[str]:
-    """Score the pairs of a cache as `clipsan scan` does; return processor seconds by pass."""
-    clock, settings = Clock(), DetectorsConfig()
-    suite = build_suite(settings, pairs=embeddings.total, trusted=None)
+def score(
+    embeddings: Parts, home: Path, settings: DetectorsConfig, scale: float = DEFAULT_SCALE
+) -> tuple[Counter[str], Findings]:
+    """Score the pairs of a cache as `clipsan scan` does, into `home`/scores; return processor seconds by pass, and what was found."""
+    clock = Clock()
+    suite = build_suite(settings, pairs=embeddings.total, trusted=None, scale=scale)
     with clock("density"):
         work = DensityWork(settings.density, embeddings)
         for keys, piece in density_pieces(embeddings.rows, settings.density).items():
@@ -112,14 +115,14 @@ def score(embeddings: Parts, home: Path) -> Counter[str]:
             permutations=settings.density.permutations,
         )
         for number in embeddings.pieces:
-            write_part(home / "scores", number, scoring.do(number, None).parts[0], "")
-    raw = embeddings.beside(home / "scores")
+            write_part(home / "raw", number, scoring.do(number, None).parts[0], "")
+    raw = embeddings.beside(home / "raw")
     ensemble = suite.ensemble(states)
     (state,) = learn("weigh", [ensemble], raw, clock)
     with clock("combine"):
         for number in embeddings.pieces:
-            write_part(home / "combined", number, CombineWork(ensemble, state, raw).do(number, None).parts[0], "")
-    return clock.spent
+            write_part(home / "scores", number, CombineWork(ensemble, state, raw).do(number, None).parts[0], "")
+    return clock.spent, suite.findings(states, ensemble, state)
 
 
 def main() -> int:
@@ -137,7 +140,7 @@ def main() -> int:
             for number, start in enumerate(range(0, table.num_rows, PART_ROWS)):
                 write_part(home / "embeddings", number, table.slice(start, PART_ROWS), "")
         embeddings = Parts.of((options.scan or home) / "embeddings")
-        spent = score(embeddings, home)
+        spent, _ = score(embeddings, home, DetectorsConfig())
     for name, seconds in spent.items():
         sys.stdout.write(f"{name:10}{1000 * seconds / embeddings.total:8.4f} CPU s a thousand pairs\n")
     whole = sum(spent.values())
