@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 from pyarrow import fs
 
-from clipsan.stages.files import PathError, absolute, is_address, join, kind, list_folder, locate, parent, split_query
+from clipsan.stages.files import PathError, absolute, is_address, join, kind, locate, parent, split_query
+from clipsan.stages.listing import list_folder
 
 from .config import ConfigError
 from .masking import masked

@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, ClassVar, Protocol, Self
 
-from ..files import LFS, LFS_POINTER, Found, PathError, absolute, read_file, times, unreachable
+from ..files import LFS, LFS_POINTER, PathError, absolute, read_file, unreachable
+from ..listing import Found, times
 from ..registry import Family
 from ..samples import HEX_UID, UNKNOWN, Origin, RawPair, Reject, Unit, seeded_hash
 from ..stage import config

@@ -11,19 +11,8 @@ from typing import Any, Literal
 
 from pyarrow import fs
 
-from ..files import (
-    Entry,
-    Found,
-    PathError,
-    Unreachable,
-    find_folders,
-    is_address,
-    is_hidden,
-    join,
-    list_folder,
-    parent,
-    read_file,
-)
+from ..files import PathError, Unreachable, is_address, join, parent, read_file
+from ..listing import Entry, Found, find_folders, is_hidden, list_folder
 from ..samples import RawPair, Reject, Unit, hash_uid
 from ..stage import Count, config
 from .common import (

@@ -9,18 +9,8 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..files import (
-    MAX_FILE_BYTES,
-    Found,
-    PathError,
-    Unreachable,
-    find,
-    is_address,
-    is_passing,
-    open_input,
-    roots_of,
-    unreachable,
-)
+from ..files import MAX_FILE_BYTES, PathError, Unreachable, is_address, is_passing, open_input, unreachable
+from ..listing import Found, find, roots_of
 from ..samples import Origin, RawPair, Reject, Unit, hash_uid
 from ..stage import Count, config
 from .common import (

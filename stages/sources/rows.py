@@ -24,7 +24,6 @@ from ..files import (
     is_contained,
     is_passing,
     join,
-    list_folder,
     open_input,
     open_text,
     parent,
@@ -33,6 +32,7 @@ from ..files import (
     spellings,
     unreachable,
 )
+from ..listing import list_folder
 from ..samples import RawPair, Reject, Unit
 from .common import IMAGE_SUFFIXES, Bad, damaged, inside, unopened
 from .hints import ONE_ROW, list_names

@@ -6,7 +6,8 @@ from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from ..files import PathError, Unreachable, find, roots_of
+from ..files import PathError, Unreachable
+from ..listing import find, roots_of
 from ..samples import RawPair, Unit, hash_uid
 from ..stage import Count, config
 from .common import (

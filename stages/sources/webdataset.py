@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..files import MAX_FILE_BYTES, PathError, Unreachable, find, is_address, open_input, unreachable
+from ..files import MAX_FILE_BYTES, PathError, Unreachable, is_address, open_input, unreachable
+from ..listing import find
 from ..samples import RawPair, Reject, Unit, hash_uid
 from ..stage import Count, config
 from .common import (

@@ -33,7 +33,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from clipsan.stages.files import find
+from clipsan.stages.listing import find
 from clipsan.stages.sources import SourceConfig, UnitWriter
 from clipsan.stages.sources.common import make_pair, native_of, number_units, row_key
 from clipsan.stages.stage import config
