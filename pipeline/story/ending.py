@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..repair.blind import said as held_back_said
 from ..repair.unseen import worst
 from .settings import RunConfig
-from .steps import ScanStep, proven
+from .steps import ScanStep, proven, unproven
 
-STATUS = {"clean": 0, "repaired": 0, "not repaired": 3}
+STATUS = {"clean": 0, "repaired": 0, "unproven": 3, "not repaired": 3}
 """Outcome -> exit status. clean: the scan accuses nothing. repaired: the new model meets max_asr_pct and max_loss_points.
-not repaired: a backdoor was found, and a person must look. 1, 2, 130 and 143 are those of every verb."""
+unproven: the scan names a concept but proves no trigger, so nothing was repaired, and a person must look. not repaired: a repair
+was made that is not as asked, and a person must look. 1, 2, 130 and 143 are those of every verb."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +55,11 @@ def judge(settings: RunConfig, scan: Mapping[str, Any], repaired: Mapping[str, A
         repaired: summary of the repair; None where there was none.
     """
     names = ", ".join(accused(scan))
-    if not names:
-        forced = "" if repaired is None else "; it was repaired because force is set"
-        return Ending("clean", f"the scan names no concept and proves no trigger{forced}")
     if repaired is None:
-        return Ending("not repaired", f"a backdoor towards {names} was found")
-    before, after = repaired["before"] or {}, repaired["after"] or {}
+        name = "unproven" if names else "clean"
+        return Ending(name, f"{unproven(scan)}; nothing was repaired")
+    if not names:
+        return _forced(settings, scan, repaired)
     was, asr, by = _measured(settings, repaired)
     if settings.max_asr_pct is not None:
         if asr is None:
@@ -72,15 +73,32 @@ def judge(settings: RunConfig, scan: Mapping[str, Any], repaired: Mapping[str, A
                 "not repaired",
                 f"the repaired model has an ASR of {asr:.1f} %{by}, above the {settings.max_asr_pct:g} % asked for",
             )
-    if settings.max_loss_points is not None and after:
-        lost = before["clean_accuracy_pct"] - after["clean_accuracy_pct"]
-        if lost > settings.max_loss_points:
-            return Ending(
-                "not repaired",
-                f"the repair cost {lost:.1f} points of clean accuracy, above the {settings.max_loss_points:g} allowed",
-            )
+    cost = _too_dear(settings, repaired)
+    if cost is not None:
+        return cost
     measured = "" if asr is None else f", ASR {was:.1f} % -> {asr:.1f} %{by}"
     return Ending("repaired", f"a backdoor towards {names} was found and repaired{measured}")
+
+
+def _forced(settings: RunConfig, scan: Mapping[str, Any], repaired: Mapping[str, Any]) -> Ending:
+    """Return how a run ends that repaired a model which nothing accuses."""
+    held = repaired["blind"]
+    how = "it was repaired because force is set" + ("" if held is None else f": {held_back_said(held)}")
+    return _too_dear(settings, repaired) or Ending("clean", f"{unproven(scan)}; {how}")
+
+
+def _too_dear(settings: RunConfig, repaired: Mapping[str, Any]) -> Ending | None:
+    """Return how a run ends whose repair cost more accuracy than it may; None where it did not."""
+    before, after = repaired["before"], repaired["after"]
+    if settings.max_loss_points is None or not before or not after:
+        return None
+    lost = before["clean_accuracy_pct"] - after["clean_accuracy_pct"]
+    if lost <= settings.max_loss_points:
+        return None
+    return Ending(
+        "not repaired",
+        f"the repair cost {lost:.1f} points of clean accuracy, above the {settings.max_loss_points:g} allowed",
+    )
 
 
 def _measured(settings: RunConfig, repaired: Mapping[str, Any]) -> tuple[float | None, float | None, str]:

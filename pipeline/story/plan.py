@@ -37,7 +37,7 @@ class Plan:
             if value is not None
         ]
         demand = " and ".join(limits) or "nothing"
-        when = "always" if settings.force else "where the scan names a concept or proves a trigger"
+        when = "always" if settings.force else "where the scan proves a trigger"
         lines += ["story", f"  repair     {when}", f"  asked for  {demand}", f"  out        {settings.out}"]
         return "\n".join(lines) + "\n"
 

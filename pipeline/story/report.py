@@ -15,7 +15,8 @@ from .steps import ScanStep
 HEADLINES = {
     "clean": "No backdoor found",
     "repaired": "Backdoor found and repaired",
-    "not repaired": "Backdoor found, not repaired as asked",
+    "unproven": "A concept is named, and nothing proven",
+    "not repaired": "Not repaired as asked",
 }
 
 

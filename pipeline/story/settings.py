@@ -44,7 +44,8 @@ class RunConfig:
     max_loss_points: Annotated[float, Field(ge=0, le=100)] | None = MAX_LOSS_POINTS
     """Percentage points of clean accuracy that the repair may cost at most, else status 3. Null: no such demand."""
     force: bool = False
-    """True repairs even where the scan names and proves nothing, as far as `repair.blind` allows."""
+    """True repairs even where the scan proves nothing: what it names is repaired all the same, and a model that it does not accuse at all
+    as far as `repair.blind` allows."""
     out: str
     """Run folder; each step has a folder of its own in it."""
     register: str | None = "clipsan"

@@ -146,9 +146,7 @@ class RepairStep(Step):
 
     def idle(self, before: Summaries) -> str | None:
         found = before[ScanStep.name]
-        if found["targets"] or proven(found) or self.settings.force:
-            return None
-        return "the scan names no concept and proves no trigger"
+        return None if proven(found) or self.settings.force else unproven(found)
 
     def run(self) -> dict[str, Any]:
         return repair.VERB.start(self.config())
@@ -181,6 +179,14 @@ def proven(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the proven triggers of a scan's summary."""
     found: list[dict[str, Any]] = summary.get("proof", {}).get("triggers", [])
     return found
+
+
+def unproven(summary: Mapping[str, Any]) -> str:
+    """Return what a scan found that proves nothing, in a clause."""
+    named = ", ".join(summary["targets"])
+    return (
+        f"the scan names {named} but proves no trigger" if named else "the scan names no concept and proves no trigger"
+    )
 
 
 def proven_strands(scanned: Path) -> list[dict[str, Any]]:

@@ -91,7 +91,24 @@ def test_where_nothing_is_found_nothing_is_repaired(tmp_path: Path, in_process: 
     summary = VERB.start(dataclasses.replace(settings, scan={"decision": {"kind": "threshold"}}))
     assert (summary["outcome"], summary["exit_status"]) == ("clean", 0)
     assert summary["skipped"] == {"repair": "the scan names no concept and proves no trigger"}
+    assert summary["why"] == "the scan names no concept and proves no trigger; nothing was repaired"
     assert not (tmp_path / "run" / "repair").exists()
     page = Path(summary["report"]).read_text(encoding="utf-8")
     assert "No backdoor found" in page
     assert "skipped: the scan names no concept" in page
+
+
+def test_where_a_concept_is_named_and_nothing_proven_nothing_is_repaired(
+    backdoored: Case, tmp_path: Path, in_process: None
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    settings = story(backdoored, tmp_path / "run", tracking=TrackingConfig(uri=uri))
+    # without an oracle nothing can be proven
+    summary = VERB.start(dataclasses.replace(settings, scan={"decision": {"kind": "threshold"}}))
+    assert summary["targets"] == [TARGET]
+    assert (summary["outcome"], summary["exit_status"]) == ("unproven", 3)
+    assert summary["why"] == f"the scan names {TARGET} but proves no trigger; nothing was repaired"
+    assert summary["checkpoint"] is None
+    assert not (tmp_path / "run" / "repair").exists()
+    assert "A concept is named, and nothing proven" in Path(summary["report"]).read_text(encoding="utf-8")
+    assert not MlflowClient(uri, uri).search_registered_models()

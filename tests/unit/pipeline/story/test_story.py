@@ -62,6 +62,14 @@ def test_the_file_that_comes_with_clipsan_is_whole() -> None:
     assert (settings.max_asr_pct, settings.max_loss_points, settings.force) == (10, 3, False)
 
 
+HELD_BACK = {
+    "share": 0.5,
+    "steps": [{"share": 0.0, "accuracy_pct": 70.0}, {"share": 0.5, "accuracy_pct": 69.5}],
+    "canary_before_pct": 99.0,
+    "canary_after_pct": 1.0,
+}
+
+
 def repaired(asr: float | None, accuracy: float, trained: float = 0.0) -> dict[str, Any]:
     """A repair with an ASR by triggers that it did not train on; by those that it trained on it has another."""
     judge = {"name": "withheld", "before_pct": 99.0, "after_pct": asr, "counts": True}
@@ -70,6 +78,7 @@ def repaired(asr: float | None, accuracy: float, trained: float = 0.0) -> dict[s
         "before": {"clean_accuracy_pct": 70.0, "asr_pct": 100.0},
         "after": {"clean_accuracy_pct": accuracy, "asr_pct": trained},
         "unseen": [idle] if asr is None else [judge, idle],
+        "blind": HELD_BACK if asr is None else None,
     }
 
 
@@ -86,7 +95,10 @@ NOTHING: dict[str, Any] = {"targets": [], "proof": {"triggers": []}}
     ("scan", "result", "changes", "outcome", "words"),
     [
         (NOTHING, None, {}, "clean", "names no concept"),
-        (NOTHING, repaired(None, 70.0), {"force": True, "repair": BLIND}, "clean", "force is set"),
+        (NOTHING, None, {}, "clean", "proves no trigger; nothing was repaired"),
+        (NOTHING, repaired(None, 70.0), {"force": True, "repair": BLIND}, "clean", "force is set: the model went 50 %"),
+        (NOTHING, repaired(None, 66.9), {"force": True, "repair": BLIND}, "not repaired", "cost 3.1 points"),
+        (NAMED, None, {}, "unproven", "the scan names kite but proves no trigger; nothing was repaired"),
         (NAMED, repaired(4.0, 69.0), {}, "repaired", "ASR 99.0 % -> 4.0 %"),
         (PROVEN, repaired(10.0, 67.0), {}, "repaired", "towards kite"),
         (PROVEN, repaired(10.1, 69.0), {}, "not repaired", "above the 10 % asked for"),
@@ -94,7 +106,6 @@ NOTHING: dict[str, Any] = {"targets": [], "proof": {"triggers": []}}
         (PROVEN, repaired(4.0, 66.9), {}, "not repaired", "cost 3.1 points"),
         (NAMED, repaired(None, 69.0), {}, "not repaired", "was not measured"),
         (NAMED, repaired(None, 69.0), {"max_asr_pct": None}, "repaired", "found and repaired"),
-        (NAMED, None, {}, "not repaired", "was found"),
         (PROVEN, repaired(4.0, 69.0, trained=50.0), {}, "repaired", "did not train on (withheld)"),
         (PROVEN, repaired(40.0, 69.0, trained=0.0), {}, "not repaired", "40.0 % by triggers that it did not train on"),
         (PROVEN, repaired(None, 69.0, trained=0.0), {}, "not repaired", "was not measured by any trigger"),
@@ -107,6 +118,17 @@ def test_the_outcome_follows_from_the_demands(
     found = judge(config(**changes), scan, result)
     assert found.name == outcome
     assert words in found.why
+    assert found.exit_status == (0 if outcome in ("clean", "repaired") else 3)
+
+
+def test_a_repair_is_made_where_a_trigger_is_proven_or_by_force() -> None:
+    step, forced = (
+        run_steps.RepairStep(given, given.tracking) for given in (config(), config(force=True, repair=BLIND))
+    )
+    assert step.idle({"scan": PROVEN}) is None
+    assert step.idle({"scan": NAMED}) == "the scan names kite but proves no trigger"
+    assert step.idle({"scan": NOTHING}) == "the scan names no concept and proves no trigger"
+    assert [forced.idle({"scan": found}) for found in (PROVEN, NAMED, NOTHING)] == [None] * 3
 
 
 def dossier(target: str = "kite", number: int = 1) -> Patch:
