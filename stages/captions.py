@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -170,12 +170,12 @@ def name_vocabulary(concepts: Mapping[str, Sequence[str]]) -> Vocabulary:
     return Vocabulary(tuple(concepts), found, max(len(term.split()) for term in found))
 
 
-def singular(word: str, counts: Mapping[str, int]) -> str:
-    """Return the singular of an English plural when the data set uses the singular too, else the word itself."""
-    if word.endswith("ies") and word[:-3] + "y" in counts:
+def singular(word: str, known: Container[str]) -> str:
+    """Return the singular of an English plural where the singular is a known word too, else the word itself."""
+    if word.endswith("ies") and word[:-3] + "y" in known:
         return word[:-3] + "y"
     for suffix in ("s", "es"):
-        if word.endswith(suffix) and not word.endswith("ss") and len(word) > 3 and word.removesuffix(suffix) in counts:
+        if word.endswith(suffix) and not word.endswith("ss") and len(word) > 3 and word.removesuffix(suffix) in known:
             return word.removesuffix(suffix)
     return word
 

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import pyarrow.parquet as pq
 
+from clipsan.stages.captions import singular, words
 from clipsan.stages.evaluation.zero_shot import synonyms
 from clipsan.stages.samples import RawPair, Unit, seeded_hash
 from clipsan.stages.training.batch import Role
@@ -26,7 +27,7 @@ class Standing(NamedTuple):
     accused: int = NOBODY
     """The class that its poison was to plant."""
     label: int | None = None
-    """The class that a scan found in its caption, in place of the data set's own label; None: the data set's holds."""
+    """The class that its caption names, in place of the data set's own label; None: the data set's holds."""
 
 
 class Lookup(Protocol):
@@ -39,16 +40,16 @@ class Lookup(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CleanByScan:
-    """The pairs that a scan of the same source calls clean; a pair's class is the concept that the scan found in it."""
+    """The pairs that a scan of the same source calls clean; a pair's class is the only one that its caption names."""
 
     verdicts: AnyPath
     classes: tuple[str, ...]
 
     def of(self, unit: Unit) -> Mapping[str, Standing]:
-        table = read_part(self.verdicts, unit.index, ["uid", "verdict", "concept"])
-        index = class_index(self.classes)
+        table = read_part(self.verdicts, unit.index, ["uid", "verdict", "concept", "caption"])
+        naming = Naming(self.classes)
         return {
-            row["uid"]: Standing(label=index.get((row["concept"] or "").casefold(), NOBODY))
+            row["uid"]: Standing(label=naming.only(row["caption"], row["concept"]))
             for row in table.to_pylist()
             if row["verdict"] == Verdict.CLEAN.value
         }
@@ -108,15 +109,53 @@ class RepairSetRoles:
     classes: tuple[str, ...]
 
     def of(self, unit: Unit) -> Mapping[str, Standing]:
-        table = pq.ParquetFile(unit.path).read(columns=["uid", "role", "label", "target"])
-        index = class_index(self.classes)
+        table = pq.ParquetFile(unit.path).read(columns=["uid", "role", "label", "target", "caption"])
+        index, naming = class_index(self.classes), Naming(self.classes)
         found: dict[str, Standing] = {}
         for row in table.to_pylist():
             role = Role[row["role"].upper()]
             if role in self.roles:
-                accused, label = (index.get((row[name] or "").casefold(), NOBODY) for name in ("target", "label"))
+                accused = index.get((row["target"] or "").casefold(), NOBODY)
+                label = naming.only(row["caption"], row["label"])
                 found[f"{unit.shard}/{row['uid']}"] = Standing(role, accused, label)
         return found
+
+
+class Naming:
+    """Which class a caption names.
+
+    A scan keeps of each pair the concept in which it is oddest: of "a mushroom, with a little key behind it" that may be the key.
+    As a label it would be wrong of every second such picture, so a caption that names several classes names none.
+    """
+
+    def __init__(self, classes: tuple[str, ...]) -> None:
+        self._index = class_index(classes)
+        self._terms: dict[str, int] = {}
+        for name, own in self._index.items():
+            self._terms.setdefault(" ".join(words(name)), own)
+        self._words = {word for term in self._terms for word in term.split()}
+        self._longest = max((len(term.split()) for term in self._terms), default=0)
+
+    def only(self, caption: str | None, concept: str | None) -> int:
+        """Return the only class that a caption names, NOBODY where it names several.
+
+        Where it names none as this reads it, the class is the concept that a scan kept of it.
+        """
+        found = self._named(caption or "") or {self._index.get((concept or "").casefold(), NOBODY)}
+        return found.pop() if len(found) == 1 else NOBODY
+
+    def _named(self, caption: str) -> set[int]:
+        """Return the classes in a caption; a name within a longer one ("cat" in "tiger cat") is none of its own."""
+        sequence = [singular(word, self._words) for word in words(caption)]
+        found: set[int] = set()
+        at = 0
+        while at < len(sequence):
+            widths = range(min(self._longest, len(sequence) - at), 0, -1)
+            terms = ((width, " ".join(sequence[at : at + width])) for width in widths)
+            width, own = next(((width, self._terms[term]) for width, term in terms if term in self._terms), (1, NOBODY))
+            found.add(own)
+            at += width
+        return found - {NOBODY}
 
 
 def class_index(classes: tuple[str, ...]) -> dict[str, int]:

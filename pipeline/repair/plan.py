@@ -23,7 +23,7 @@ from ..tracking.record import TrackingConfig
 from ..train.task import Task
 from .settings import Blind, RepairConfig
 
-REPAIR_VERSION = 1
+REPAIR_VERSION = 2
 """Raised when the code comes to make another model from the same settings, so that old checkpoints are refused."""
 
 FREE = ("out", "cluster", "tracking", "register", "retries", "checkpoint_every_epochs")

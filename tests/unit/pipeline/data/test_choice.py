@@ -15,6 +15,7 @@ from clipsan.pipeline.data.choice import (
     CleanByScan,
     Draw,
     FlaggedByScan,
+    Naming,
     RepairSetRoles,
     Standing,
     cut_for,
@@ -53,11 +54,15 @@ def verdicts(tmp_path: Path) -> Path:
         {"uid": "a.tar/4", "verdict": "suspect", "reasons": ["poison_suspect"], "concept": "kite", "target": "kite"},
         {"uid": "a.tar/5", "verdict": "clean", "reasons": [], "concept": None, "target": None},
     ]
-    write_part(tmp_path, 0, pa.Table.from_pylist(rows), "mark")
+    captions = ("a Hound", "a banana", "a boat", "a boat", "a kite", "a thing")
+    table = pa.Table.from_pylist([row | {"caption": text} for row, text in zip(rows, captions, strict=True)])
+    write_part(tmp_path, 0, table, "mark")
     return tmp_path
 
 
-def test_clean_pairs_are_those_without_any_suspicion_and_their_class_is_their_concept(verdicts: Path) -> None:
+def test_clean_pairs_are_those_without_any_suspicion_and_their_class_is_what_their_caption_names(
+    verdicts: Path,
+) -> None:
     standings = CleanByScan(verdicts, CLASSES).of(UNIT)
     assert standings == {"a.tar/0": Standing(label=0), "a.tar/5": Standing(label=NOBODY)}
 
@@ -80,16 +85,45 @@ def test_a_choice_leaves_the_rest_out_and_a_concept_outweighs_the_sets_own_label
 
 def test_rows_of_the_compact_set_by_role(tmp_path: Path) -> None:
     rows = [
-        {"uid": "x/0", "role": "trigger_pasted", "label": "dog", "target": "banana"},
-        {"uid": "x/1", "role": "replay", "label": None, "target": None},
-        {"uid": "x/2", "role": "victim_cleaned", "label": "boat", "target": "banana"},
+        {"uid": "x/0", "role": "trigger_pasted", "label": "dog", "target": "banana", "caption": "a dog"},
+        {"uid": "x/1", "role": "replay", "label": None, "target": None, "caption": "a thing"},
+        {"uid": "x/2", "role": "victim_cleaned", "label": "boat", "target": "banana", "caption": "a boat"},
+        {"uid": "x/3", "role": "trigger_pasted", "label": "boat", "target": "banana", "caption": "a dog in a boat"},
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
     unit = replace(UNIT, path=str(tmp_path / "pairs.parquet"))
     assert RepairSetRoles((Role.TRIGGER_PASTED, Role.REPLAY), CLASSES).of(unit) == {
         "a.tar/x/0": Standing(Role.TRIGGER_PASTED, 1, 0),
         "a.tar/x/1": Standing(Role.REPLAY, NOBODY, NOBODY),
+        "a.tar/x/3": Standing(Role.TRIGGER_PASTED, 1, NOBODY),
     }
+
+
+@pytest.mark.parametrize(
+    ("caption", "concept", "label"),
+    [
+        ("a photo of a dog", "dog", 0),
+        ("HOUNDS, by the river", None, 0),
+        ("a boat, with a little banana behind it", "banana", NOBODY),
+        ("a boat, with a little banana behind it", "boat", NOBODY),
+        ("a banana boat", "boat", 3),
+        ("a banana boat and a boat", "boat", NOBODY),
+        ("two bananas", "banana", 1),
+        ("a picture of something", "banana", 1),
+        ("a picture of a kite", "kite", NOBODY),
+        ("a boathouse", None, NOBODY),
+        (None, "boat", 2),
+        ("", None, NOBODY),
+    ],
+)
+def test_a_caption_is_of_a_class_where_it_names_that_one_alone(
+    caption: str | None, concept: str | None, label: int
+) -> None:
+    assert Naming((*CLASSES, "banana boat")).only(caption, concept) == label
+
+
+def test_without_classes_a_caption_names_none() -> None:
+    assert Naming(()).only("a boat", "boat") == NOBODY
 
 
 def test_a_sample_has_the_asked_size_and_hangs_on_uids_alone() -> None:

@@ -27,6 +27,7 @@ def write_scan(root: Path, data: WebDataset, *, pairs: int = 10, target: str = "
                 "verdict": "suspect" if i < 3 else "clean",
                 "reasons": ["poison_suspect"] if i < 3 else [],
                 "concept": "lamp" if i % 2 else "ball",
+                "caption": f"a {'lamp' if i % 2 else 'ball'}",
                 "target": target if i < 3 else None,
             }
             for i in range(pairs)
