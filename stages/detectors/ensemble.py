@@ -32,8 +32,10 @@ class EnsembleConfig:
     """A column speaks when its top holds one concept so often: Kullback-Leibler divergence in nats a pair."""
     least_pairs: Count = 20
     """The top must hold at least this many pairs of that concept; ten odd jellyfish once passed for poison."""
+    follow_pairs: Count = 8
+    """So many are enough for a column's ranks to be followed: nobody is accused by that, so less is at stake."""
     top_shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.0005, 0.001, 0.002, 0.005, 0.01)
-    """Shares of the pairs that are looked at as the top of a column."""
+    """Shares of the pairs that are looked at as the top of a column; for its ranks, every doubling of `follow_pairs` to the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,8 @@ class EnsembleState:
     accusing: Mapping[str, int] | None = None
     """Pairs that each column accuses by a threshold of its own."""
     voices: Mapping[str, Voice] | None = None
+    followed: frozenset[str] = frozenset()
+    """Columns whose ranks are followed, those with a voice among them."""
     pairs: int = 0
 
 
@@ -102,24 +106,27 @@ class Ensemble(StreamingDetector):
     """Combines score columns. Two passes over the scores (with the captions beside them).
 
     Each column becomes evidence e = log(1 / survival) / log(2 N), in [0, 1]. The combined score is the largest w e over
-    the columns, w being 1 for a column that speaks and less for the others, plus 1 for a pair that is accused; so
+    the columns, w being 1 for a column that is followed and less for the others, plus 1 for a pair that is accused; so
     1 is the threshold. An average of ranks, in contrast, lets eight detectors at chance bury the one that is right.
 
-    So what separates is followed, whichever column it stands in. A pair with survival s in a column that speaks can be overtaken
-    only by pairs whose survival in a silent one is below s^(1/w): of K silent columns that is at most K N s^(1/w) pairs, with
-    w = 1/2 and 9 columns 6 pairs of 15,000 at the hundredth place. A column whose scores are themselves evidence
-    (concept_sides) is heard as it is, at full weight: it is loud in so far as what it found is clear.
+    So what separates is followed, whichever column it stands in, and no pair falls further than this. One whose survival is s in a
+    column of weight w is overtaken by the accused, by at most 2 N s^(w / v) pairs for each column of weight v (N s^(w / v) but for
+    ties), and by those that a calibrated column holds for surer than w e. Where m poisoned pairs are the top of a column that is
+    followed, K silent ones of weight 1/2 so take at most K m / 2 N off its average precision: .014 of K = 9 at m = 45, N = 15,000.
+    A column whose scores are themselves evidence (concept_sides) is heard as it is, at full weight: it is loud in so far as what it
+    found is clear.
 
-    Beside a column that another supports stands one more, heard at full weight: the mean of it and, with
-    `silent_weight`, the other. So k_distance is supported by concept_spectral: where poison is too little for anything to
-    speak (5 of 10,000 pairs), a poisoned pair is far from everything and often odd in its concept, too; clean pairs are
-    seldom both. It moves ranks only: nobody is accused by it.
+    Where no column is followed, one that another supports is followed together with it: the mean of it and, with
+    `silent_weight`, the other counts at full weight. So k_distance is supported by concept_spectral: where poison is too little for
+    anything to speak (5 of 10,000 pairs), a poisoned pair is far from everything and often odd in its concept, too; clean pairs are
+    seldom both. It moves ranks only: nobody is accused by it. In the bound it is two columns of weight 1.
 
     What the columns are they declare (`Column`). One speaks, and a pair is accused, when
     - it has a threshold of its own (concept_spectral): a pair reaches it;
     - it may speak (density, whitening): its top (0.05 to 1 % of all pairs) is filled by the pairs of one concept, far beyond
       that concept's share, as it is when a sparse pocket of images shares a caption it should not. Accused are the pairs
       of that concept in that top. Ordinary outliers are spread over concepts.
+    A column that speaks is followed, and so is one whose top would let it speak but for its size: a smaller top accuses nobody.
     On clean data nothing speaks and no pair reaches 1; the ranking for a review budget stays.
     """
 
@@ -155,7 +162,7 @@ class Ensemble(StreamingDetector):
         tops: dict[str, np.ndarray] = {}
         for name in (name for name, column in self._columns.items() if column.may_speak):
             survival = (state.sketches or {})[name].survival(self._values(table, name))
-            tops[name] = np.stack([count_members(members[survival <= share]) for share in self._settings.top_shares])
+            tops[name] = np.stack([count_members(members[survival <= share]) for share in self._tops(state.pairs)])
         return count_members(members), tops
 
     def merge(self, left: Any, right: Any) -> Any:
@@ -169,12 +176,15 @@ class Ensemble(StreamingDetector):
             pairs = int(next(iter(summary[0].values())).counts.sum()) if summary[0] else 0
             return replace(state, round=1, sketches=summary[0], accusing=summary[1], pairs=pairs)
         totals, tops = summary
-        heard = {name: self._hear(totals, counts) for name, counts in tops.items()}
-        return replace(state, round=2, voices={name: voice for name, voice in heard.items() if voice is not None})
+        settings, accusing = self._settings, len(self._settings.top_shares)
+        heard = {name: self._hear(totals, counts[:accusing], settings.least_pairs) for name, counts in tops.items()}
+        followed = {name for name, counts in tops.items() if self._hear(totals, counts, settings.follow_pairs)}
+        voices = {name: voice for name, voice in heard.items() if voice is not None}
+        return replace(state, round=2, voices=voices, followed=frozenset(followed))
 
     def score(self, state: EnsembleState, table: pa.Table) -> Columns:
         """Return `ensemble`: below 1 a rank, 1 and above accused."""
-        sketches, voices = state.sketches or {}, state.voices or {}
+        sketches, voices, accusing = state.sketches or {}, state.voices or {}, state.accusing or {}
         best = np.zeros(table.num_rows)
         accused = np.zeros(table.num_rows, dtype=bool)
         members = self._vocabulary.members(table.column("caption").to_pylist()) if voices else None
@@ -184,15 +194,16 @@ class Ensemble(StreamingDetector):
             survival = sketches[name].survival(values)
             calibrated = self._columns[name].calibrated
             heard[name] = values - (values >= 1) if calibrated else evidence(survival, state.pairs)
-            speaks = calibrated or name in voices or (state.accusing or {})[name] > 0
+            speaks = calibrated or name in state.followed or accusing[name] > 0
             np.maximum(best, self._weight(name, speaks) * heard[name], out=best)
             accused |= self._accuses(name, values)
             if name in voices and members is not None:
                 of_concept = np.asarray(members[:, [voices[name].concept]].todense()).ravel() > 0
                 accused |= of_concept & (survival <= voices[name].share)
         weight = self._settings.silent_weight
+        alone = not state.followed and not any(accusing.values())
         for name, column in self._columns.items():
-            if column.supported_by in heard:
+            if alone and column.supported_by in heard:
                 np.maximum(best, (heard[name] + weight * heard[column.supported_by]) / (1 + weight), out=best)
         # A row below the threshold must stay below it whatever float32 rounds to.
         below = np.minimum(best, 1 - 2.0**-20)
@@ -204,6 +215,7 @@ class Ensemble(StreamingDetector):
         return {
             "threshold": self.threshold,
             "accusing": {name: count for name, count in (state.accusing or {}).items() if count},
+            "followed": sorted(state.followed),
             "voices": {
                 name: {
                     "concept": self._vocabulary.names[voice.concept],
@@ -232,14 +244,26 @@ class Ensemble(StreamingDetector):
             raise ValueError(f"score column {name} holds values that are not a number")
         return np.asarray(values, dtype=np.float32)
 
-    def _hear(self, totals: np.ndarray, counts: np.ndarray) -> Voice | None:
-        """Return the loudest top of a column, or None. totals `[C+1]`, counts `[tops, C+1]`, last entry all pairs."""
+    def _tops(self, pairs: int) -> list[float]:
+        """Return the shares of the pairs that are looked at: those that accuse, then those that are followed."""
+        shares, few = self._settings.top_shares, self._settings.follow_pairs
+        doublings = range(1 + int(np.log2(max(max(shares, default=0.0) * pairs / few, 1))))
+        return [*shares, *(few * 2**k / max(pairs, 1) for k in doublings)]
+
+    def _hear(self, totals: np.ndarray, counts: np.ndarray, least: int) -> Voice | None:
+        """Return the loudest top of a column with at least so many pairs of one concept, or None.
+
+        Args:
+            totals: `[C+1]` pairs of each concept, last all pairs.
+            counts: `[tops, C+1]`, the same of each top.
+            least: pairs.
+        """
         best: Voice | None = None
-        for share, count in zip(self._settings.top_shares, counts, strict=True):
-            if count[-1] < self._settings.least_pairs:
+        for share, count in zip(self._tops(int(totals[-1])), counts, strict=False):
+            if count[-1] < least:
                 continue
             divergence = bernoulli_divergence(count[:-1] / count[-1], totals[:-1] / totals[-1])
-            divergence[count[:-1] < self._settings.least_pairs] = 0.0
+            divergence[count[:-1] < least] = 0.0
             if not len(divergence):
                 continue
             c = int(divergence.argmax())

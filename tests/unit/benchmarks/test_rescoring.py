@@ -9,7 +9,7 @@ import pytest
 
 from clipsan.pipeline.core.commit import write_part
 from clipsan.stages.detectors import DetectorsConfig, build_suite
-from tests.benchmarks.rescoring import compare, figures, line
+from tests.benchmarks.rescoring import beside_the_best, compare, figures, line
 from tests.benchmarks.scoring import made_pairs
 
 DETECTORS = DetectorsConfig()
@@ -46,3 +46,12 @@ def test_two_versions_stand_side_by_side(scan: Path, tmp_path: Path) -> None:
     assert "| 0.250 |" in table[2]
     assert "| an owl |" in table[2]
     assert len({one.count("|") for one in table}) == 1
+
+
+def test_ensemble_stands_beside_the_best_single_column() -> None:
+    def row(ensemble: float, best: float) -> dict[str, object]:
+        return {"average_precision": {"ensemble": ensemble, "dao": best, "lid": 0.01}}
+
+    assert "2 scans: the ensemble's AP is at most 0.125 below" in beside_the_best([row(0.9, 0.5), {}, row(0.25, 0.375)])
+    assert "1 scans: the ensemble's AP is at most 0.000 below" in beside_the_best([row(0.9, 0.5)])
+    assert "no scan" in beside_the_best([{}])
