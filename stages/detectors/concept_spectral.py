@@ -26,7 +26,17 @@ from .concept_moments import (
     whiten,
     whitening,
 )
-from .concept_state import Layer, SpectralState, concept_names, evidence, histograms, member_rows, nonnull
+from .concept_state import (
+    Layer,
+    SideSums,
+    SpectralState,
+    concept_names,
+    evidence,
+    histograms,
+    member_rows,
+    nonnull,
+    side_sums,
+)
 from .detector import DetectorConfig, TrustedMoments
 from .streaming import Column, Columns, StreamingDetector, layer_columns, vectors
 
@@ -55,6 +65,9 @@ class ConceptSpectralConfig(DetectorConfig):
     (1.4 in the demo's clean twin; targets of backdoors had 3.2 to 7.4)."""
     gap: GapConfig = field(default_factory=GapConfig)
     """What counts as a gap between poison and its concept."""
+    least_spread: Weight = 0.5
+    """Variance of the pictures beyond the gap over that of the others, below which their concept is not named, as in concept_sides:
+    poison comes from everywhere; ten product shots that hardly differ stand beyond a gap, too."""
     ridge_pairs: Weight = 1.0
     """Ridge of the regression, in pairs: a concept's mean is shrunk as if it had one more pair without effect."""
     shrinkage: Positive = 1e-3
@@ -84,7 +97,8 @@ class ConceptSpectral(StreamingDetector):
        (jellyfish, sport cars) have a third moment as large as 30 poisoned pairs give, and no clean concept has such a
        gap (measured by tests/benchmarks/naming.py).
     6. The same once more, where every pair that a named concept accuses is left out of its other concepts: else a
-       colour or a template word that shares some poisoned captions would be named beside the target.
+       colour or a template word that shares some poisoned captions would be named beside the target. Nor is a concept named
+       whose accused pictures are all alike.
 
     Score of a pair in a concept: s = mean over layers of r x inflation. The eigenvalue over the
     Marchenko-Pastur edge would be another factor; measured, the inflation ranks better, because a concept that is merely
@@ -93,8 +107,9 @@ class ConceptSpectral(StreamingDetector):
 
     Not done, after measurement: re-estimating the covariance without the pairs that score highest (SPECTRE) raises
     natural sub-modes as much as poison once concepts are fine-grained.
-    Limits, measured. A concept about 40 % poisoned or more is no longer named, its poison being half the bulk; local
-    density may see that case. name_above was set on the subsets that it was checked with.
+    Limits, measured. Distances are in the concept's own deviations, so that one about 40 % poisoned or more is no longer named, its
+    poison being half the bulk; and a trigger word that is mined as a concept explains its trigger away. concept_sides, which has no
+    scale of a concept's own and no regression, names both. name_above was set on the subsets that it was checked with.
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"caption", "layer.*"})
@@ -137,7 +152,16 @@ class ConceptSpectral(StreamingDetector):
         out = distance[np.arange(len(winner)), winner] >= nonnull(state.gaps).cut[winner]
         accused = out & nonnull(state.named)[winner]
         kept = [members[~accused[members] | (winner[members] == c)] for c, members in enumerate(rows)]
-        return distance_histograms(distance, kept), np.bincount(winner[out], minlength=len(rows))
+        flagged = np.bincount(winner[out], minlength=len(rows))
+        sides = []
+        for c in np.flatnonzero(nonnull(state.named)):
+            own = out[rows[c]] & (winner[rows[c]] == c)
+            sides.append((rows[c][own], rows[c][~own]))
+        return (
+            distance_histograms(distance, kept),
+            flagged,
+            side_sums(state, sides, [vectors(table, x.name) for x in state.layers]),
+        )
 
     def merge(self, left: Any, right: Any) -> Any:
         if isinstance(left, tuple) and isinstance(left[1], Counter):
@@ -155,7 +179,7 @@ class ConceptSpectral(StreamingDetector):
                 ConceptMoments(a.count + b.count, a.first + b.first, a.second + b.second)
                 for a, b in zip(left, right, strict=True)
             ]
-        return left[0] + right[0], left[1] + right[1]
+        return tuple(a + b for a, b in zip(left, right, strict=True))
 
     def update(self, state: SpectralState, summary: Any) -> SpectralState:
         steps = (
@@ -236,12 +260,14 @@ class ConceptSpectral(StreamingDetector):
         )  # ALL_LAYERS is the last row
         return replace(state, gaps=gaps, named=(gaps.share > self._settings.name_above) & wide)
 
-    def _peel(self, state: SpectralState, summary: tuple[np.ndarray, np.ndarray]) -> SpectralState:
+    def _peel(self, state: SpectralState, summary: tuple[np.ndarray, np.ndarray, SideSums]) -> SpectralState:
         """Look for the gaps again without what other named concepts account for, and name for good."""
-        histogram, flagged = summary
+        histogram, flagged, sides = summary
         gaps = find_gaps(histogram, self._settings.gap, nonnull(state.gaps).view)
         still = (gaps.share > self._settings.name_above) & (flagged >= self._settings.least_pairs)
-        return replace(state, gaps=gaps, flagged=flagged, named=still & nonnull(state.named))
+        varied = np.zeros(len(still), dtype=bool)
+        varied[np.flatnonzero(nonnull(state.named))] = sides.spread() >= self._settings.least_spread
+        return replace(state, gaps=gaps, flagged=flagged, named=still & varied)
 
     def score(self, state: SpectralState, table: pa.Table) -> Columns:
         """Return `concept_spectral`; 1 and above is accused."""

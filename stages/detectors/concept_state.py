@@ -57,6 +57,62 @@ class SpectralState:
     """`[C] bool`."""
 
 
+LEAST_SIDE = 3
+"""Pairs that a variance is of."""
+
+
+@dataclass(slots=True)
+class SideSums:
+    """Sums over the pairs beyond the gap of each named concept, and over its others, in whitened coordinates; k concepts."""
+
+    count: np.ndarray
+    """`[k, 2] float64`."""
+    first: list[np.ndarray]
+    """A layer each: `[k, 2, D] float64`."""
+    square: np.ndarray
+    """`[L, k, 2] float64`: squared lengths."""
+
+    def __add__(self, other: "SideSums") -> "SideSums":
+        first = [a + b for a, b in zip(self.first, other.first, strict=True)]
+        return SideSums(self.count + other.count, first, self.square + other.square)
+
+    def spread(self) -> np.ndarray:
+        """Return the variance of the pairs beyond over that of the others, mean over layers, `[k] float64`; 0 for too few pairs."""
+        pairs = np.maximum(self.count, 1)
+        layers = zip(self.first, self.square, strict=True)
+        variances = np.stack(
+            [square / pairs - ((first / pairs[..., None]) ** 2).sum(axis=2) for first, square in layers]
+        )
+        ratios = variances[..., 0] / np.maximum(variances[..., 1], np.finfo(np.float64).tiny)
+        return np.where((self.count >= LEAST_SIDE).all(axis=1), ratios.mean(axis=0), 0.0)
+
+
+def side_sums(state: SpectralState, sides: list[tuple[np.ndarray, np.ndarray]], features: list[np.ndarray]) -> SideSums:
+    """Sum up one chunk, of the features as they are: what captions explain differs where pictures do not.
+
+    The last layer is left out where there are several: a backdoor gathers its pictures there, whatever they show.
+
+    Args:
+        state: of the whitening.
+        sides: of each named concept, the rows beyond the gap and the others.
+        features: a layer each, `[n, D]`.
+    """
+    read = list(zip(features, state.layers, strict=True))
+    whitened = [
+        [[z[rows].astype(np.float64) @ x.white for rows in both] for both in sides] for z, x in read[:-1] or read
+    ]
+    return SideSums(
+        count=np.array([[len(rows) for rows in both] for both in sides], dtype=np.float64).reshape(-1, 2),
+        first=[
+            np.array([[z.sum(axis=0) for z in both] for both in layer]).reshape(-1, 2, x.white.shape[0])
+            for layer, (_, x) in zip(whitened, read, strict=False)
+        ],
+        square=np.array([[[(z**2).sum() for z in both] for both in layer] for layer in whitened]).reshape(
+            len(whitened), -1, 2
+        ),
+    )
+
+
 def evidence(
     state: SpectralState, rows: list[np.ndarray], residual: list[np.ndarray], n: int, view: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,8 @@ from clipsan.stages.detectors.concept_moments import (
     whitening,
 )
 from clipsan.stages.detectors.concept_spectral import ConceptSpectral, ConceptSpectralConfig, calibrate
-from clipsan.stages.detectors.concept_state import SpectralState
+from clipsan.stages.detectors.concept_state import Layer, SpectralState, side_sums
+from clipsan.stages.detectors.streaming import vectors
 
 CONCEPTS = ("anvil", "bottle", "candle", "drum", "easel", "flute")
 COLOURS = ("crimson", "azure", "olive")
@@ -188,6 +189,54 @@ def test_nothing_is_named_without_poison(seed: int) -> None:
     state = learn(detector, table)
     assert not any(c["named"] for c in detector.findings(state)["concepts"])
     assert detector.score(state, table)["concept_spectral"].max() < 1
+
+
+def with_product_shots(table: pa.Table, shots: int, alike: float) -> tuple[pa.Table, np.ndarray]:
+    """The first candles stand apart together; at `alike` 0 each remains the picture that it was, at 1 all of them are one."""
+    rows = [i for i, caption in enumerate(table["caption"].to_pylist()) if caption.endswith("candle")][:shots]
+    for at, name in enumerate(table.column_names[1:], 1):
+        features = vectors(table, name)
+        own = features[rows]
+        features[rows] = own + alike * (own.mean(axis=0) - own) + 9 * np.eye(WIDTH)[at]
+        flat = pa.array(features.astype(np.float16).ravel())
+        table = table.set_column(at, name, pa.FixedSizeListArray.from_arrays(flat, WIDTH))
+    return table, np.array(rows)
+
+
+@pytest.mark.parametrize(("alike", "named"), [(0.0, ["candle"]), (0.2, ["candle"]), (0.8, []), (1.0, [])])
+@pytest.mark.parametrize("shots", [10, 25])
+def test_pictures_that_hardly_differ_are_no_poison_however_far_they_stand(
+    shots: int, alike: float, named: list[str]
+) -> None:
+    table, rows = with_product_shots(cache(3000, 0, seed=8)[0], shots, alike)
+    detector = ConceptSpectral(ConceptSpectralConfig())
+    state = learn(detector, table)
+    found = detector.findings(state)["concepts"]
+    assert (found[0]["name"], found[0]["beyond_gap"]) == ("candle", shots)
+    assert [c["name"] for c in found if c["named"]] == named
+    accused = detector.score(state, table)["concept_spectral"] >= 1
+    assert set(np.flatnonzero(accused)) == (set(rows) if named else set())
+
+
+def test_spread_from_sums_is_the_ratio_of_the_variances() -> None:
+    rng = np.random.default_rng(3)
+    layers = [2 + rng.normal(size=(40, 5)), rng.normal(size=(40, 7)), rng.normal(size=(40, 3))]
+    none = np.zeros(0)
+    state = SpectralState(
+        layers=tuple(
+            Layer(str(i), none, np.eye(z.shape[1]), none, none, none, none, none, none, none)
+            for i, z in enumerate(layers)
+        )
+    )
+    sides = [(np.arange(9), np.arange(9, 40)), (np.arange(2), np.arange(2, 40))]
+    cut = [
+        [tuple(rows[(rows >= a) & (rows < b)] - a for rows in both) for both in sides] for a, b in ((0, 20), (20, 40))
+    ]
+    first, second = (
+        side_sums(state, part, [z[a:b] for z in layers]) for part, (a, b) in zip(cut, ((0, 20), (20, 40)), strict=True)
+    )
+    want = np.mean([z[:9].var(axis=0).sum() / z[9:].var(axis=0).sum() for z in layers[:2]])
+    np.testing.assert_allclose((first + second).spread(), [want, 0.0])
 
 
 def test_any_division_into_chunks_gives_the_same_scores() -> None:
