@@ -15,8 +15,9 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -209,8 +210,10 @@ def read_parts(folder: AnyPath, keys: Iterable[Key], columns: list[str] | None =
         yield read_part(folder, key, columns)
 
 
-def read_part(folder: AnyPath, key: Key, columns: list[str] | None = None) -> pa.Table:
-    """Read one committed part and check it.
+def read_part(folder: AnyPath, key: Key, columns: Collection[str] | None = None) -> pa.Table:
+    """Read one committed part, or some columns of it, and check it.
+
+    Where one of `columns` is a pattern, as `layer.*`, what matches comes in the order of the part.
 
     Raises:
         DamagedPartError: it is not what was written.
@@ -219,8 +222,11 @@ def read_part(folder: AnyPath, key: Key, columns: list[str] | None = None) -> pa
     content = path.read_bytes()
     if not _is_whole(content):
         raise DamagedPartError(f"{path} is damaged (its checksum differs); the same command again makes it anew")
+    if columns is not None and any("*" in column for column in columns):
+        names = pq.read_schema(pa.BufferReader(content)).names
+        columns = [name for name in names if any(fnmatchcase(name, column) for column in columns)]
     # A file object: pq.read_table on a path would try to read the folder as a partitioned data set.
-    return pq.read_table(pa.BufferReader(content), columns=columns)
+    return pq.read_table(pa.BufferReader(content), columns=None if columns is None else list(columns))
 
 
 def _is_committed(path: AnyPath, fingerprint: str) -> bool:

@@ -1,7 +1,7 @@
 """The committed parts of a pass, read as one table of all pairs that is never in memory whole."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,8 +50,8 @@ class Parts:
         """Rows of all parts."""
         return sum(self.rows.values())
 
-    def read(self, number: int, columns: list[str] | None = None) -> pa.Table:
-        """Return one part."""
+    def read(self, number: int, columns: Collection[str] | None = None) -> pa.Table:
+        """Return one part, or some columns of it; see read_part."""
         return read_part(self.folder, number, columns)
 
     def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:

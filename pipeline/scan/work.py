@@ -77,8 +77,9 @@ class SummaryWork(Work):
     def do(self, piece: Sequence[int], tools: None) -> Done:
         summaries: list[Any] = []
         rows = 0
+        wanted = read_by(self.detectors)
         for index in piece:
-            table = self.table.read(index)
+            table = self.table.read(index, wanted)
             rows += table.num_rows
             fresh = [d.summarise(s, table) for d, s in zip(self.detectors, self.states, strict=True)]
             summaries = merge_all(self.detectors, summaries, fresh) if summaries else fresh
@@ -127,7 +128,7 @@ class ScoreWork(Work):
     permutations: int
 
     def do(self, piece: int, tools: None) -> Done:
-        table = self.embeddings.read(piece)
+        table = self.embeddings.read(piece, {"uid", "caption"} | read_by(self.detectors))
         columns: dict[str, Any] = {"uid": table.column("uid"), "caption": table.column("caption")}
         for detector, state in zip(self.detectors, self.states, strict=True):
             scores, texts = detector.tell(state, table)
@@ -194,6 +195,11 @@ class PictureWork(Work):
 
     def _overlay(self, uid: str, rgb: np.ndarray, inputs: Inputs | None) -> bytes | None:
         return None if inputs is None or uid not in self.masks else overlay(seen(inputs, rgb), self.masks[uid])
+
+
+def read_by(detectors: Sequence[StreamingDetector]) -> frozenset[str]:
+    """Return the columns that some detectors need, or patterns of them."""
+    return frozenset().union(*(detector.reads for detector in detectors))
 
 
 def merge_all(detectors: Sequence[StreamingDetector], left: Sequence[Any], right: Sequence[Any]) -> list[Any]:

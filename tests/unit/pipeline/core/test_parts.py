@@ -50,6 +50,15 @@ def test_parts_are_read_in_the_order_of_the_data_set(tmp_path: Path):
     assert Parts(tmp_path, {}).column("score").tolist() == []
 
 
+def test_some_columns_are_read_in_the_order_of_the_part(tmp_path: Path):
+    names = ["uid", "layer.b", "image", "layer.a"]
+    write_part(tmp_path, 0, pa.table({name: [1, 2] for name in names}), "f")
+    parts = Parts.of(tmp_path)
+    assert parts.read(0).column_names == names
+    assert parts.read(0, frozenset({"layer.*", "uid"})).column_names == ["uid", "layer.b", "layer.a"]
+    assert parts.read(0, ["image", "uid"]).column_names == ["image", "uid"]
+
+
 def test_lists_are_searched_without_an_object_a_row():
     lists = [["a"], [], ["b", "a"], ["c"], ["b", "b"]]
     column = pa.chunked_array([pa.array(lists[:2], pa.list_(pa.string())), pa.array(lists[2:], pa.list_(pa.string()))])
