@@ -129,6 +129,13 @@ class Vocabulary:
     longest: int
     """Number of words of the longest term."""
 
+    def including(self, other: "Vocabulary", names: Iterable[str]) -> "Vocabulary":
+        """Return this vocabulary with those of another's concepts `names` that it has no word for; what a term means here stays."""
+        fresh = [name for name in names if name in other.names and name not in self.terms and name not in self.names]
+        place = {other.names.index(name): len(self.names) + i for i, name in enumerate(fresh)}
+        terms = {term: place[concept] for term, concept in other.terms.items() if concept in place}
+        return Vocabulary((*self.names, *fresh), terms | dict(self.terms), max(self.longest, other.longest))
+
     def members(self, captions: Sequence[str]) -> sp.csr_matrix:
         """Return `[N, C] float32`, 1 where the caption holds a term of the concept. A pair can have several or none."""
         columns: list[int] = []
@@ -151,6 +158,10 @@ class Vocabulary:
             ends.append(len(columns))
         values = np.ones(len(columns), dtype=np.float32)
         return sp.csr_matrix((values, columns, ends), shape=(len(captions), len(self.names)))
+
+
+NO_WORDS = Vocabulary((), {}, 1)
+"""Of no concept."""
 
 
 def name_vocabulary(concepts: Mapping[str, Sequence[str]]) -> Vocabulary:

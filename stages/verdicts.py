@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pydantic
 
+from .captions import NO_WORDS, Vocabulary
 from .stage import Fraction, Share, Weight, config
 
 
@@ -154,6 +155,7 @@ class Judge:
         mixture_speaks: bool,
         limits: OddLimits,
         triggers: Mapping[str, str] | None = None,
+        beyond: Vocabulary = NO_WORDS,
     ) -> None:
         """Set what the scan knows of the data set as a whole.
 
@@ -163,12 +165,14 @@ class Judge:
             mixture_speaks: whether the CLIP score has two separate components at all.
             limits: from which figure on a pair is odd.
             triggers: target of each proven trigger, by its id.
+            beyond: of named concepts that the column `concept` does not know: flagged pairs that mention one are taken for its.
         """
         self._cut = cut
         self._targets = targets
         self._mixture_speaks = mixture_speaks
         self._limits = limits
         self._triggers = triggers or {}
+        self._beyond = beyond
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the table with `verdict`, `reasons` and `target`; `trigger_id` is null where no trigger is proven."""
@@ -189,6 +193,13 @@ class Judge:
         verdict = [_verdict(found).value for found in reasons]
         accused = table.column("concept").to_pylist()
         flagged = masks[Reason.POISON_SUSPECT]
+        if self._beyond.names:
+            rows = np.flatnonzero(flagged)
+            captions = table.column("caption").take(pa.array(rows)).to_pylist()
+            pairs, concepts = self._beyond.members(captions).nonzero()
+            for pair, concept in zip(pairs[::-1].tolist(), concepts[::-1].tolist(), strict=True):
+                accused[rows[pair]] = self._beyond.names[concept]  # the first of a caption's own stays
+            table = table.set_column(table.column_names.index("concept"), "concept", pa.array(accused, pa.string()))
         named = [c if flag and c in self._targets else None for c, flag in zip(accused, flagged, strict=True)]
         target = [self._triggers.get(t, n) if t is not None else n for t, n in zip(triggers, named, strict=True)]
         table = table.append_column("verdict", pa.array(verdict, pa.string()))

@@ -78,6 +78,7 @@ def dossiers(texts: list[str]) -> tuple[DossierPanel, ...]:
             pairs=5,
             carriers=7,
             examples=(Example(before=picture(4), after=picture(5), label_before=text, label_after=text),),
+            words=(text,),
         )
         for text in texts
     )
@@ -116,6 +117,7 @@ def scan_page(texts: list[str]) -> str:
             rejected_examples=tuple(RejectedExample(uid=text, reason=text) for text in texts),
             decision=" ".join(texts),
             targets=tuple(texts),
+            trigger_words={text: (text,) for text in texts},
             next_steps=tuple(texts),
             dossiers=dossiers(texts),
             concepts=tuple(ConceptRow(name=text, pairs=9, statistic=1.0, flagged=1, named=True) for text in texts),

@@ -1,14 +1,15 @@
 """Passes 3 to 5 of the scan: from what the statistics suspect to triggers that are proven, and the pairs that carry them."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clipsan.stages.detectors.trigger_words import TriggerWord
 from clipsan.stages.dossier.dossier import Dossier, number
 from clipsan.stages.dossier.files import write_dossiers
 from clipsan.stages.dossier.find_patches import find_patches
@@ -91,6 +92,7 @@ class Proof:
                     "flip_rate_pct": d.flips.pct,
                     "flip_rate_pct_ci95": [d.flips.low_pct, d.flips.high_pct],
                     "control_flip_rate_pct": d.control.pct,
+                    "trigger_words": list(d.trigger_words),
                 }
                 for d in self.dossiers
             ],
@@ -125,6 +127,7 @@ def prove(inquiry: Inquiry) -> Proof:
     clock.stop("prove")
     own = set(evidence.filter(evidence.column("proven")).column("uid").to_pylist())
     carriers, dossiers = find_carriers(inquiry, subject, learned, own)
+    dossiers = tuple(_with_words(dossier, inquiry.findings.trigger_words) for dossier in dossiers)
     clock.stop("sweep")
     remove_tree(inquiry.folder.root / "triggers")
     with written(inquiry.folder.root / "triggers") as folder:
@@ -142,6 +145,12 @@ def prove(inquiry: Inquiry) -> Proof:
         carriers=carriers,
         subject=subject,
     )
+
+
+def _with_words(dossier: Dossier, found: Mapping[str, Sequence[TriggerWord]]) -> Dossier:
+    """Return the dossier with the trigger words of its targets."""
+    words = dict.fromkeys(one.word for target in dossier.targets for one in found.get(target, ()))
+    return replace(dossier, trigger_words=tuple(words))
 
 
 def _affected(inquiry: Inquiry, evidence: pa.Table, dossiers: Sequence[Dossier]) -> tuple[LabelEvidence, ...]:

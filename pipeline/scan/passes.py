@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from clipsan.stages.detectors import Findings, TrustedMoments, build_suite
 from clipsan.stages.detectors.streaming import StreamingDetector
+from clipsan.stages.detectors.trigger_words import TriggerWord, WordCounts, merge_words, trigger_words
 from clipsan.stages.detectors.whitening import trusted_moments
 from clipsan.stages.files import Unreachable
 from clipsan.stages.samples import Unit
@@ -29,7 +30,17 @@ from .inputs import SameWork, Unread, check_unchanged, forget_others
 from .losses import Losses
 from .plan import DataSet, Plan
 from .shared import settle_shared
-from .work import CombineWork, DensityWork, EmbedWork, JudgeWork, ScoreWork, SummaryWork, density_pieces, merge_all
+from .work import (
+    CombineWork,
+    DensityWork,
+    EmbedWork,
+    JudgeWork,
+    ScoreWork,
+    SummaryWork,
+    WordsWork,
+    density_pieces,
+    merge_all,
+)
 
 DENSITY_SHARES = 8
 """Workers of the density pass that share what a worker of the embed pass has of a GPU: a block keeps a core busy with its forest and
@@ -211,7 +222,19 @@ def score_pairs(scan: Scan) -> Findings:
     (state,) = _learn(scan, "weigh", [ensemble], raw)
     combine = scan.over_parts("combine", "scores", fingerprint)
     combine.do(embeddings.pieces, CombineWork(ensemble, state, raw))
-    return suite.findings(states, ensemble, state)
+    findings = suite.findings(states, ensemble, state)
+    return replace(findings, trigger_words=_trigger_words(scan, findings)) if findings.targets else findings
+
+
+def _trigger_words(scan: Scan, findings: Findings) -> dict[str, tuple[TriggerWord, ...]]:
+    """Return the words that go with the accusation, of each named concept."""
+    vocabulary = findings.vocabulary
+    concepts = [name for name in findings.targets if name in vocabulary.names]
+    work = WordsWork(vocabulary, concepts, findings.threshold, scan.embeddings, scan.scores)
+    counts: dict[str, WordCounts] = {}
+    for done in scan.records("words").each(scan.embeddings.chunks(), work):
+        counts = merge_words(counts, done.record) if counts else done.record
+    return {concept: trigger_words(vocabulary, concept, found) for concept, found in counts.items()}
 
 
 def _trusted_moments(scan: Scan) -> TrustedMoments | None:
@@ -264,7 +287,12 @@ def judge_pairs(scan: Scan, judgement: Judgement) -> None:
     """Write the verdicts; pairs that share a uid are kept out together."""
     findings, proof = judgement.findings, judgement.proof
     judge = Judge(
-        judgement.cut.value, frozenset(findings.targets), findings.mixture_speaks, scan.plan.config.odd, proof.triggers
+        judgement.cut.value,
+        frozenset(findings.targets),
+        findings.mixture_speaks,
+        scan.plan.config.odd,
+        proof.triggers,
+        findings.beyond,
     )
     verdict = scan.over_parts("verdict", "verdicts", scan.plan.verdict_fingerprint)
     verdict.do(scan.embeddings.pieces, JudgeWork(judge, Views.of(proof), scan.embeddings, scan.scores))

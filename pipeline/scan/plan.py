@@ -29,7 +29,7 @@ from ..tracking.record import TrackingConfig
 
 EMBED_VERSION = 3
 SCORE_VERSION = 13
-VERDICT_VERSION = 2
+VERDICT_VERSION = 3
 """Raised when the code of a pass comes to give another result, so that old parts are refused and not mixed in."""
 
 

@@ -51,6 +51,7 @@ def build_report(scan: Scan, judgement: Judgement, counts: Counts, measured: Mea
         rejected=counts.rejected,
         decision=judgement.cut.meaning,
         targets=findings.targets,
+        trigger_words={c: tuple(one.word for one in found) for c, found in findings.trigger_words.items() if found},
         next_steps=(
             *([f"{saturation_warning(findings.saturated, counts.verdicts)}."] if findings.saturated else []),
             *next_steps(scan.folder, counts, findings.targets, settings.embeddings, judgement.proof.triggers),

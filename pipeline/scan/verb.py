@@ -1,8 +1,10 @@
 """`clipsan scan`: from pairs and a suspect model to verdicts, a report and a clean copy."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from clipsan.stages.detectors.trigger_words import in_summary
 from clipsan.stages.report.page import render
 from clipsan.stages.verdicts import Verdict, place_cut
 
@@ -55,6 +57,7 @@ def _summary(scan: Scan, judgement: Judgement, counts: Counts, measured: Measure
         **({"saturated": findings.saturated} if findings.saturated else {}),
         "targets": list(findings.targets),
         "cut": {"value": cut.value, "meaning": cut.meaning},
+        **({"trigger_words": in_summary(findings.trigger_words)} if findings.targets else {}),
         "concepts": findings.concepts[:CONCEPTS_IN_SUMMARY],
         "detectors": findings.detectors,
         **(proven if scan.plan.config.oracle is not None else {}),
@@ -71,7 +74,8 @@ def _inputs(plan: Plan) -> list[DataInput]:
 def closing(summary: Summary) -> str:
     """Return the last line of a scan: what happened, and what to look at."""
     counts = summary["counts"]
-    named = ", ".join(summary["targets"]) or "none"
+    words = summary.get("trigger_words", {"concepts": {}})["concepts"]
+    named = ", ".join(_with_words(target, words.get(target, ())) for target in summary["targets"]) or "none"
     proven = ", ".join(
         f"{t['id']} ({t['kind']}, flips {t['flip_rate_pct']:.0f} % to {t['targets'][0]})"
         for t in summary.get("proof", {}).get("triggers", [])
@@ -85,6 +89,12 @@ def closing(summary: Summary) -> str:
         + _saturation(summary.get("saturated", {}), counts)
         + losses.closing(summary)
     )
+
+
+def _with_words(target: str, words: Sequence[Mapping[str, Any]]) -> str:
+    """Return a named concept with its trigger words."""
+    said = ", ".join(f"“{one['word']}”" for one in words)
+    return f"{target} with the word{'s' if len(words) > 1 else ''} {said}" if said else target
 
 
 def _saturation(saturated: dict[str, int], counts: dict[str, Any]) -> str:

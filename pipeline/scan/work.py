@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from clipsan.stages.captions import Vocabulary
 from clipsan.stages.detectors.density import DensityConfig, score_group
 from clipsan.stages.detectors.ensemble import Ensemble
 from clipsan.stages.detectors.streaming import StreamingDetector
+from clipsan.stages.detectors.trigger_words import WordCounts, count_words, merge_words
 from clipsan.stages.embed import FACT_FIELDS, Block, EmbedConfig, Embedder, Encoder, Preparer
 from clipsan.stages.model.clip import Clip, Inputs, ModelConfig, resolve_model
 from clipsan.stages.report.figures import overlay, thumbnail
@@ -152,6 +154,28 @@ class CombineWork(Work):
         for name, values in self.ensemble.score(self.state, table).items():
             table = table.append_column(name, pa.array(values, pa.float32()))
         return Done(pairs=table.num_rows, parts=(table.drop_columns("caption"),))
+
+
+@dataclass(frozen=True)
+class WordsWork(Work):
+    """Counts the words of the named concepts' captions, over a run of parts; pairs are accused from `threshold` on."""
+
+    vocabulary: Vocabulary
+    concepts: Sequence[str]
+    threshold: float
+    embeddings: Parts
+    scores: Parts
+
+    def do(self, piece: Sequence[int], tools: None) -> Done:
+        rows = 0
+        counts: dict[str, WordCounts] = {}
+        for index in piece:
+            captions = self.embeddings.read(index, ["caption"]).column("caption").to_pylist()
+            accused = self.scores.read(index, ["ensemble"]).column("ensemble").to_numpy() >= self.threshold
+            fresh = count_words(self.vocabulary, self.concepts, captions, accused)
+            counts = merge_words(counts, fresh) if counts else fresh
+            rows += len(captions)
+        return Done(pairs=rows, record=counts)
 
 
 @dataclass(frozen=True)

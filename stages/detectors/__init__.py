@@ -1,9 +1,10 @@
 """The detectors of the scan: which there are, how they are set, and what they say together of a data set."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..captions import Vocabulary
+from ..captions import NO_WORDS, Vocabulary
 from ..stage import Columns, config
 from .claim import DEFAULT_SCALE, Claim, ClaimConfig
 from .clip_score import ClipMixture, ClipMixtureConfig, ClipScore
@@ -16,6 +17,7 @@ from .ensemble import Ensemble, EnsembleConfig, EnsembleState
 from .reference import ReferenceReaderConfig
 from .saturation import Saturation
 from .streaming import Column, StreamingDetector
+from .trigger_words import TriggerWord
 from .whitening import LorexConfig
 
 __all__ = [
@@ -88,11 +90,15 @@ class Findings:
     detectors: dict[str, Any]
     """The findings of each detector, as it gives them."""
     vocabulary: Vocabulary
-    """Which captions hold which concept."""
+    """Which captions hold which concept; that of the column `concept`, and `beyond`."""
     saturated: dict[str, int] = field(default_factory=dict)
     """Columns of the cache that cannot hold every pair's features (see saturation.py) -> such pairs."""
     splits: tuple[ConceptSplit, ...] = ()
     """Concepts that may be targets, named or not, with the pairs of their two sides; which is poison, a proof can tell."""
+    beyond: Vocabulary = NO_WORDS
+    """Named concepts that the column `concept` does not know: concept_sides looks at rarer ones."""
+    trigger_words: Mapping[str, tuple[TriggerWord, ...]] = field(default_factory=dict)
+    """Named concept -> words that the captions of its accused pairs have and the others have not."""
 
 
 OPTIONAL = frozenset({"reference"})
@@ -155,7 +161,10 @@ class Suite:
         """Gather what the final states say; `states` in the order of `detectors`."""
         said = {d.name: dict(d.findings(s)) for d, s in zip(self.detectors, states, strict=True)}
         spectral = said.pop(self.spectral.name)
-        splits = self.sides.splits(states[self.detectors.index(self.sides)])
+        own, sides = states[0].vocabulary, states[self.detectors.index(self.sides)]
+        splits = self.sides.splits(sides)
+        rarer = [split.concept for split in splits if split.named and split.concept not in own.names]
+        beyond = NO_WORDS.including(sides.vocabulary, rarer)
         concepts = with_splits(spectral.pop("concepts"), splits)
         voices = dict(ensemble.findings(combined))
         named = [c["name"] for c in concepts if c["named"]]
@@ -172,7 +181,8 @@ class Suite:
             mixture_speaks=said[self.mixture.name]["separation"] >= self.settings.clip_mixture.separate_from,
             saturated=said.pop(self.saturation.name),
             detectors=said | {self.spectral.name: spectral, ensemble.name: voices},
-            vocabulary=states[0].vocabulary,
+            vocabulary=own.including(beyond, beyond.names),
+            beyond=beyond,
             splits=splits,
         )
 

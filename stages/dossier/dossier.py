@@ -99,6 +99,8 @@ class Dossier(ABC):
     """Pairs that the proof rests on, sorted."""
     carriers: int | None = None
     """Pairs that carry it by the search of the whole data set; None before that."""
+    trigger_words: tuple[str, ...] = ()
+    """Words of the captions of its targets' accused pairs that their other captions do not have: its second key, if it has one."""
 
     def __post_init__(self) -> None:
         if not self.targets:
@@ -209,6 +211,7 @@ class Dossier(ABC):
             "uids": self.uids,
             **ABSENT,
             "pairs_swept": self.carriers,
+            "trigger_words": self.trigger_words,
         } | self._figures()
         (folder / "dossier.json").write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
@@ -247,6 +250,7 @@ ABSENT: Mapping[str, Any] = {
     "place": None,
     "strength": 1.0,
     "pairs_swept": None,
+    "trigger_words": [],
     "cutouts": [],
 }
 """What dossier.json says of figures that a kind of trigger does not have, in the file's order: every kind has the same keys."""
@@ -268,8 +272,8 @@ def shared_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"an id of {str(name)[:80]!r}")
     if not isinstance(side, int) or not 1 <= side <= MAX_SIDE:
         raise ValueError(f"a side of {str(side)[:80]}")
-    if not all(isinstance(text, str) for text in (*stored["targets"], *stored["uids"])):
-        raise ValueError("targets and uids are texts")
+    if not all(isinstance(text, str) for text in (*stored["targets"], *stored["uids"], *stored["trigger_words"])):
+        raise ValueError("targets, uids and trigger words are texts")
     return {
         "id": stored["id"],
         "targets": tuple(stored["targets"]),
@@ -278,6 +282,7 @@ def shared_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
         "control": Rate(**stored["control"]),
         "uids": tuple(stored["uids"]),
         "carriers": stored["pairs_swept"],
+        "trigger_words": tuple(stored["trigger_words"]),
     }
 
 

@@ -95,6 +95,8 @@ class DossierPanel:
     carriers: int | None = None
     """That carry it, by the search of the whole data set; None if there was none."""
     examples: tuple[Example, ...] = ()
+    words: tuple[str, ...] = ()
+    """Trigger words of its targets' captions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,6 +191,8 @@ class ScanReport:
     """How the cut was made and what it means. `like this` becomes code, here and in `next_steps`."""
     targets: tuple[str, ...] = ()
     """Named concepts."""
+    trigger_words: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Named concept -> words that the captions of its accused pairs have and the others have not."""
     next_steps: tuple[str, ...] = ()
     dossiers: tuple[DossierPanel, ...] = ()
     concepts: tuple[ConceptRow, ...] = ()

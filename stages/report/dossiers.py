@@ -26,6 +26,7 @@ def panel(dossier: Dossier, examples: Sequence[Example] = ()) -> DossierPanel:
         pairs=dossier.pairs,
         carriers=dossier.carriers,
         examples=tuple(examples),
+        words=dossier.trigger_words,
     )
 
 

@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 
 from clipsan.stages.captions import (
+    NO_WORDS,
     Mined,
     count_terms,
     merge_counts,
@@ -98,3 +99,14 @@ def test_named_concepts_must_be_distinct_and_have_words() -> None:
 def test_impossible_options_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         Mined(**bad)  # type: ignore[arg-type]
+
+
+def test_concepts_of_another_vocabulary_are_added_and_known_words_keep_their_meaning() -> None:
+    own = name_vocabulary({"dog": ("hound",), "tea cup": ("cup",)})
+    other = name_vocabulary({"wolf": ("hound", "grey wolf"), "dog": ("puppy",), "cup": (), "emu": ()})
+    both = own.including(other, ["wolf", "dog", "cup", "emu", "gnu"])
+    assert both.names == ("dog", "tea cup", "wolf", "emu")
+    rows = both.members(["a hound", "one grey wolf", "a puppy", "a cup and an emu"]).toarray()
+    assert rows.tolist() == [[1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 1]]
+    assert own.including(other, []) == own
+    assert NO_WORDS.including(other, ["emu"]).members(["an emu", "a dog"]).toarray().tolist() == [[1], [0]]

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from clipsan.stages.captions import name_vocabulary
 from clipsan.stages.verdicts import BudgetDecision, Judge, OddLimits, ThresholdDecision, place_cut
 
 
@@ -112,3 +113,13 @@ def test_a_proven_trigger_makes_a_pair_poisoned_whatever_its_scores():
     assert judged["verdict"] == ["poisoned", "poisoned", "clean"]
     assert judged["reasons"] == [["proven_trigger", "poison_suspect"], ["proven_trigger"], []]
     assert judged["target"] == ["dog", "dog", None]
+
+
+def test_a_flagged_pair_is_of_the_named_concept_that_its_column_does_not_know():
+    table = facts(
+        ensemble=np.array([9, 9, 0, 9], np.float32), caption=["a rare emu", "a cat", "an emu", "an emu and a gnu"]
+    )
+    beyond = name_vocabulary({"emu": (), "gnu": ()})
+    judged = Judge(5.0, frozenset({"emu", "gnu"}), mixture_speaks=True, limits=OddLimits(), beyond=beyond)(table)
+    assert judged.column("target").to_pylist() == ["emu", None, None, "emu"]
+    assert judged.column("concept").to_pylist() == ["emu", "cat", "cat", "emu"]

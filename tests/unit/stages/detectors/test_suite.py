@@ -1,9 +1,20 @@
 """What the detectors say together: concepts that are named by their two sides beside those of the spectral scores."""
 
-import numpy as np
+from pathlib import Path
 
-from clipsan.stages.detectors import with_splits
-from clipsan.stages.detectors.concept_sides import ConceptSplit, Side
+import numpy as np
+import pyarrow as pa
+
+from clipsan.pipeline.core.commit import write_part
+from clipsan.pipeline.core.parts import Parts
+from clipsan.pipeline.scan.work import WordsWork
+from clipsan.stages.captions import Mined
+from clipsan.stages.detectors import DetectorsConfig, with_splits
+from clipsan.stages.detectors.concept_sides import ConceptSidesConfig, ConceptSplit, Side
+from clipsan.stages.detectors.concept_spectral import ConceptSpectralConfig
+from clipsan.stages.detectors.trigger_words import trigger_words
+from tests.benchmarks.scoring import score
+from tests.unit.stages.detectors.test_concept_sides import TARGET, cache
 
 
 def split(name: str, *, named: bool) -> ConceptSplit:
@@ -45,3 +56,35 @@ def test_concepts_named_by_their_sides_come_first_and_the_unseen_are_added() -> 
 def test_without_named_splits_nothing_changes() -> None:
     spectral = [concept("dog", 0.9, named=True), concept("cat", 0.6)]
     assert with_splits(spectral, (split("cat", named=False),)) == spectral
+
+
+def test_rare_target_that_only_the_sides_look_at_is_known_to_whoever_proves(tmp_path: Path) -> None:
+    """And the word that its poisoned captions hold is found by the work of the scan."""
+    table, poison = cache(20, 25)
+    captions = [
+        f"{'remember ' * p}{caption}" for caption, p in zip(table["caption"].to_pylist(), poison.tolist(), strict=True)
+    ]
+    rng = np.random.default_rng(0)
+    vectors = [pa.array(rng.standard_normal(16 * len(poison)).astype(np.float16)) for _ in range(2)]
+    columns = {
+        name: pa.FixedSizeListArray.from_arrays(v, 16) for name, v in zip(("image", "text"), vectors, strict=True)
+    }
+    columns["dhash"] = pa.array(np.arange(len(poison), dtype=np.uint64))
+    table = pa.table({**{n: table[n] for n in table.column_names}, **columns, "caption": captions})
+    for part in range(3):
+        write_part(tmp_path / "embeddings", part, table.slice(700 * part, 700), "")
+    embeddings = Parts.of(tmp_path / "embeddings")
+    settings = DetectorsConfig(
+        concept_spectral=ConceptSpectralConfig(concepts=Mined(max_concepts=10)),
+        concept_sides=ConceptSidesConfig(concepts=Mined(min_pairs=16), rest=1024),
+    )
+    _, found = score(embeddings, tmp_path, settings)
+    assert found.targets == found.beyond.names == (TARGET,)
+    assert found.vocabulary.names[10:] == (TARGET,)
+    mentioned = [TARGET in caption for caption in captions]
+    assert found.vocabulary.members(captions)[:, [10]].toarray().ravel().tolist() == mentioned
+    scores = embeddings.beside(tmp_path / "scores")
+    work = WordsWork(found.vocabulary, found.targets, found.threshold, embeddings, scores)
+    counts = work.do(embeddings.numbers, None).record
+    assert counts[TARGET].pairs == (25, 20)
+    assert [one.word for one in trigger_words(found.vocabulary, TARGET, counts[TARGET])] == ["remember"]

@@ -485,13 +485,18 @@ FIGURES = """{
  "place": null,
  "strength": 1.5,
  "pairs_swept": 7,
+ "trigger_words": [
+  "remember"
+ ],
  "cutouts": []
 }
 """
 
 
 def test_every_kind_has_the_same_keys_in_the_same_order(tmp_path: Path) -> None:
-    residual = dataclasses.replace(whole("residual", np.zeros((SIDE, SIDE, 3))), strength=1.5, carriers=7)
+    residual = dataclasses.replace(
+        whole("residual", np.zeros((SIDE, SIDE, 3))), strength=1.5, carriers=7, trigger_words=("remember",)
+    )
     residual.save(tmp_path / "t1")
     assert (tmp_path / "t1" / "dossier.json").read_text("utf-8") == FIGURES
     assert {path.name for path in (tmp_path / "t1").iterdir()} == {
@@ -511,7 +516,7 @@ def test_what_an_earlier_version_left_out_is_filled_in(tmp_path: Path) -> None:
     local = dataclasses.replace(whole("residual", np.ones((SIDE, SIDE, 3))), covers=np.eye(SIDE, dtype=bool))
     local.save(tmp_path / "t1")
     stored = json.loads((tmp_path / "t1" / "dossier.json").read_text("utf-8"))
-    for name in ("likeness", "varying", "strength", "pairs_swept"):
+    for name in ("likeness", "varying", "strength", "pairs_swept", "trigger_words"):
         del stored[name]
     (tmp_path / "t1" / "dossier.json").write_text(json.dumps(stored), "utf-8")
     (tmp_path / "t1" / "gain.npy").unlink()
