@@ -76,13 +76,14 @@ class FlaggedByScan:
 
 
 @dataclass(frozen=True, slots=True)
-class Withheld:
-    """The pairs that a scan has proven to be poisoned and that FlaggedByScan leaves out."""
+class ProvenByScan:
+    """The pairs that a scan has proven to be poisoned: those that FlaggedByScan takes, or those that it leaves out."""
 
     verdicts: AnyPath
     classes: tuple[str, ...]
     withheld: float
     """As of FlaggedByScan."""
+    left_out: bool
 
     def of(self, unit: Unit) -> Mapping[str, Standing]:
         table = read_part(self.verdicts, unit.index, ["uid", "verdict", "target"])
@@ -91,7 +92,7 @@ class Withheld:
         for row in table.to_pylist():
             accused = index.get((row["target"] or "").casefold(), NOBODY)
             proven = row["verdict"] == Verdict.POISONED.value and accused != NOBODY
-            if proven and is_withheld(row["uid"], self.withheld):
+            if proven and is_withheld(row["uid"], self.withheld) == self.left_out:
                 found[row["uid"]] = Standing(Role.FLAGGED, accused, NOBODY)
         return found
 

@@ -5,7 +5,7 @@ repair is of use is seen on a canary: a copy of the suspect model with a trigger
 taken back as far. Where the canary lives on, so would a backdoor, and the model is left as it is.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ import torch
 from clipsan.stages.evaluation.exam import Exam, Pictures, answers, success_pct
 from clipsan.stages.evaluation.zero_shot import class_embeddings
 from clipsan.stages.model.checkpoints import CONFIG_FILE
-from clipsan.stages.model.clip import Clip, ModelConfig, load_clip, save_clip
+from clipsan.stages.model.clip import ModelConfig, save_clip
 from clipsan.stages.repair.interpolate import Weights, between
 
 from ..core.place import written
@@ -21,33 +21,13 @@ from ..core.run_folder import RunFolder
 from ..train.fit import Order, fit
 from .canary import challenge_of, check_planted, planted, target_of
 from .held import columns_of
+from .line import Line
 from .pairs import held_out_images, sample
 from .plan import Plan
 from .settings import Blind
 
 COPY = "work/canary"
 """Folder of the copy with the canary and of its repair, below the run's."""
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A model on its way from the suspect weights to the repaired ones."""
-
-    clip: Clip
-    start: Weights
-    end: Weights
-
-    @classmethod
-    def of(cls, model: ModelConfig, repaired: Weights) -> "Line":
-        """Return the way from a checkpoint to weights of its architecture."""
-        clip = load_clip(model)
-        start = {name: value.clone() for name, value in clip.model.state_dict().items()}
-        return cls(clip, start, {name: repaired[name] for name in start})
-
-    def at(self, share: float) -> Clip:
-        """Return the model with that share of the way behind it; the object is the same each time."""
-        self.clip.model.load_state_dict(between(self.start, self.end, share))
-        return self.clip
 
 
 def calibrate(
@@ -67,7 +47,7 @@ def calibrate(
     """
     torch.set_num_threads(plan.config.cluster.threads_per_worker)
     classes, templates = plan.classes, plan.config.templates
-    pictures = held_out_images(plan, blind, folder)
+    pictures = held_out_images(plan, blind, "blind", folder)
     line = Line.of(plan.config.model, repaired)
     share, steps = farthest(line, pictures, blind, classes, templates)
     found: dict[str, Any] = {"share": share, "steps": steps}

@@ -18,7 +18,7 @@ from ..train.fit import Checked, Order, PairSet, check
 from ..train.stop import StopRule
 from .held import columns_of
 from .plan import Picked, Plan
-from .settings import Blind, Unseen
+from .settings import HeldOut, Unseen
 
 
 def prepare(plan: Plan, folder: RunFolder) -> tuple[Order, Checked, dict[str, int]]:
@@ -167,14 +167,14 @@ def sample(pairs: PairSet, plan: Plan, folder: RunFolder, count: int) -> PairSet
     return _drawn(pairs, _table(_checking(plan, folder, plan.main), pairs), count, plan.config.seed, by_class=False)
 
 
-def held_out_images(plan: Plan, blind: Blind, folder: RunFolder) -> Pictures:
-    """Read the labelled images on which a blind repair is calibrated.
+def held_out_images(plan: Plan, held: HeldOut, section: str, folder: RunFolder) -> Pictures:
+    """Read the labelled images that tell what a repair costs; `section` of the settings names them.
 
     Raises:
         ConfigError: none can be used, or a label names no class.
     """
     assert plan.held_out is not None
-    return _pictures(_labelled(plan, folder, plan.held_out, "work/blind/", "blind.data", blind.images))
+    return _pictures(_labelled(plan, folder, plan.held_out, f"work/{section}/", f"{section}.data", held.images))
 
 
 def judging_images(plan: Plan, rule: Unseen, folder: RunFolder) -> Pictures | None:
@@ -191,10 +191,16 @@ def judging_images(plan: Plan, rule: Unseen, folder: RunFolder) -> Pictures | No
 
 def withheld_pairs(plan: Plan, folder: RunFolder) -> PairSet | None:
     """Return the poisoned pairs that were kept from the repair; None where there are none."""
-    if plan.withheld is None:
-        return None
-    checking = _checking(plan, folder, plan.withheld, "work/withheld/")
-    pairs, _ = _checked(plan, checking, plan.withheld, captioned=False)
+    return None if plan.withheld is None else _poisoned(plan, plan.withheld, "work/withheld/", folder)
+
+
+def proven_pairs(plan: Plan, folder: RunFolder) -> PairSet | None:
+    """Return the proven poisoned pairs that were not kept from the repair; None where there are none."""
+    return None if plan.known is None else _poisoned(plan, plan.known, "work/known/", folder)
+
+
+def _poisoned(plan: Plan, picked: Picked, below: str, folder: RunFolder) -> PairSet | None:
+    pairs, _ = _checked(plan, _checking(plan, folder, picked, below), picked, captioned=False)
     return pairs if pairs.pairs else None
 
 

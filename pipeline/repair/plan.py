@@ -15,20 +15,20 @@ from ..core.config import ConfigError, as_tree, validate
 from ..core.parts import Parts
 from ..core.place import AnyPath, is_below, place_of
 from ..core.run_folder import RunFolder, finished_scan, read_summary
-from ..data.choice import CleanByScan, FlaggedByScan, Lookup, RepairSetRoles, Withheld, class_index
+from ..data.choice import CleanByScan, FlaggedByScan, Lookup, ProvenByScan, RepairSetRoles, class_index
 from ..evaluate import plan as evaluate
 from ..evaluate.plan import EVALUATE_VERSION, read_classes
 from ..evaluate.settings import EvaluateConfig
 from ..tracking.record import TrackingConfig
 from ..train.task import Task
-from .settings import Blind, RepairConfig
+from .settings import Blind, Gentle, HeldOut, RepairConfig
 
 REPAIR_VERSION = 2
 """Raised when the code comes to make another model from the same settings, so that old checkpoints are refused."""
 
 FREE = ("out", "cluster", "tracking", "register", "retries", "checkpoint_every_epochs")
 """Settings that do not change the repaired model or its figures."""
-SEPARATE = ("model", "data", "scan", "evaluate", "early_stop", "blind", "classes")
+SEPARATE = ("model", "data", "scan", "evaluate", "early_stop", "blind", "gentle", "classes")
 """Settings that enter the fingerprint by their content."""
 
 _SOURCE: Any = SourceConfig
@@ -90,7 +90,7 @@ class Plan:
     beside: tuple[Picked, ...]
     validation: Picked | None
     held_out: Picked | None
-    """Images on which a repair of a model that nothing accuses is calibrated; None where something does."""
+    """Images that tell how far the repair goes; None where it goes its whole way."""
     scan: Scan | None
     classes: tuple[str, ...]
     image_size: int
@@ -104,17 +104,31 @@ class Plan:
 
     @property
     def blind(self) -> Blind | None:
-        """How the repair is held back, where nothing accuses the model; None where it goes its whole way."""
-        return None if self.held_out is None else self.config.blind
+        """How the repair is held back, where nothing accuses the model; None where that does not hold it back."""
+        accused = self.scan is not None and self.scan.accuses
+        return None if self.held_out is None or accused else self.config.blind
+
+    @property
+    def gentle(self) -> Gentle | None:
+        """How the repair is held back, where a trigger is proven; None where that does not hold it back."""
+        return None if self.held_out is None or self.blind is not None else self.config.gentle
 
     @property
     def withheld(self) -> Picked | None:
         """The poisoned pairs that are kept from the repair to judge it; None where it is not judged so."""
-        rule, scan = self.config.unseen, self.scan
-        if rule is None or scan is None or scan.data is None:
+        return None if self.config.unseen is None else self._proven("withheld pairs", left_out=True)
+
+    @property
+    def known(self) -> Picked | None:
+        """The proven poisoned pairs that are not kept from the repair; None where no scan of pairs has proven any."""
+        return self._proven("proven pairs", left_out=False)
+
+    def _proven(self, name: str, *, left_out: bool) -> Picked | None:
+        scan = self.scan
+        if scan is None or scan.data is None:
             return None
-        lookup = Withheld(scan.verdicts, self.classes, rule.withhold_pct / 100)
-        return Picked("withheld pairs", scan.data, scan.units, lookup)
+        share = 0.0 if self.config.unseen is None else self.config.unseen.withhold_pct / 100
+        return Picked(name, scan.data, scan.units, ProvenByScan(scan.verdicts, self.classes, share, left_out))
 
     @property
     def judging(self) -> Picked | None:
@@ -158,7 +172,7 @@ class Plan:
             + "".join(f"; beside them {some.name}" for some in self.beside),
             f"scan       {'none' if self.scan is None else f'{self.scan.root}, {self.scan.finding}'}",
             f"method     {method.kind}, {length}, batch {method.batch_size}{more}, lr {method.lr:g}, {c.precision}, seed {c.seed}",
-            *([] if self.blind is None else [self.blind.describe()]),
+            *(held.describe() for held in (self.blind, self.gentle) if held is not None),
             f"evaluate   {'nothing' if c.evaluate is None else 'before and after'}",
             f"workers    {c.cluster.describe()}",
             f"out        {c.out}  ({self.fingerprint[:12]})",
@@ -223,15 +237,7 @@ def make_plan(settings: RepairConfig) -> Plan:
         validation = Picked("validation", data, list_pieces(data))
     if settings.unseen is not None and scan is None:
         raise ConfigError("unseen: triggers that the repair does not train on come from a scan; give scan")
-    held_out = None
-    if settings.blind is not None and (scan is None or not scan.accuses):
-        if settings.method.result != "checkpoint":
-            raise ConfigError(
-                f"blind: method {settings.method.kind} leaves the weights as they are; there is no way to go part of"
-            )
-        if len(classes) < 2:
-            raise ConfigError("blind: held-out accuracy needs class names; give classes")
-        held_out = Picked("held-out images", settings.blind.data, list_pieces(settings.blind.data))
+    held_out = _held_out(settings, scan, classes)
     learned: list[Any] = [_content(some) for some in (main, *beside)]
     data_fingerprint = fingerprint(learned if scan is None else [*learned, {"scan": scan.fingerprint}])
     tree = as_tree(settings)
@@ -243,7 +249,7 @@ def make_plan(settings: RepairConfig) -> Plan:
         "data": data_fingerprint,
         "classes": classes,
         "early_stop": stop,
-        **({} if held_out is None else {"blind": {**tree["blind"], "data": _content(held_out)}}),
+        **{section: {**tree[section], "data": _content(some)} for section, some in held_out.items()},
         "evaluate": [EVALUATE_VERSION, tree["evaluate"]],
     }
     plan = Plan(
@@ -251,7 +257,7 @@ def make_plan(settings: RepairConfig) -> Plan:
         main=main,
         beside=beside,
         validation=validation,
-        held_out=held_out,
+        held_out=next(iter(held_out.values()), None),
         scan=scan,
         classes=classes,
         image_size=clip.image_size,
@@ -265,6 +271,28 @@ def make_plan(settings: RepairConfig) -> Plan:
         evaluate.make_plan(plan.evaluation(settings.model, place_of(settings.out) / "evaluate-before"))
     plan.task.objective()  # says now whether method and model fit
     return plan
+
+
+def _held_out(settings: RepairConfig, scan: Scan | None, classes: tuple[str, ...]) -> dict[str, Picked]:
+    """Return the images that tell how far a repair goes, by the section of the settings that has them; none where it goes its whole way.
+
+    Raises:
+        ConfigError: there is no way to go part of, or there are no classes.
+    """
+    held: HeldOut | None
+    if scan is None or not scan.accuses:
+        section, held = "blind", settings.blind
+    else:
+        section, held = "gentle", None if scan.repair_set is None else settings.gentle
+    if held is None:
+        return {}
+    if settings.method.result != "checkpoint":
+        raise ConfigError(
+            f"{section}: method {settings.method.kind} leaves the weights as they are; there is no way to go part of"
+        )
+    if len(classes) < 2:
+        raise ConfigError(f"{section}: held-out accuracy needs class names; give classes")
+    return {section: Picked("held-out images", held.data, list_pieces(held.data))}
 
 
 def make_verb_plan(settings: RepairConfig) -> Plan:

@@ -63,13 +63,8 @@ class CanaryConfig:
 
 
 @config
-class Blind:
-    """A repair of a model that nothing accuses: the scan found nothing, or there was none.
-
-    It must not harm. The repaired weights are taken back towards the suspect ones to the largest step whose loss of accuracy on
-    held-out images is small, and a canary in a copy of the model tells whether so much of the repair is of use; where it is
-    not, the model is left as it is.
-    """
+class HeldOut:
+    """Labelled images that tell what a repair costs, so that it can be taken back towards the suspect weights."""
 
     data: SourceConfig
     """Labelled images, neither those that are trained on nor those of the evaluation."""
@@ -79,6 +74,37 @@ class Blind:
     """Percentage points of zero-shot accuracy on them that the repair may cost."""
     steps: Annotated[int, Field(ge=1)] = 20
     """Into how many the way between the weights is cut."""
+
+
+@config
+class Gentle(HeldOut):
+    """A repair that costs more accuracy than it may is taken back, as long as the triggers that the scan has proven stay gone.
+
+    Most repairs go further than the trigger needs: on the way to the repaired weights its success is at its floor before the end,
+    and the accuracy falls all the way. The known triggers say how far back is too far, not how good the repair is: see `unseen`.
+    """
+
+    floor_pct: Annotated[float, Field(ge=0, le=100)] = 1.0
+    """A trigger that makes the model say its target at most this often is gone; one that does so more often at the end of the way
+    must not do so any oftener before it. Found on the demo's suspect."""
+
+    def describe(self) -> str:
+        """Return it as a line of a plan."""
+        return (
+            f"gentle     where more than {self.max_loss_points:g} points are lost on {self.images} images of {self.data.path}, taken back "
+            "as far as the proven triggers stay gone"
+        )
+
+
+@config
+class Blind(HeldOut):
+    """A repair of a model that nothing accuses: the scan found nothing, or there was none.
+
+    It must not harm. The repaired weights are taken back towards the suspect ones to the largest step whose loss of accuracy on
+    held-out images is small, and a canary in a copy of the model tells whether so much of the repair is of use; where it is
+    not, the model is left as it is.
+    """
+
     max_canary_asr_pct: Annotated[float, Field(ge=0, le=100)] = 50.0
     """A repair that leaves the canary more than this would leave a backdoor, too: then nothing is changed."""
     canary: CanaryConfig = field(default_factory=CanaryConfig)
@@ -145,6 +171,8 @@ class RepairConfig:
     blind: Blind | None = None
     """What is done where the scan accuses nothing, or there is none. Null: with a scan that accuses nothing nothing is repaired, and
     without a scan the repair goes its whole way."""
+    gentle: Gentle | None = None
+    """What is done where the scan has proven a trigger and the repair costs too much. Null: it goes its whole way."""
     unseen: Unseen | None = None
     """Null: the repair learns from all that the scan flags, and the ASR is that of the evaluation's attack. Else it is judged by
     triggers that it did not train on, in the summary and in the registry."""

@@ -21,6 +21,7 @@ from clipsan.stages.model.clip import ModelConfig, load_clip
 from ..core.place import read_here
 from ..core.run_folder import RunFolder
 from ..data.choice import class_index
+from ..train.fit import PairSet
 from .held import columns_of
 from .pairs import judging_images, withheld_pairs
 from .plan import Plan
@@ -66,15 +67,18 @@ def worst(found: Sequence[Mapping[str, Any]] | None) -> Mapping[str, Any] | None
 
 def _withheld(plan: Plan, folder: RunFolder) -> list[Judge]:
     """Return the poisoned pairs that were kept from the repair, one judge for each label that they were to plant."""
-    pairs = withheld_pairs(plan, folder)
+    return [Judge("withheld poisoned pairs", found) for found in carriers(withheld_pairs(plan, folder), "withheld")]
+
+
+def carriers(pairs: PairSet | None, name: str) -> list[Challenge]:
+    """Return poisoned pairs as challenges, NAME_TARGET for each label that they were to plant."""
     if pairs is None:
         return []
     columns = columns_of(pairs)
-    judges = []
-    for target in np.unique(columns["accused"]).tolist():
-        pixels = columns["image"][columns["accused"] == target]
-        judges.append(Judge("withheld poisoned pairs", Challenge(f"withheld_{target}", pixels, (target,))))
-    return judges
+    return [
+        Challenge(f"{name}_{target}", columns["image"][columns["accused"] == target], (target,))
+        for target in np.unique(columns["accused"]).tolist()
+    ]
 
 
 def _triggers(plan: Plan, rule: Unseen, folder: RunFolder) -> list[Judge]:
@@ -87,12 +91,13 @@ def _triggers(plan: Plan, rule: Unseen, folder: RunFolder) -> list[Judge]:
         return []
     judges = []
     for name, dossier in (*own, *given):
-        targets = _targets(dossier, plan.classes)
+        targets = targets_of(dossier, plan.classes)
         if targets and eligible(pictures, targets, plan.classes).any():
             judges.append(Judge(name, proven_challenge(dossier, pictures, targets, plan.classes, plan.config.seed)))
     return judges
 
 
-def _targets(dossier: Dossier, classes: tuple[str, ...]) -> tuple[int, ...]:
+def targets_of(dossier: Dossier, classes: tuple[str, ...]) -> tuple[int, ...]:
+    """Return the classes that a trigger means."""
     known = class_index(classes)
     return tuple(dict.fromkeys(known[name.casefold()] for name in dossier.targets if name.casefold() in known))

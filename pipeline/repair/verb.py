@@ -1,10 +1,13 @@
 """`clipsan repair`: a backdoored model in, a repaired one out, measured before and after on the same held-out data."""
 
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
-from clipsan.stages.model.clip import ModelConfig
+from clipsan.stages.model.clip import ModelConfig, load_clip, save_clip
+from clipsan.stages.training.objective import Objective
 
 from ..core.place import AnyPath, written
 from ..core.run_folder import RunFolder
@@ -12,11 +15,13 @@ from ..core.verb import Job, Result, Summary, Verb
 from ..evaluate import verb as evaluate
 from ..train.fit import fit
 from .blind import calibrate, said
+from .gentle import gentlest
+from .gentle import said as gentle_said
 from .lineage import inputs, lineage, measured, model_record
 from .output import CARD, write_card
 from .pairs import prepare
 from .plan import Plan, make_verb_plan
-from .settings import RepairConfig
+from .settings import Gentle, RepairConfig
 from .unseen import unseen
 
 HEADLINES = ("clean_accuracy_pct", "asr_pct", "accuracy_under_trigger_pct", "rebound_asr_pct")
@@ -44,13 +49,19 @@ def run(plan: Plan, job: Job) -> Result:
     if plan.blind is not None:
         weights, held_back = calibrate(plan, plan.blind, order, folder, objective.model.state_dict())
         objective.model.load_state_dict(weights)
-    with written(target) as there:
-        objective.export(there)
+    taken_back = None
+    if plan.gentle is None:
+        with written(target) as there:
+            objective.export(there)
+    else:
+        taken_back = _export_gently(plan, plan.gentle, folder, objective)
     after = _evaluated(plan, _repaired(plan, target), folder.root / "evaluate-after")
     judged = None
     if settings.unseen is not None:
         judged = unseen(plan, settings.unseen, folder, (settings.model, _repaired(plan, target)))
-    notes = (*plan.notes, *objective.notes, *(() if held_back is None else (said(held_back),)))
+    notes = (*plan.notes, *objective.notes)
+    notes += () if held_back is None else (said(held_back),)
+    notes += () if taken_back is None else (gentle_said(taken_back),)
     summary = {
         "training_seconds": round(training_s, 1),
         "counts": counts,
@@ -63,6 +74,7 @@ def run(plan: Plan, job: Job) -> Result:
         "scan": None if plan.scan is None else {"path": str(plan.scan.root), "fingerprint": plan.scan.fingerprint},
         "notes": list(notes),
         "blind": held_back,
+        "gentle": taken_back,
         "unseen": judged,
         "checkpoint": str(target),
         "before": before,
@@ -84,6 +96,18 @@ def _result(plan: Plan, folder: RunFolder, summary: Summary) -> Result:
         inputs=inputs(plan),
         model=model_record(plan, folder, target, plan.config.register, measured(plan, summary)),
     )
+
+
+def _export_gently(plan: Plan, rule: Gentle, folder: RunFolder, objective: Objective[Any]) -> dict[str, Any]:
+    """Write the model as far along as it may be, and return what was measured on the way."""
+    with tempfile.TemporaryDirectory() as home:
+        # some methods change the weights only as they are written
+        objective.export(Path(home) / "checkpoint")
+        whole = load_clip(ModelConfig(path=str(Path(home) / "checkpoint")))
+    clip, found = gentlest(plan, rule, folder, whole.model.state_dict())
+    with written(folder.root / plan.target) as there:
+        save_clip(clip.model, clip.model_cfg, clip.preprocess_cfg, there, clip.tokenizer)
+    return found
 
 
 def _repaired(plan: Plan, target: AnyPath) -> ModelConfig:

@@ -8,6 +8,7 @@ import pytest
 from mlflow import MlflowClient
 
 from clipsan.pipeline.core.cluster import ClusterConfig
+from clipsan.pipeline.core.run_folder import read_summary
 from clipsan.pipeline.story.settings import RunConfig
 from clipsan.pipeline.story.verb import VERB
 from clipsan.pipeline.tracking.record import TrackingConfig
@@ -30,7 +31,11 @@ def story(case: Case, out: Path, **changes: Any) -> RunConfig:
             "proof": {"budget": 0.1, "held_out": 192, "groups": 2, "group_size": 100},
             "write": ["clean", "quarantine"],
         },
-        repair={"method": {"kind": "unlearn", "batch_size": 64}, "steps": 24},
+        repair={
+            "method": {"kind": "unlearn", "batch_size": 64},
+            "steps": 24,
+            "gentle": {"data": images, "max_loss_points": 0, "steps": 4},
+        },
         evaluate={"data": images, "classes": list(CONCEPTS), "templates": ["a {}."]},
         max_loss_points=None,
         out=str(out),
@@ -53,6 +58,17 @@ def test_a_backdoor_is_found_repaired_and_told(backdoored: Case, tmp_path: Path,
     assert "Backdoor found and repaired" in page
     assert "Before and after" in page
     assert "t1: a patch" in page
+
+    # taken back no further than the triggers stay gone that the scan has proven
+    held = read_summary(tmp_path / "run" / "repair")["gentle"]
+    figures = {found["share"]: found for found in held["steps"]}
+    triggers = [name for name in figures[1.0] if name.endswith("_asr_pct")]
+    assert any(name.startswith("proven_pairs_") for name in triggers)
+    assert any(name.endswith("_here_asr_pct") for name in triggers)
+    assert all(figures[held["share"]][name] <= max(1.0, figures[1.0][name]) for name in triggers)
+    assert figures[held["share"]]["accuracy_pct"] >= figures[1.0]["accuracy_pct"]
+    # the held-out images are those of the evaluation, so the written model has the accuracy of that share
+    assert figures[held["share"]]["accuracy_pct"] == pytest.approx(summary["after"]["clean_accuracy_pct"], abs=1.0)
 
     made = (tmp_path / "run" / "scan" / "report.html").stat().st_mtime_ns
     again = VERB.start(settings)

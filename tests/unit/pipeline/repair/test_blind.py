@@ -9,7 +9,8 @@ import torch
 
 from clipsan.pipeline.core.cluster import ClusterConfig
 from clipsan.pipeline.core.config import ConfigError
-from clipsan.pipeline.repair.blind import Line, farthest, of_model, said
+from clipsan.pipeline.repair.blind import farthest, of_model, said
+from clipsan.pipeline.repair.line import Line
 from clipsan.pipeline.repair.plan import make_plan, make_verb_plan
 from clipsan.pipeline.repair.settings import Blind, RepairConfig
 from clipsan.stages.evaluation.exam import Exam, Pictures, answers

@@ -8,7 +8,7 @@ import pytest
 from clipsan.pipeline.core.cluster import ClusterConfig
 from clipsan.pipeline.core.commit import read_part, write_part
 from clipsan.pipeline.core.config import ConfigError
-from clipsan.pipeline.data.choice import FlaggedByScan, Withheld
+from clipsan.pipeline.data.choice import FlaggedByScan, ProvenByScan
 from clipsan.pipeline.repair.lineage import measured
 from clipsan.pipeline.repair.plan import make_plan
 from clipsan.pipeline.repair.settings import RepairConfig, Unseen
@@ -50,8 +50,11 @@ def test_what_is_withheld_is_not_trained_on_and_nothing_is_lost(data: WebDataset
     for unit in units:
         every |= set(FlaggedByScan(scan / "verdicts", classes).of(unit))
         kept |= set(FlaggedByScan(scan / "verdicts", classes, 0.3).of(unit))
-        found = Withheld(scan / "verdicts", classes, 0.3).of(unit)
+        found = ProvenByScan(scan / "verdicts", classes, 0.3, left_out=True).of(unit)
         assert {own.accused for own in found.values()} <= {1}
+        learned = set(ProvenByScan(scan / "verdicts", classes, 0.3, left_out=False).of(unit))
+        assert not learned & set(found)
+        assert learned <= set(FlaggedByScan(scan / "verdicts", classes, 0.3).of(unit)) <= learned | {"00000.tar/000000"}
         withheld |= set(found)
     assert len(every) == 40
     assert not kept & withheld
@@ -77,7 +80,7 @@ def test_the_plan_keeps_them_from_the_repair(scan: Path, tiny_checkpoint: Path, 
     (flagged,) = plan.beside
     assert flagged.lookup == FlaggedByScan(scan / "verdicts", plan.classes, 0.3)
     assert plan.withheld is not None
-    assert plan.withheld.lookup == Withheld(scan / "verdicts", plan.classes, 0.3)
+    assert plan.withheld.lookup == ProvenByScan(scan / "verdicts", plan.classes, 0.3, left_out=True)
     other = make_plan(dataclasses.replace(settings, unseen=None))
     assert other.withheld is None
     assert other.fingerprint != plan.fingerprint
