@@ -34,6 +34,7 @@ def story(case: Case, out: Path, **changes: Any) -> RunConfig:
         repair={
             "method": {"kind": "unlearn", "batch_size": 64},
             "steps": 24,
+            "templates": ["a {}."],
             "gentle": {"data": images, "max_loss_points": 0, "steps": 4},
         },
         evaluate={"data": images, "classes": list(CONCEPTS), "templates": ["a {}."]},
@@ -68,7 +69,7 @@ def test_a_backdoor_is_found_repaired_and_told(backdoored: Case, tmp_path: Path,
     assert all(figures[held["share"]][name] <= max(1.0, figures[1.0][name]) for name in triggers)
     assert figures[held["share"]]["accuracy_pct"] >= figures[1.0]["accuracy_pct"]
     # the held-out images are those of the evaluation, so the written model has the accuracy of that share
-    assert figures[held["share"]]["accuracy_pct"] == pytest.approx(summary["after"]["clean_accuracy_pct"], abs=1.0)
+    assert figures[held["share"]]["accuracy_pct"] == pytest.approx(summary["after"]["clean_accuracy_pct"])
 
     made = (tmp_path / "run" / "scan" / "report.html").stat().st_mtime_ns
     again = VERB.start(settings)
