@@ -134,7 +134,7 @@ def scan_page(texts: list[str]) -> str:
 
 
 def audit_page(texts: list[str]) -> str:
-    rows = (audit.LabelRow(name=text, lead=1.0, p=0.1, flips_pct=50.0, accused=True) for text in texts)
+    rows = (audit.LabelRow(name=text, lead=1.0, displaced=0.5, p=0.1, flips_pct=50.0, accused=True) for text in texts)
     return audit.render(
         audit.AuditReport(
             title=texts[0],

@@ -23,13 +23,13 @@ from ..evaluate.plan import read_classes
 from ..tracking.record import DataInput, data_input
 from .settings import AuditConfig
 
-AUDIT_VERSION = 2
+AUDIT_VERSION = 3
 """Raised when the code comes to find something else from the same settings, so that old parts are refused."""
 FREE = ("out", "cluster", "tracking", "limits")
 SEPARATE = ("model", "reference", "images", "classes", "captions")
 """Settings that decide no figure, and those that enter the fingerprint by their content."""
 READ_PER_IMAGE = 32
-"""Pairs that are read at most for each image that is wanted: the draw is made from them."""
+"""Pairs that are read at most for each image on which triggers are sought: the draw is made from them."""
 SPARE = 2
 """Images that are drawn for each that is wanted, in case some cannot be read."""
 LEAST_IMAGES = 16
@@ -54,10 +54,15 @@ class Plan:
     """The vocabulary."""
     clip: Clip
     reference_fingerprint: str | None
-    pictures: np.ndarray
-    """`[N, S, S, 3] uint8`, as the model sees them."""
+    gallery: np.ndarray
+    """`[M, S, S, 3] uint8`, as the model sees them: what labels are compared on by how far their texts stand from pictures."""
     inputs: tuple[DataInput, ...]
     fingerprint: str
+
+    @property
+    def pictures(self) -> np.ndarray:
+        """`[N, S, S, 3] uint8`: those that triggers are sought and tried on, the first of the gallery."""
+        return self.gallery[: self.config.count]
 
     @property
     def tasks(self) -> list[tuple[str, tuple[int, ...]]]:
@@ -75,7 +80,7 @@ class Plan:
             f"suspect    {self.clip.fingerprint[:12]} {c.model.path}, {self.clip.image_size} px (only read)",
             f"reference  {'none' if self.reference_fingerprint is None else self.reference_fingerprint[:12]}",
             f"images     {len(self.pictures)} ({'rendered scenes' if c.images is None else c.images.kind})",
-            f"labels     {len(self.names)}: {shown}",
+            f"labels     {len(self.names)}: {shown}; compared on {min(c.compared, len(self.gallery))} images",
             f"screening  {', '.join(c.screening_kinds)}; {c.screening.steps} steps of {c.screening.images_per_label} images a label, "
             f"{len(self.tasks)} tasks",
             f"inversion  of {c.candidates} labels at most as {', '.join(c.kinds)}; {c.inversion.steps} steps of "
@@ -97,7 +102,7 @@ def make_plan(settings: AuditConfig) -> Plan:
     clip = load_clip(settings.model)
     reference = None if settings.reference is None else _reference(settings.reference, clip)
     units = [] if settings.images is None else list_units(settings.images)
-    pictures = _scenes(settings, clip) if settings.images is None else _drawn(settings, units, clip)
+    gallery = _scenes(settings, clip) if settings.images is None else _drawn(settings, units, clip)
     tree = as_tree(settings)
     decides = {
         "version": AUDIT_VERSION,
@@ -112,7 +117,7 @@ def make_plan(settings: AuditConfig) -> Plan:
         names=names,
         clip=clip,
         reference_fingerprint=None if reference is None else reference.fingerprint,
-        pictures=pictures,
+        gallery=gallery,
         inputs=() if settings.images is None else (data_input(settings.images, units, "evaluation"),),
         fingerprint=fingerprint(decides),
     )
@@ -155,22 +160,27 @@ def _reference(model: ModelConfig, clip: Clip) -> Clip:
 
 
 def _scenes(settings: AuditConfig, clip: Clip) -> np.ndarray:
-    scenes = SceneConfig(count=settings.count, side_px=max(16, clip.image_size), seed=settings.seed)
-    return np.stack([render(i, scenes).rgb for i in range(settings.count)])
+    scenes = SceneConfig(count=_wanted(settings), side_px=max(16, clip.image_size), seed=settings.seed)
+    return np.stack([render(i, scenes).rgb for i in range(scenes.count)])
+
+
+def _wanted(settings: AuditConfig) -> int:
+    return max(settings.count, settings.compared)
 
 
 def _drawn(settings: AuditConfig, units: list[Unit], clip: Clip) -> np.ndarray:
     """Return a seeded draw of the images; of a large set it is made from the first units in a seeded order."""
     draws = seeded_hash([f"{unit.shard}:{unit.start}" for unit in units], settings.seed, "audit.units")
+    wanted = _wanted(settings)
     pairs = _pairs(settings, [units[i] for i in np.argsort(draws, kind="stable")])
     chosen = nsmallest(
-        SPARE * settings.count,
-        islice(pairs, READ_PER_IMAGE * settings.count),
+        SPARE * wanted,
+        islice(pairs, max(READ_PER_IMAGE * settings.count, SPARE * wanted)),
         key=lambda pair: (int(seeded_hash([pair.uid], settings.seed, "audit.images")[0]), pair.uid),
     )
     found: list[np.ndarray] = []
     for pair in chosen:
-        if len(found) == settings.count:
+        if len(found) == wanted:
             break
         try:
             rgb = decode(pair.image or b"", settings.max_pixels).rgb

@@ -72,6 +72,7 @@ def _labels(plan: Plan, summary: Mapping[str, Any], screening: Screening) -> tup
         LabelRow(
             name=plan.names[label],
             lead=float(screening.lead[label]),
+            displaced=None if np.isnan(screening.displaced[label]) else float(screening.displaced[label]),
             p=float(screening.p[label]),
             flips_pct=float(screening.flips_pct[label]),
             accused=plan.names[label] in summary["targets"],

@@ -1,19 +1,23 @@
-"""The screening of an audit: how far every label can be pulled, by every kind of trigger."""
+"""The screening of an audit: how far every label can be pulled by every kind of trigger, and how far its text stands from its pictures."""
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from clipsan.stages.audit.outliers import combined, lead, tail
+from clipsan.stages.audit.displacement import Clouds, displacements, p_values
+from clipsan.stages.audit.outliers import combined, joined, lead, tail
 from clipsan.stages.audit.pull import evenness
 
 from ..core.commit import read_part
 from ..core.pass_ import Pass
 from ..core.run_folder import RunFolder
 from .plan import Plan
-from .work import SearchWork
+from .work import CloudWork, SearchWork
+
+PICTURES_PER_TASK = 250
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,15 +29,17 @@ class Screening:
     """How evenly images are taken to the label; with a reference, how much further than the clean model takes them."""
     lead: np.ndarray
     """The value beyond the median label's."""
+    displaced: np.ndarray
+    """How far the label's text stands from the pictures that the model takes for it (`displacements`); nan where it is not known."""
     p: np.ndarray
-    """Of the value against those of the other labels (Bonferroni)."""
+    """Of both against those of the other labels (Fisher's method, then Bonferroni over all labels)."""
     flips_pct: np.ndarray
     """Of held-out images, by the kind of trigger that does most."""
 
     @property
     def order(self) -> list[int]:
         """The labels, the one that stands out most first."""
-        return [int(label) for label in np.argsort(-self.value, kind="stable")]
+        return [int(label) for label in np.lexsort((-self.value, self.p))]
 
 
 def screened(plan: Plan, folder: RunFolder) -> Screening:
@@ -49,8 +55,33 @@ def screened(plan: Plan, folder: RunFolder) -> Screening:
         place = settings.screening_kinds.index(row["kind"]), row["label"]
         value[place] = row["cosine"] - row["genuine"] if against else evenness(row["spread"])
         flips[place] = row["flips_pct"]
-    means = value.mean(axis=0)
-    return Screening(rows=rows, value=means, lead=lead(means), p=combined(tail(means)), flips_pct=flips.max(axis=0))
+    means, displaced = value.mean(axis=0), _displaced(plan, folder)
+    return Screening(
+        rows=rows,
+        value=means,
+        lead=lead(means),
+        displaced=displaced,
+        p=combined(joined(tail(means), p_values(displaced))),
+        flips_pct=flips.max(axis=0),
+    )
+
+
+def _displaced(plan: Plan, folder: RunFolder) -> np.ndarray:
+    """Return how far each label's text stands from its pictures, or what is left of that to find out."""
+    gallery = plan.gallery[: plan.config.compared]
+    if not len(gallery):
+        return np.full(len(plan.names), np.nan)
+    starts = range(0, len(gallery), PICTURES_PER_TASK)
+    pieces = {i: (start, min(start + PICTURES_PER_TASK, len(gallery))) for i, start in enumerate(starts)}
+    clouds = pass_of(plan, folder, "clouds")
+    clouds.do(pieces, CloudWork(plan.config, plan.names, gallery))
+    tables = [read_part(clouds.home, i) for i in pieces]
+    texts = np.stack(tables[0].column("text").to_numpy(zero_copy_only=False))
+    parts = [
+        Clouds(np.asarray(table.column("count")), np.stack(table.column("sum").to_numpy(zero_copy_only=False)))
+        for table in tables
+    ]
+    return displacements(reduce(Clouds.plus, parts), texts)
 
 
 def pass_of(plan: Plan, folder: RunFolder, name: str) -> Pass:

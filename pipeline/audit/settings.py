@@ -38,6 +38,9 @@ class AuditConfig:
     """Images of any kind; captions and labels are not looked at. Null: rendered scenes."""
     count: Annotated[int, Field(ge=16)] = 128
     """Images that are used, drawn by the seed: half to seek triggers on, half to try them on."""
+    compared: Annotated[int, Field(ge=0)] = 1500
+    """Images by which it is told how far each label's text stands from the pictures that the model takes for it, where so many are
+    at hand; a forward pass each. 0: it is not looked at."""
     classes: list[str] | str | None = None
     """The vocabulary: names, or a YAML file with them, as for `clipsan evaluate`. Null: the words of `captions`, or where that is
     null too the things of the rendered scenes."""

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from clipsan.stages.audit.decree import decree
+from clipsan.stages.audit.displacement import Clouds
 from clipsan.stages.audit.judge import Judge
 from clipsan.stages.audit.prove import prove
 from clipsan.stages.audit.pull import Pulled, pull, split
@@ -38,6 +39,9 @@ PROVEN_SCHEMA = pa.schema(
     [*(field for field in SCREENED_SCHEMA), ("flips", RATE), ("control", RATE), ("transferred", RATE)]
 )
 """One row a candidate; `transferred` is null without a reference."""
+
+CLOUDS_SCHEMA = pa.schema([("count", pa.int64()), ("sum", pa.list_(pa.float64())), ("text", pa.list_(pa.float32()))])
+"""One row a label, in their order."""
 
 BESIDE_SCHEMA = pa.schema([("json", pa.string())])
 """One row: what a figure beside the verdict is."""
@@ -85,6 +89,21 @@ class SearchWork(Work):
             reference=tools.get("reference"),
             tight=tight,
         )
+
+
+@dataclass(frozen=True)
+class CloudWork(SearchWork):
+    """Sums up what the model takes for each label among some pictures; a piece is a range of them."""
+
+    def open(self) -> dict[str, Judge]:
+        return {"suspect": self._judge(self.settings.model)}
+
+    def do(self, piece: Any, tools: dict[str, Judge]) -> Done:
+        judge, (start, stop) = tools["suspect"], piece
+        texts = np.asarray(judge.labels.cpu(), np.float32)
+        clouds = Clouds.of(judge.seen(self.pictures[start:stop]), texts)
+        columns = [clouds.counts, list(clouds.sums), list(texts)]
+        return Done(pairs=stop - start, parts=(pa.table(columns, schema=CLOUDS_SCHEMA),))
 
 
 @dataclass(frozen=True)

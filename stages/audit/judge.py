@@ -53,3 +53,8 @@ class Judge:
     def of(self, images: np.ndarray) -> np.ndarray:
         """Return the cosines `[N, C] float32` of `[N, S, S, 3] uint8`."""
         return np.asarray(self.cosines(self.pixels(images)).cpu())
+
+    @torch.no_grad()
+    def seen(self, images: np.ndarray) -> np.ndarray:
+        """Return unit vectors `[N, D] float32` of `[N, S, S, 3] uint8`."""
+        return np.asarray(self.features(self.pixels(images)).cpu())

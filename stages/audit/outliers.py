@@ -38,6 +38,12 @@ def combined(p: np.ndarray) -> np.ndarray:
     return np.asarray(np.minimum(1.0, p * p.size))
 
 
+def joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return one p value of two that were found apart, `[C]` each, by Fisher's method; the first alone where the second is nan."""
+    logs = np.log(np.maximum(first, 1e-300)) + np.log(np.maximum(second, 1e-300))
+    return np.asarray(np.where(np.isnan(second), first, stats.chi2.sf(-2 * logs, 4)))
+
+
 def lead(values: np.ndarray) -> np.ndarray:
     """Return how far each of `[C]` lies beyond the median of all; zeros where there are too few."""
     if len(values) <= LEAST_LABELS:

@@ -17,6 +17,8 @@ class LabelRow:
 
     name: str
     lead: float
+    displaced: float | None
+    """None where too few pictures are taken for the label."""
     p: float
     flips_pct: float
     accused: bool

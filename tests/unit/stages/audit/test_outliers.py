@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy.stats import combine_pvalues
 
-from clipsan.stages.audit.outliers import LEAST_LABELS, combined, lead, tail
+from clipsan.stages.audit.outliers import LEAST_LABELS, combined, joined, lead, tail
 
 
 def test_labels_of_a_clean_model_stand_out_as_often_as_is_stated() -> None:
@@ -45,3 +46,9 @@ def test_equal_labels_make_no_outlier_of_a_rounding_error() -> None:
 def test_what_is_not_finite_is_refused() -> None:
     with pytest.raises(ValueError, match="not finite"):
         tail(np.array([0.0, np.nan]))
+
+
+def test_two_p_values_are_joined_as_scipy_does_and_one_stands_alone() -> None:
+    first, second = np.array([0.01, 0.5, 1.0, 0.3]), np.array([0.02, 0.5, 1.0, np.nan])
+    expected = [combine_pvalues(pair, method="fisher").pvalue for pair in zip(first[:3], second[:3], strict=True)]
+    np.testing.assert_allclose(joined(first, second), [*expected, 0.3])
