@@ -1,10 +1,11 @@
 """`clipsan audit`: is this checkpoint backdoored, towards what, with which trigger? Without its training data.
 
-Screening of every label -> a close look at those that stand out -> proof on held-out images -> verdict. The exit status is for a
-pipeline that gates on it: `stages.audit.verdict.STATUS`.
+Screening of every label, by triggers and by how far its text stands from its pictures -> a close look at those that stand out ->
+proof on held-out images -> verdict. The exit status is for a pipeline that gates on it: `stages.audit.verdict.STATUS`.
 """
 
 import json
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -50,8 +51,10 @@ def run(plan: Plan, job: Job) -> Result:
         **beside,
         "suspect": plan.clip.fingerprint,
         "reference": plan.reference_fingerprint,
-        "proof": {"triggers": [_told(plan, c, dossier) for c, dossier in zip(accused, dossiers, strict=True)]},
-        "candidates": [_told(plan, c, c.proof.dossier) for c in candidates],
+        "proof": {
+            "triggers": [_told(plan, screening, c, dossier) for c, dossier in zip(accused, dossiers, strict=True)]
+        },
+        "candidates": [_told(plan, screening, c, c.proof.dossier) for c in candidates],
         "report": str(folder.report),
     }
     tags = {"clipsan.suspect": plan.clip.fingerprint, "clipsan.verdict": verdict.value}
@@ -126,14 +129,16 @@ def _kept(plan: Plan, folder: RunFolder, accused: list[Candidate]) -> tuple[Doss
     return dossiers
 
 
-def _told(plan: Plan, candidate: Candidate, dossier: Dossier) -> dict[str, Any]:
+def _told(plan: Plan, screening: Screening, candidate: Candidate, dossier: Dossier) -> dict[str, Any]:
     flips, control, moved = dossier.flips, dossier.control, candidate.proof.transferred
+    displaced = float(screening.displaced[candidate.label])
     return {
         "id": dossier.id,
         "kind": candidate.kind,
         "targets": [plan.names[candidate.label]],
         "p": candidate.p,
         "lead": candidate.lead,
+        "displaced": None if math.isnan(displaced) else displaced,
         "proven": proven(candidate),
         "flip_rate_pct": flips.pct,
         "flip_rate_pct_ci95": [flips.low_pct, flips.high_pct],

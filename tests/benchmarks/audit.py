@@ -11,6 +11,7 @@ development models. `likeness` is the largest correlation, over the proven trigg
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -60,8 +61,8 @@ def row(home: Path, root: Path, *, reference: bool) -> Row:
 
 
 def score(candidate: Mapping[str, Any]) -> float:
-    """Return by how much a label leads the median label."""
-    return float(candidate["lead"])
+    """Return how far a label stands out, -log10 of its p value."""
+    return -math.log10(max(float(candidate["p"]), 1e-300))
 
 
 def likeness(out: Path, attack: str, home: Path) -> float | None:
