@@ -4,7 +4,8 @@
     python -m tests.benchmarks.region_matching PHOTOS.tar    on the photos of a tar
 
 Each patch is pasted at any pixel of the image, each box is off by up to a sixty-fourth of the side on every side, in or out.
-`strided`: the same regions with every n-th row and column, as they were compared when no more than 64 px counted.
+`strided`: the same regions with every n-th row and column, as they were compared when no more than 64 px counted. Figures go to
+tests/benchmarks/results/.
 """
 
 import argparse
@@ -24,7 +25,9 @@ from clipsan.stages.dossier.find_patches import PatchLimits
 from clipsan.stages.dossier.sightings import Sighting, likeness
 from clipsan.stages.proof.localise import Box, box_mask
 from clipsan.stages.scenes.scene import SceneConfig, render
+from tests.benchmarks.results import Row, record
 
+COMMAND = "python -m tests.benchmarks.region_matching"
 SIDES = (64, 128, 224)
 SIZES = (8, 16, 24, 32)
 IMAGES = 40
@@ -99,10 +102,18 @@ def main() -> int:
     for side in SIDES:
         images = images_of(tar, side)
         for size in SIZES:
-            cells = []
-            for draw in PATCHES.values():
-                full, strided = (match_pct(regions(images, size, draw, strided=s)) for s in (False, True))
-                cells.append(f"{full:.0f} ({strided:.0f})")
+            draws = {**PATCHES, "none": None}
+            found = {
+                name: [match_pct(regions(images, size, draw, strided=strided)) for strided in (False, True)]
+                for name, draw in draws.items()
+            }
+            key: Row = {"images": tar.name if tar else "scenes", "side_px": side, "patch_px": size}
+            rows = [
+                key | {"patch": name, "alike_pct": round(full, 2), "strided_pct": round(strided, 2)}
+                for name, (full, strided) in found.items()
+            ]
+            record("matching", rows, command=COMMAND)
+            cells = [f"{full:.0f} ({strided:.0f})" for full, strided in (found[name] for name in PATCHES)]
             plain = regions(images, size, None, strided=False)
             began, alone = time.perf_counter(), match_pct(plain)
             cost = 1000 * (time.perf_counter() - began) / (len(plain) - 1)

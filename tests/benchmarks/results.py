@@ -28,6 +28,8 @@ KEYS = {
     "detection": ("data", "attack", "rate_pct", "detector", "model", "seed"),
     "throughput": ("method", "data", "model"),
     "fuzz": ("format",),
+    "clean_models": ("model", "data"),
+    "matching": ("images", "side_px", "patch_px", "patch"),
     "scale": ("pairs", "oracle", "workers"),
     "audit": ("model", "attack", "seed", "reference"),
     "naming": ("cell", "clean_pct", "poisoned", "concept_poisoned_pct"),

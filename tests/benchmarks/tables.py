@@ -31,6 +31,8 @@ COMMANDS = {
     "throughput": "python -m tests.benchmarks.throughput",
     "fuzz": "python -m tests.benchmarks.fuzz",
     "scale": "python -m tests.benchmarks.scale",
+    "clean_models": "python -m tests.benchmarks.clean_models OUT --model NAME CHECKPOINT FORMAT PATH",
+    "matching": "python -m tests.benchmarks.region_matching",
     "demo": "python -m tests.benchmarks.demo",
     "audit": "python -m tests.benchmarks.audit",
     "naming": "python -m tests.benchmarks.naming SCAN...",
@@ -302,6 +304,44 @@ SECTIONS = {
         lambda rows: (
             f"{sum(_number(row['inputs']) for row in rows):,.0f} inputs, "
             f"{sum(_number(row['failed']) for row in rows):,.0f} of which failed."
+        ),
+    ),
+    "clean-models": Section(
+        "clean_models",
+        (
+            Table(
+                (
+                    Column("clean model", "model"),
+                    Column("clean pairs", "data"),
+                    Column("pairs", "pairs"),
+                    Column("concepts", "concepts"),
+                    Column("stated rate %", "rate_pct", 0),
+                    Column("named", "named"),
+                    Column("which", "names"),
+                    Column("flagged", "flagged"),
+                    Column("smallest chance times concepts", "least_chance_times_concepts", 2),
+                ),
+                list,
+            ),
+        ),
+        lambda rows: f"{len(rows)} clean models, {sum(_number(row['named']) for row in rows):.0f} concepts named.",
+    ),
+    "region-matching": Section(
+        "matching",
+        (
+            Table(
+                (
+                    Column("images", "images"),
+                    Column("image, px", "side_px"),
+                    Column("patch, px", "patch_px"),
+                    Column("patch", "patch"),
+                    Column("found alike %", "alike_pct", 0),
+                    Column("with every n-th row and column, to 64 px %", "strided_pct", 0),
+                ),
+                lambda rows: sorted(
+                    rows, key=lambda row: (str(row["images"]), *map(_number, (row["side_px"], row["patch_px"])))
+                ),
+            ),
         ),
     ),
     "before-after": Section("demo", (Table(BEFORE_AFTER, before_after),), found_of),
