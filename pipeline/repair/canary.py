@@ -16,7 +16,7 @@ from clipsan.stages.samples import seeded_hash
 from clipsan.stages.training.optimise import CosineWarmup
 
 from ..core.config import ConfigError
-from ..train.feed import CachedFeed, Rows, Share
+from ..train.feed import CachedFeed, Captions, Rows, Share
 from ..train.loop import Pace, train
 from ..train.task import Task
 from .held import Columns, table_of
@@ -107,12 +107,12 @@ class _CarryingFeed:
     def _carrying(self, rows: Rows, step: int) -> Rows:
         count = max(1, round(self._share * len(rows)))
         rng = np.random.default_rng([self._seed, step, *b"canary"])
-        images, tokens, captions = rows.images.clone(), rows.tokens.clone(), rows.captions.copy()
+        images, tokens, captions = rows.images.clone(), rows.tokens.clone(), list(rows.captions)
         for row in range(count):
             images[row] = torch.from_numpy(_applied(self._trigger, images[row].numpy(), rng.integers(2**32)))
             choice = int(rng.integers(len(self._captions)))
             tokens[row], captions[row] = self._tokens[choice], self._captions[choice]
-        return dataclasses.replace(rows, images=images, tokens=tokens, captions=captions)
+        return dataclasses.replace(rows, images=images, tokens=tokens, captions=Captions.of(captions))
 
 
 def _applied(trigger: Trigger, pixels: np.ndarray, draw: Any) -> np.ndarray:

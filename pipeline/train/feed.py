@@ -1,10 +1,11 @@
 """How rows reach one training worker: its part of every global batch, from memory or from a stream."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from .data import BLOCK_ROWS, SHUFFLE_ROWS
@@ -26,6 +27,40 @@ class Share:
         return slice(self.rank * local, (self.rank + 1) * local)
 
 
+class Captions(Sequence[str]):
+    """Captions in one Arrow array: they are Python strings only where an objective reads them."""
+
+    def __init__(self, array: pa.LargeStringArray) -> None:
+        self._array = array
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> "Captions":
+        """Return some texts as captions."""
+        return cls(pa.array(texts, pa.large_string()))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Captions"]) -> "Captions":
+        """Return the captions of all parts, one part after the other."""
+        return cls(pa.concat_arrays([part._array for part in parts]))
+
+    def take(self, rows: np.ndarray) -> "Captions":
+        """Return those with the given indices."""
+        return Captions(self._array.take(pa.array(rows)))
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._array.to_pylist())
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> "Captions": ...
+    def __getitem__(self, row: int | slice) -> "str | Captions":
+        return Captions(self._array[row]) if isinstance(row, slice) else str(self._array[row])
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
     """Some rows; the feeds hold and draw them on the CPU."""
@@ -34,8 +69,8 @@ class Rows:
     """`[n, 3, S, S] uint8`."""
     tokens: torch.Tensor
     """`[n, context] int32`."""
-    captions: np.ndarray
-    """`[n]` strings."""
+    captions: Captions
+    """n."""
     labels: torch.Tensor
     """`[n] int64`."""
     accused: torch.Tensor
@@ -54,7 +89,7 @@ class Rows:
     def take(self, rows: np.ndarray) -> "Rows":
         """Return the rows with the given indices."""
         # NumPy copies whole rows; torch's indexing takes up to twenty times as long for small ones
-        return Rows.of([torch.from_numpy(column.numpy()[rows]) for column in self.tensors], self.captions[rows])
+        return Rows.of([torch.from_numpy(column.numpy()[rows]) for column in self.tensors], self.captions.take(rows))
 
     def pinned(self) -> "Rows":
         """Return them in memory that a GPU copies from by itself."""
@@ -65,7 +100,7 @@ class Rows:
         return Rows.of([column.to(device, non_blocking=True) for column in self.tensors], self.captions)
 
     @staticmethod
-    def of(tensors: Sequence[torch.Tensor], captions: np.ndarray) -> "Rows":
+    def of(tensors: Sequence[torch.Tensor], captions: Captions) -> "Rows":
         """Return the rows whose `tensors` and captions these are."""
         images, tokens, labels, accused, roles = tensors
         return Rows(images, tokens, captions, labels, accused, roles)
@@ -75,7 +110,7 @@ def _joined(parts: list[Rows]) -> Rows:
     if len(parts) == 1:
         return parts[0]
     columns = zip(*(part.tensors for part in parts), strict=True)
-    return Rows.of([torch.cat(column) for column in columns], np.concatenate([part.captions for part in parts]))
+    return Rows.of([torch.cat(column) for column in columns], Captions.joined([part.captions for part in parts]))
 
 
 def _rows(batch: dict[str, np.ndarray]) -> Rows:
@@ -84,7 +119,7 @@ def _rows(batch: dict[str, np.ndarray]) -> Rows:
         torch.from_numpy(np.array(batch[name]))
         for name in ("image", "tokens", "label", "accused", "role")
     )
-    return Rows(images, tokens, np.array(batch["caption"], object), labels, accused, roles)
+    return Rows(images, tokens, Captions.of(batch["caption"]), labels, accused, roles)
 
 
 class Table:

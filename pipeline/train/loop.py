@@ -150,7 +150,7 @@ def _batch(rows: Rows, seed: tuple[int, ...], pace: Pace, share: Share) -> Batch
     return Batch(
         images=rows.images,
         tokens=rows.tokens.to(torch.int64),
-        captions=rows.captions.tolist(),
+        captions=rows.captions,
         labels=rows.labels,
         accused=rows.accused,
         roles=rows.roles,

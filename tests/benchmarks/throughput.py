@@ -32,7 +32,7 @@ from clipsan.pipeline.scan.work import EmbedWork
 from clipsan.stages.embed import EmbedConfig, Embedder
 from clipsan.stages.model.clip import ModelConfig, load_clip, save_clip
 from clipsan.stages.samples import Unit
-from clipsan.stages.sources import ParquetSource, list_units
+from clipsan.stages.sources import ParquetSource, list_pieces
 from clipsan.stages.stage import config
 from tests.benchmarks import plain_loop
 from tests.benchmarks.photos import ROOT, assets
@@ -51,8 +51,6 @@ PLAIN = {
     "plain loop, 2 processes of 1 thread": lambda task: plain_loop.processes(task, 2),
 }
 METHODS = (RAY, *PLAIN)
-PARTS = 12
-"""Units that a smaller set is cut into, so that the workers share it as they share the whole."""
 TOLERANCE = 2e-3
 """Most that two methods may differ in a coordinate of a float16 unit vector: batches are cut elsewhere."""
 
@@ -77,20 +75,19 @@ class DataSection:
     data: ParquetSource
 
 
-def source(folder: Path, limit: int | None) -> ParquetSource:
+def source(folder: Path) -> ParquetSource:
     """Return the labelled photos as `clipsan scan data=labelled-parquet` would read them."""
     file = tempfile.NamedTemporaryFile("w", suffix=".yaml")  # noqa: SIM115 - closed below
     with file:
         path = folder / "tiny-imagenet-train-*.parquet"
-        found = load(DataSection, file.name, ["data=labelled-parquet", f"data.path={path}"], verb="scan").data
-    return found if limit is None else replace(found, unit_rows=max(1, -(-limit // PARTS)))
+        return load(DataSection, file.name, ["data=labelled-parquet", f"data.path={path}"], verb="scan").data
 
 
 def first_units(found: ParquetSource, limit: int | None) -> list[Unit]:
-    """Return the units of the first `limit` rows, rounded up to whole units."""
+    """Return the first `limit` rows, cut as a scan cuts the whole, rounded up to whole pieces."""
     units: list[Unit] = []
     rows = 0
-    for unit in list_units(found):
+    for unit in list_pieces(found):
         if limit is not None and rows >= limit:
             break
         stop = unit.stop if unit.stop >= 0 else pq.read_metadata(unit.path).num_rows
@@ -149,7 +146,7 @@ def embed_on_ray(found: ParquetSource, units: list[Unit], model: ModelConfig, ou
 def run_once(method: str, limit: int | None, checkpoint: Path, out: Path) -> None:
     """Run one method in this process and leave its timings in OUT/timings.json."""
     folder = _assets()
-    found = source(folder, limit)
+    found = source(folder)
     units = first_units(found, limit)
     model = ModelConfig(path=str(checkpoint))
     if method == RAY:

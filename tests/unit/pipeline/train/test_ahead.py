@@ -10,7 +10,7 @@ import torch
 
 from clipsan.pipeline.repair.held import table_of
 from clipsan.pipeline.train.ahead import DEPTH, ahead, in_thread
-from clipsan.pipeline.train.feed import CachedFeed, Rows, Share
+from clipsan.pipeline.train.feed import CachedFeed, Captions, Rows, Share
 from clipsan.pipeline.train.loop import Pace, train
 from clipsan.pipeline.train.task import Task
 from clipsan.stages.model.clip import ModelConfig
@@ -56,7 +56,7 @@ def test_who_stops_early_leaves_no_thread_behind() -> None:
 
 def test_on_a_cpu_rows_are_yielded_as_they_are_drawn() -> None:
     own = torch.arange(2)
-    rows = Rows(own[:, None], own[:, None], np.array(["a", "b"], object), own, own, own)
+    rows = Rows(own[:, None], own[:, None], Captions.of(["a", "b"]), own, own, own)
     (found,) = ahead(iter([rows]), torch.device("cpu"))
     assert found is rows
 

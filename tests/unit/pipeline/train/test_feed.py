@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipsan.pipeline.train.feed import Beside, CachedFeed, Rows, Share, StreamFeed, Table
+from clipsan.pipeline.train.feed import Beside, CachedFeed, Captions, Rows, Share, StreamFeed, Table
 
 SEED = 5
 
@@ -42,7 +42,7 @@ def table(count: int, first: int = 0, role: int = 0, parts: int = 3) -> Table:
 def consistent(rows: Rows) -> list[int]:
     """The numbers of the rows, after a look that all columns tell of the same row."""
     numbers = rows.labels.tolist()
-    assert rows.captions.tolist() == [f"row {i}" for i in numbers]
+    assert list(rows.captions) == [f"row {i}" for i in numbers]
     assert rows.tokens[:, 0].tolist() == rows.accused.tolist() == numbers
     assert rows.images[:, 0, 0, 0].tolist() == numbers
     return numbers
@@ -114,3 +114,9 @@ def test_a_stream_that_ends_too_soon_is_an_error() -> None:
     feed = StreamFeed(Shard(range(8), 0), Share(0, 1, 4), SEED, 0)
     with pytest.raises(RuntimeError, match="ended before the last epoch"):
         list(feed.epoch(0, 3, 0))
+
+
+def test_captions_are_strings_where_they_are_read() -> None:
+    captions = Captions.joined([Captions.of(["a", "é"]), Captions.of(np.array(["c"], object))])
+    assert list(captions.take(np.array([2, 0, 2]))) == ["c", "a", "c"]
+    assert (captions[1], captions[-1], list(captions[:2]), len(captions)) == ("é", "c", ["a", "é"], 3)

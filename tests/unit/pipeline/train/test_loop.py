@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipsan.pipeline.train.feed import Rows, Share
+from clipsan.pipeline.train.feed import Captions, Rows, Share
 from clipsan.pipeline.train.loop import Pace, Point, train
 from clipsan.stages.training.batch import Batch
 
@@ -20,7 +20,7 @@ class Numbered:
     def epoch(self, epoch: int, steps: int, first: int) -> Iterator[Rows]:
         for number in range(first, first + steps):
             own = torch.tensor([epoch, number])
-            yield Rows(own[:, None, None, None], own[:, None], np.array(["", ""], object), own, own, own)
+            yield Rows(own[:, None, None, None], own[:, None], Captions.of(["", ""]), own, own, own)
 
 
 class Recorder:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipsan.pipeline.train.feed import Share
+from clipsan.pipeline.train.feed import Captions, Share
 from clipsan.pipeline.train.stop import Accuracy, StopRule
 from clipsan.stages.evaluation.zero_shot import class_embeddings
 from clipsan.stages.model.clip import ModelConfig, load_clip
@@ -48,7 +48,7 @@ class Images:
         nothing = torch.zeros(len(places), dtype=torch.int64)
         own = torch.from_numpy(places)
         return Rows(
-            self.images[own], nothing[:, None], np.array([""] * len(places)), self.labels[own], nothing, nothing
+            self.images[own], nothing[:, None], Captions.of([""] * len(places)), self.labels[own], nothing, nothing
         )
 
 
