@@ -17,7 +17,9 @@ from clipsan.pipeline.core.config import ConfigError
 from clipsan.pipeline.core.place import AnyPath, ObjectPath, place_of, read_here
 from clipsan.stages.model.checkpoints import ModelConfig
 from clipsan.stages.model.clip import load_clip
+from tests.closed_form import Case
 from tests.conftest import write_shards
+from tests.integration.conftest import PROOF
 from tests.killing import kill_once
 from tests.object_store import KEYS, object_store
 
@@ -175,6 +177,50 @@ def test_a_killed_scan_goes_on_from_the_store(
     expected = contents(local.folder, *PRODUCTS)
     assert len(expected) > 24 * 5
     assert contents(out, *PRODUCTS) == expected
+
+
+PROVEN = (*PRODUCTS, "evidence", "triggers", "repair")
+
+
+@pytest.mark.slow
+def test_a_scan_that_is_killed_while_it_proves_goes_on_from_the_store(
+    backdoored: Case, query: str, tmp_path: Path, in_process: None
+) -> None:
+    words = [
+        "data=parquet",
+        f"data.path={backdoored.data}/*.parquet",
+        "data.key=key",
+        "data.label=label",
+        f"model.path={backdoored.checkpoint}",
+        "oracle=superpixels",
+        "decision=threshold",
+        "write=[clean]",
+        *(f"proof.{name}={getattr(PROOF, name)}" for name in ("budget", "held_out", "groups", "group_size")),
+        "cluster.workers=1",
+        "tracking.enabled=false",
+    ]
+    local = clipsan.scan(*words, out=tmp_path / "scan")
+    out = store(query, "proven")
+    command = [sys.executable, "-m", "pipeline", "scan", *words, f"out={out}"]
+
+    def examined() -> dict[str, int]:
+        return {
+            str(part): part.stat().st_mtime_ns for part in (out / "work" / "proof" / "oracle-0").glob("part-*.parquet")
+        }
+
+    log = (tmp_path / "log").open("wb")
+    job = subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log)
+    assert kill_once(job, lambda: bool(examined()), wait_s=400), (tmp_path / "log").read_text()
+    before = examined()
+    assert 0 < len(before) < len(list((tmp_path / "scan" / "work" / "proof" / "oracle-0").glob("part-*.parquet")))
+    again = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=500, check=False)
+    assert again.returncode == 0, again.stderr
+    after = examined()
+    assert {name: after[name] for name in before} == before
+    expected = contents(local.folder, *PROVEN)
+    assert [name for name in expected if name.endswith("dossier.json")] == ["triggers/t1/dossier.json"]
+    assert {Path(name).parts[0] for name in expected} >= {"evidence", "triggers", "repair", "verdicts"}
+    assert contents(out, *PROVEN) == expected
 
 
 @pytest.mark.ray
