@@ -62,8 +62,8 @@ def next_steps(plan: Plan, folder: RunFolder, summary: Mapping[str, Any]) -> tup
             "Audit again with more images of the kind that the model is for, with its own labels, or with a clean `reference`.",
         )
     return (
-        "No label stands out among the others. What no label of the vocabulary means is not seen, and without a clean `reference` most "
-        "backdoors are not.",
+        "No label stands out among the others. What no label of the vocabulary means is not seen, nor a backdoor that moved no text where "
+        "no clean `reference` is given.",
     )
 
 
