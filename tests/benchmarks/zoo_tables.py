@@ -9,6 +9,7 @@ from tests.benchmarks.results import Row
 
 DETECTORS = (
     "ensemble",
+    "concept_sides",
     "concept_spectral",
     "k_distance",
     "dao",
