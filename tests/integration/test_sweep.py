@@ -78,6 +78,7 @@ def scan(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
             rows.append(
                 {
                     "uid": pair.uid,
+                    "caption": pair.caption,
                     "verdict": "poisoned" if bad else "clean",
                     "reasons": ["proven_trigger"] if bad else [],
                     "concept": CONCEPTS[pair.label or 0],
