@@ -27,12 +27,12 @@ PATCH = {"kind": "patch", "pattern": "checker", "cells": 4, "size_px": 16, "plac
 
 
 def settings(case: Case, out: Path) -> RunConfig:
-    """Without an oracle, which is not what is killed here: the statistics name the concept."""
+    """With an oracle, as nothing is repaired where no trigger is proven."""
     plain = story(case, out)
     return story(
         case,
         out,
-        scan={"decision": {"kind": "threshold"}, "write": ["quarantine"]},
+        scan={**plain.scan, "write": ["quarantine"]},
         repair={"method": {"kind": "unlearn", "batch_size": 128, "epochs": EPOCHS}, "seed": 3},
         evaluate={**(plain.evaluate or {}), "attack": {"trigger": PATCH, "target": TARGET}},
         cluster=ClusterConfig(workers=1),
