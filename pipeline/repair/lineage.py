@@ -52,6 +52,11 @@ def measured(plan: Plan, summary: Mapping[str, Any]) -> dict[str, str]:
         "clipsan.asr_pct": f"{asr:.4f}",
         "clipsan.asr_before_pct": f"{was:.4f}",
         "clipsan.accuracy_lost_points": f"{before['clean_accuracy_pct'] - after['clean_accuracy_pct']:.4f}",
+        **{
+            f"clipsan.{name}": f"{most:.4f}"
+            for name in ("max_asr_pct", "max_loss_points")
+            if (most := getattr(plan.config, name)) is not None
+        },
     }
 
 

@@ -26,7 +26,16 @@ from .settings import Blind, Gentle, HeldOut, RepairConfig
 REPAIR_VERSION = 2
 """Raised when the code comes to make another model from the same settings, so that old checkpoints are refused."""
 
-FREE = ("out", "cluster", "tracking", "register", "retries", "checkpoint_every_epochs")
+FREE = (
+    "out",
+    "cluster",
+    "tracking",
+    "register",
+    "max_asr_pct",
+    "max_loss_points",
+    "retries",
+    "checkpoint_every_epochs",
+)
 """Settings that do not change the repaired model or its figures."""
 SEPARATE = ("model", "data", "scan", "evaluate", "early_stop", "blind", "gentle", "classes")
 """Settings that enter the fingerprint by their content."""

@@ -16,6 +16,7 @@ from clipsan.stages.stage import config
 from ..core.cluster import ClusterConfig
 from ..core.config import refuse_filled_in
 from ..tracking.record import TrackingConfig
+from ..tracking.registry import MAX_ASR_PCT, MAX_LOSS_POINTS
 
 FILLED_IN = ("model", "out", "cluster", "tracking")
 """Settings of the evaluation that the repair has its own values for."""
@@ -191,6 +192,10 @@ class RepairConfig:
     """Run folder; the repaired model ends in OUT/checkpoint, or as an adapter in OUT/adapter."""
     register: str | None = "clipsan"
     """Name under which MLflow registers the model as a new version; null: it is not registered."""
+    max_asr_pct: Annotated[float, Field(ge=0, le=100)] | None = MAX_ASR_PCT
+    """The ASR that the registry's champion may have at most. Null: no such demand."""
+    max_loss_points: Annotated[float, Field(ge=0, le=100)] | None = MAX_LOSS_POINTS
+    """Percentage points of clean accuracy that it may have lost at most. Null: no such demand."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Workers, threads, GPUs."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -12,11 +12,11 @@ from clipsan.stages.stage import config
 from ..core.cluster import ClusterConfig
 from ..core.config import refuse_filled_in
 from ..tracking.record import TrackingConfig
-from ..tracking.registry import MAX_LOSS_POINTS
+from ..tracking.registry import MAX_ASR_PCT, MAX_LOSS_POINTS
 
 FILLED_IN = {
     "scan": ("data", "model", "out", "cluster", "tracking"),
-    "repair": ("model", "scan", "evaluate", "out", "register", "cluster", "tracking"),
+    "repair": ("model", "scan", "evaluate", "out", "register", "max_asr_pct", "max_loss_points", "cluster", "tracking"),
     "evaluate": ("model", "out", "cluster", "tracking"),
 }
 """Settings of a section that the story has its own values for."""
@@ -38,7 +38,7 @@ class RunConfig:
     """Settings of `clipsan evaluate`: labelled images, classes, templates, ...; measured of the suspect and of the repaired
     model. Without an `attack` the ASR that is shown is that of the triggers that the scan has proven, and the repair is judged by
     triggers that it did not train on (`repair.unseen`). Null: nothing is measured."""
-    max_asr_pct: Annotated[float, Field(ge=0, le=100)] | None = 10.0
+    max_asr_pct: Annotated[float, Field(ge=0, le=100)] | None = MAX_ASR_PCT
     """The ASR that a repaired model may have at most; above it, or not measured, the run ends with status 3. Null: no such
     demand."""
     max_loss_points: Annotated[float, Field(ge=0, le=100)] | None = MAX_LOSS_POINTS

@@ -114,6 +114,8 @@ class RepairStep(Step):
             "scan": str(self.root / ScanStep.name),
             "evaluate": self._evaluation(),
             "register": s.register,
+            "max_asr_pct": s.max_asr_pct,
+            "max_loss_points": s.max_loss_points,
             "out": str(self.folder),
         }
         given = s.repair if s.attack_known else {"unseen": {}, **s.repair}

@@ -2,10 +2,10 @@
 
 Two aliases: `candidate` is the version that was registered last, `champion` the one to deploy. The champion is moved by a rule
 alone or by a person: a new version takes its place when both were repaired from the same suspect checkpoint and measured by
-the same evaluation, the new one has the lower attack success rate, and it lost at most MAX_LOSS_POINTS of the suspect's clean
-accuracy. Where there is no champion yet, a version that lost no more than that and lowered the attack success rate becomes
-it. What cannot be compared (another suspect, another evaluation, nothing measured) leaves the champion alone:
-`MlflowClient.set_registered_model_alias` moves it by hand.
+the same evaluation, and the new one has the lower attack success rate. Where there is no champion yet, a version that lowered the
+attack success rate becomes it. Neither does where it has a higher attack success rate, or lost more clean accuracy, than was
+asked of the repair (`max_asr_pct`, `max_loss_points`). What cannot be compared (another suspect, another evaluation, nothing
+measured) leaves the champion alone: `MlflowClient.set_registered_model_alias` moves it by hand.
 """
 
 import sys
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 REQUIREMENTS = ("mlflow-skinny", "open_clip_torch", "torch", "pandas", "pillow")
 """Packages that loading the model back needs."""
 CANDIDATE, CHAMPION = "candidate", "champion"
-MAX_LOSS_POINTS = 3.0
-"""Percentage points of clean accuracy that a champion may have lost."""
+MAX_ASR_PCT, MAX_LOSS_POINTS = 10.0, 3.0
+"""What is asked of a repaired model where nothing else is said: the attack success rate that it may have, and the percentage points
+of clean accuracy that it may have lost."""
 MEASURED = {
     "clipsan.evaluation": "fingerprint of what both models were measured on",
     "clipsan.asr_pct": "of the repaired model",
@@ -34,6 +35,8 @@ MEASURED = {
     "clipsan.accuracy_lost_points": "of clean accuracy",
 }
 """Tags of a version that the rule reads."""
+DEMANDS = {"clipsan.asr_pct": "clipsan.max_asr_pct", "clipsan.accuracy_lost_points": "clipsan.max_loss_points"}
+"""Tag of a version -> the tag with the most that was asked of it; a version without the latter is asked nothing."""
 
 
 def register(
@@ -88,7 +91,9 @@ def register(
 
 def is_champion(tags: Mapping[str, str], champion: Mapping[str, str] | None) -> bool:
     """Tell whether a version takes the champion's place (see above); tags of both, None where there is no champion."""
-    if not MEASURED.keys() <= tags.keys() or float(tags["clipsan.accuracy_lost_points"]) > MAX_LOSS_POINTS:
+    if not MEASURED.keys() <= tags.keys():
+        return False
+    if any(most in tags and float(tags[name]) > float(tags[most]) for name, most in DEMANDS.items()):
         return False
     asr = float(tags["clipsan.asr_pct"])
     if champion is None:

@@ -13,6 +13,7 @@ from clipsan.pipeline.repair.lineage import measured
 from clipsan.pipeline.repair.plan import make_plan
 from clipsan.pipeline.repair.settings import RepairConfig, Unseen
 from clipsan.pipeline.repair.unseen import worst
+from clipsan.pipeline.tracking.registry import is_champion
 from clipsan.stages.model.clip import ModelConfig
 from clipsan.stages.repair.finetune import FineTune
 from clipsan.stages.repair.unlearn import Unlearn
@@ -110,8 +111,12 @@ def test_triggers_that_were_trained_on_make_no_champion(
     summary = {"before": {**figures, "asr_pct": 100.0}, "after": figures}
     by_judge = measured(plan, {**summary, "unseen": [record("a", 90.0, 40.0)]})
     assert (by_judge["clipsan.asr_pct"], by_judge["clipsan.asr_before_pct"]) == ("40.0000", "90.0000")
+    assert (by_judge["clipsan.max_asr_pct"], by_judge["clipsan.max_loss_points"]) == ("10.0000", "3.0000")
+    assert not is_champion(by_judge, None)
     assert measured(plan, {**summary, "unseen": [record("a", 10.0, 0.0)]}) == {}
     assert measured(plan, {**summary, "unseen": None})["clipsan.asr_pct"] == "0.0000"
+    free = dataclasses.replace(plan, config=dataclasses.replace(plan.config, max_asr_pct=None))
+    assert is_champion(measured(free, {**summary, "unseen": [record("a", 90.0, 40.0)]}), None)
 
 
 def test_a_patch_elsewhere_is_the_same_patch_at_any_place() -> None:

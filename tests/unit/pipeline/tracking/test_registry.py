@@ -126,8 +126,20 @@ def test_a_run_registers_its_model_once(home: Path, tiny_checkpoint: Path) -> No
     assert first == again == "models:/once/1"
 
 
-def told(asr: float, lost: float, *, suspect: str = "s", evaluation: str = "e", before: float = 95.0) -> dict[str, str]:
+ASKED = {"clipsan.max_asr_pct": "10.0000", "clipsan.max_loss_points": "3.0000"}
+
+
+def told(
+    asr: float,
+    lost: float,
+    *,
+    suspect: str = "s",
+    evaluation: str = "e",
+    before: float = 95.0,
+    asked: dict[str, str] = ASKED,
+) -> dict[str, str]:
     return {
+        **asked,
         "clipsan.suspect": suspect,
         "clipsan.evaluation": evaluation,
         "clipsan.asr_pct": str(asr),
@@ -142,6 +154,8 @@ def told(asr: float, lost: float, *, suspect: str = "s", evaluation: str = "e", 
         (told(5, 1), None, True),
         (told(96, 0), None, False),
         (told(5, 3.1), None, False),
+        (told(10.1, 0), None, False),
+        (told(60, 0, asked={}), None, True),
         ({"clipsan.suspect": "s"}, None, False),
         (told(4, 3), told(5, 0), True),
         (told(5, 0), told(5, 3), False),
