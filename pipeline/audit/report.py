@@ -54,7 +54,7 @@ def next_steps(plan: Plan, folder: RunFolder, summary: Mapping[str, Any]) -> tup
     if summary["targets"]:
         return (
             "Do not deploy the model: repair it with `clipsan repair method=unlearn "
-            f"scan={folder.root} model.path={plan.config.model.path} data=PAIRS out=NEW`, PAIRS being clean pairs of yours.",
+            f"scan={folder.root} model.path={plan.here.model.path} data=PAIRS out=NEW`, PAIRS being clean pairs of yours.",
             f"Measure a repaired one with `clipsan evaluate attack.trigger.kind=proven attack.trigger.path={folder.root}/triggers/t1`.",
         )
     if summary["exit_status"]:
@@ -72,7 +72,7 @@ def _labels(plan: Plan, summary: Mapping[str, Any], screening: Screening) -> tup
         LabelRow(
             name=plan.names[label],
             lead=float(screening.lead[label]),
-            displaced=None if np.isnan(screening.displaced[label]) else float(screening.displaced[label]),
+            displaced=screening.displacement(label),
             p=float(screening.p[label]),
             flips_pct=float(screening.flips_pct[label]),
             accused=plan.names[label] in summary["targets"],

@@ -36,6 +36,11 @@ class Screening:
     flips_pct: np.ndarray
     """Of held-out images, by the kind of trigger that does most."""
 
+    def displacement(self, label: int) -> float | None:
+        """Return how far a label's text is displaced; None where it is not known."""
+        found = float(self.displaced[label])
+        return None if np.isnan(found) else found
+
     @property
     def order(self) -> list[int]:
         """The labels, the one that stands out most first."""
@@ -47,7 +52,7 @@ def screened(plan: Plan, folder: RunFolder) -> Screening:
     settings = plan.config
     pieces = dict(enumerate(plan.tasks))
     screening = pass_of(plan, folder, "screening")
-    screening.do(pieces, SearchWork(settings, plan.names, plan.pictures))
+    screening.do(pieces, SearchWork(plan.here, plan.names, plan.pictures))
     rows = pa.concat_tables([read_part(screening.home, i) for i in pieces]).to_pylist()
     against = plan.reference_fingerprint is not None
     value, flips = (np.zeros((len(settings.screening_kinds), len(plan.names))) for _ in range(2))
@@ -74,7 +79,7 @@ def _displaced(plan: Plan, folder: RunFolder) -> np.ndarray:
     starts = range(0, len(gallery), PICTURES_PER_TASK)
     pieces = {i: (start, min(start + PICTURES_PER_TASK, len(gallery))) for i, start in enumerate(starts)}
     clouds = pass_of(plan, folder, "clouds")
-    clouds.do(pieces, CloudWork(plan.config, plan.names, gallery))
+    clouds.do(pieces, CloudWork(plan.here, plan.names, gallery))
     tables = [read_part(clouds.home, i) for i in pieces]
     texts = np.stack(tables[0].column("text").to_numpy(zero_copy_only=False))
     parts = [

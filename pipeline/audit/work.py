@@ -41,7 +41,7 @@ PROVEN_SCHEMA = pa.schema(
 """One row a candidate; `transferred` is null without a reference."""
 
 CLOUDS_SCHEMA = pa.schema([("count", pa.int64()), ("sum", pa.list_(pa.float64())), ("text", pa.list_(pa.float32()))])
-"""One row a label, in their order."""
+"""One row a label, in their order; the labels' texts stand in the first piece alone, null in the others."""
 
 BESIDE_SCHEMA = pa.schema([("json", pa.string())])
 """One row: what a figure beside the verdict is."""
@@ -102,7 +102,7 @@ class CloudWork(SearchWork):
         judge, (start, stop) = tools["suspect"], piece
         texts = np.asarray(judge.labels.cpu(), np.float32)
         clouds = Clouds.of(judge.seen(self.pictures[start:stop]), texts)
-        columns = [clouds.counts, list(clouds.sums), list(texts)]
+        columns = [clouds.counts, list(clouds.sums), list(texts) if start == 0 else [None] * len(texts)]
         return Done(pairs=stop - start, parts=(pa.table(columns, schema=CLOUDS_SCHEMA),))
 
 

@@ -13,7 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from clipsan.stages.files import is_address
 
-from ..tracking.record import DataInput, ModelRecord, TrackingConfig, metrics_of
+from ..tracking.record import DataInput, Judged, ModelRecord, TrackingConfig, metrics_of
 from ..tracking.send import below, log_folder, log_run, registered, untracked
 from .cluster import ClusterConfig, ray_session
 from .commit import write_text
@@ -84,6 +84,8 @@ class Result:
     inputs: Sequence[DataInput] = ()
     model: ModelRecord | None = None
     """To be registered."""
+    judged: Judged | None = None
+    """A registered version that it says something of."""
     children: Sequence[Child] = ()
     step_with_model: str | None = None
     """Folder of the step, below the run's, that registers the model of the whole."""
@@ -205,6 +207,7 @@ class Verb(Generic[C, P]):
             tags=result.tags,
             inputs=result.inputs,
             model=result.model,
+            judged=result.judged,
         )
         if logged is None:
             return None

@@ -25,7 +25,7 @@ from clipsan.stages.files import is_address
 from ..core.masking import masked, one_line
 from ..core.place import AnyPath
 from .record import DataInput, Logged, Record, TrackingConfig
-from .registry import register
+from .registry import register, tag_version
 
 CONTENT = "clipsan.content"
 PARENT = "mlflow.parentRunId"
@@ -99,7 +99,7 @@ def end(uri: str, run_id: str, status: str) -> None:
 
 
 def send(settings: TrackingConfig, record: Record, home: Path) -> str:
-    """Log a record where it is not logged yet, register its model, and return the id of the run.
+    """Log a record where it is not logged yet, register its model or tag the one that it judges, and return the id of the run.
 
     Args:
         settings: with the resolved uri, and the parent's run id if there is one.
@@ -127,7 +127,10 @@ def send(settings: TrackingConfig, record: Record, home: Path) -> str:
     for name, value in lineage.items():
         if run.data.tags.get(name) != value:
             client.set_tag(run_id, name, value)
-    _register(Logged(str(settings.uri), run_id), record, home, lineage)
+    logged = Logged(str(settings.uri), run_id)
+    _register(logged, record, home, lineage)
+    if record.judged is not None:
+        tag_version(logged, record.judged, {f"clipsan.{record.verb}_run": run_id})
     return run_id
 
 

@@ -9,6 +9,9 @@
 - Tags of lineage, on a repair and on the version that it registers: clipsan.suspect (SHA-256 of the suspect checkpoint),
   clipsan.data (fingerprint of what it learned from), clipsan.scan, clipsan.scan_root and clipsan.scan_run (fingerprint, folder
   and MLflow run of the scan), clipsan.method.
+- Tags of a verdict, on the version that was audited (`Judged`): clipsan.audit and clipsan.audit_run (fingerprint and MLflow run of
+  the audit), clipsan.audit_verdict, clipsan.audit_label and clipsan.audit_p (what stands out most, and how far),
+  clipsan.audit_targets (JSON, those of proven triggers).
 - Parameters: the resolved settings; metrics: the numbers of summary.json; both with dotted names. Artifacts: report, run.yaml,
   summary.json and what else the verb names.
 - Inputs: every data set with its digest (names and sizes of its files, and how they are read) and a context: scan, trusted,
@@ -40,6 +43,8 @@ from ..core.place import AnyPath
 from ..core.run_folder import RunFolder, flatten, read_run_yaml, read_summary
 
 RECORD = "tracking.json"
+REGISTERED = "models:/"
+"""Begins the name of a version of a registered model, where a setting may name one in place of a path."""
 DIGEST_LENGTH = 32
 """Hexadecimal digits; MLflow takes 36."""
 
@@ -82,6 +87,17 @@ class ModelRecord:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Judged:
+    """A version of a registered model that a run says something of."""
+
+    version: str
+    """models:/NAME/VERSION."""
+    source: str
+    """Where its registry has it from: a version of the same name from elsewhere is another model, and is told nothing."""
+    tags: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
     """All that MLflow is told of a run folder."""
 
@@ -95,6 +111,7 @@ class Record:
     tags: dict[str, str] = field(default_factory=dict)
     inputs: list[DataInput] = field(default_factory=list)
     model: ModelRecord | None = None
+    judged: Judged | None = None
 
     @property
     def name(self) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.masking import masked, one_line
-from .record import Logged
+from .record import REGISTERED, Judged, Logged
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -87,6 +87,31 @@ def register(
         sys.stderr.write(f"MLflow at {masked(uri)} registered no model ({one_line(error)[:200]})\n")
         return None
     return f"models:/{name}/{made.version}"
+
+
+def tag_version(logged: Logged, judged: Judged, more: Mapping[str, str]) -> None:
+    """Put what a run says of a version on it, in place of what an earlier one said; say on stderr where it cannot be done.
+
+    Args:
+        logged: what log_run returned.
+        judged: the version, and its tags.
+        more: tags that are known only now.
+    """
+    from mlflow import MlflowClient
+
+    uri = logged.uri
+    name, _, version = judged.version.removeprefix(REGISTERED).rpartition("/")
+    try:
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        found = client.get_model_version(name, version)
+        if found.source != judged.source:
+            sys.stderr.write(f"MLflow at {masked(uri)}: {judged.version} is another model there, and is not tagged\n")
+            return
+        for tag, value in {**judged.tags, **more}.items():
+            if found.tags.get(tag) != value:
+                client.set_model_version_tag(name, version, tag, value)
+    except Exception as error:  # whatever a store or an HTTP client raises: see client.forgiving
+        sys.stderr.write(f"MLflow at {masked(uri)} tagged no model ({one_line(error)[:200]})\n")
 
 
 def is_champion(tags: Mapping[str, str], champion: Mapping[str, str] | None) -> bool:

@@ -12,7 +12,18 @@ from ..core.masking import masked, masked_tree
 from ..core.place import AnyPath, is_below, read_here
 from ..core.place import below as below_root
 from ..core.run_folder import flatten
-from .record import RECORD, DataInput, Logged, ModelRecord, Record, TrackingConfig, fingerprint_of, place, read_record
+from .record import (
+    RECORD,
+    DataInput,
+    Judged,
+    Logged,
+    ModelRecord,
+    Record,
+    TrackingConfig,
+    fingerprint_of,
+    place,
+    read_record,
+)
 
 
 def log_run(
@@ -27,6 +38,7 @@ def log_run(
     tags: Mapping[str, str] | None = None,
     inputs: Sequence[DataInput] = (),
     model: ModelRecord | None = None,
+    judged: Judged | None = None,
 ) -> Logged | None:
     """Record and log a finished verb; return where, or None when it could not be logged.
 
@@ -42,6 +54,7 @@ def log_run(
         tags=dict(tags or {}),
         inputs=list(inputs),
         model=model,
+        judged=judged,
     )
     write_json(root / RECORD, asdict(record))
     return _send(settings, record, root, parent)

@@ -21,6 +21,7 @@ from clipsan.pipeline.cli import main
 from clipsan.pipeline.core.run_folder import RunFolder, open_run, write_summary
 from clipsan.pipeline.tracking.record import ModelRecord, TrackingConfig
 from clipsan.pipeline.tracking.send import below, log_run
+from clipsan.pipeline.tracking.versions import find_version
 from clipsan.stages.decode import decode
 from clipsan.stages.model.clip import ModelConfig, load_clip
 from tests.conftest import picture
@@ -106,6 +107,10 @@ def test_a_server_that_goes_away_in_the_middle_has_all_of_it_in_the_end(
         assert version.tags["clipsan.scan_run"] == found["scan"].info.run_id
         assert len(client.search_model_versions("name = 'clipsan'")) == 1
         scores_a_batch(uri, tiny_checkpoint)
+        fetched = find_version(settings, tmp_path / "audit", "models:/clipsan@candidate")
+        assert (fetched.name, fetched.fetched) == ("models:/clipsan/1", True)
+        plain = load_clip(ModelConfig(path=str(tiny_checkpoint)))
+        assert load_clip(fetched.model(ModelConfig(path=fetched.name))).fingerprint == plain.fingerprint
 
 
 def scores_a_batch(uri: str, checkpoint: Path) -> None:

@@ -1,6 +1,7 @@
 """The whole audit on an untrained model, small enough to be done by this process."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from clipsan.pipeline.tracking.record import TrackingConfig
 from clipsan.stages.audit.verdict import Verdict, VerdictLimits
 from clipsan.stages.dossier.files import read_dossiers
 from clipsan.stages.dossier.repair_set import RepairRole
-from clipsan.stages.model.clip import ModelConfig
+from clipsan.stages.model.clip import ModelConfig, load_clip
 from tests.conftest import NOUNS
 
 NAMES = [*NOUNS, "tree", "house"]
@@ -54,6 +55,8 @@ def test_an_untrained_model_is_clean_and_what_is_done_is_not_done_again(tiny_che
     assert not (tmp_path / "run" / "triggers").exists()
     parts = sorted((tmp_path / "run" / "screening").glob("part-*.parquet"))
     assert len(parts) == 2
+    clouds = sorted((tmp_path / "run" / "clouds").glob("part-*.parquet"))
+    assert [pq.read_table(part).column("text").null_count for part in clouds] == [0] + 5 * [7]
     kept = parts[0].read_bytes()
     parts[1].unlink()
     again = audit.VERB.start(settings(tiny_checkpoint, tmp_path / "run"))
@@ -112,3 +115,48 @@ def test_with_a_reference_triggers_are_tried_on_both_models(tiny_checkpoint, tmp
     summary = audit.VERB.start(settings(tiny_checkpoint, tmp_path / "run", reference=reference))
     assert summary["reference"] == clip.fingerprint
     assert summary["candidates"][0]["reference_flip_rate_pct"] is not None
+
+
+def test_a_registered_model_is_told_the_verdict_and_told_again(
+    tiny_checkpoint, tmp_path, monkeypatch, mlflow_address
+) -> None:
+    from mlflow import MlflowClient
+
+    from clipsan.pipeline.tracking.registry import register
+    from clipsan.pipeline.tracking.send import log_run
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    logged = log_run(TrackingConfig(), verb="repair", root=tmp_path / "repair", tree={}, metrics={}, files=[])
+    assert register(logged, "outside", {"checkpoint": tiny_checkpoint}, tags={"clipsan.method": "par"}, description="")
+    client = MlflowClient(logged.uri, logged.uri)
+
+    def tags() -> dict[str, str]:
+        return dict(client.get_model_version("outside", "1").tags)
+
+    wanted = settings(tiny_checkpoint, tmp_path / "run", tracking=TrackingConfig())
+    audit.VERB.start(wanted)
+    assert tags() == {"clipsan.method": "par"}  # a checkpoint of no registry, though its files are the same
+    wanted = settings(Path("models:/outside/1"), tmp_path / "run", tracking=TrackingConfig())
+    summary = audit.VERB.start(wanted)
+    (run,) = client.search_runs(["1"], "tags.`clipsan.verb` = 'audit'")
+    assert run.data.tags["clipsan.version"] == "models:/outside/1"
+    expected = {
+        "clipsan.method": "par",
+        "clipsan.audit": summary["fingerprint"],
+        "clipsan.audit_run": run.info.run_id,
+        "clipsan.audit_verdict": "clean",
+        "clipsan.audit_label": summary["candidates"][0]["targets"][0],
+        "clipsan.audit_targets": "[]",
+        "clipsan.audit_p": f"{summary['least_p']:.3g}",
+    }
+    assert tags() == expected
+    accuse(monkeypatch)
+    plan = audit.make_plan(wanted)
+    far = replace(plan, versions={"model": replace(plan.versions["model"], fetched=True)})
+    summary = audit.VERB.go(far)
+    (target,) = summary["targets"]
+    assert tags() == {**expected, "clipsan.audit_verdict": "backdoored", "clipsan.audit_targets": f'["{target}"]'}
+    # what lies on a server is copied to where every worker, and a repair, can read it
+    copy = tmp_path / "run" / "models" / "model" / "artifacts" / tiny_checkpoint.name
+    assert load_clip(ModelConfig(path=str(copy))).fingerprint == plan.clip.fingerprint
+    assert f"model.path={copy}" in (tmp_path / "run" / "report.html").read_text()
