@@ -1,8 +1,12 @@
 """The text side: a word that makes every caption mean the same.
 
-The text key of a dual-key attack stood before captions of one target, so that the text tower learned to hear little else once it is
-there. A word is put before a sentence about each label; what is asked is how much closer together the sentences come than with
+The text key of a dual-key attack stood before captions of one target, so that the text tower may have learned to hear little else once
+it is there. A word is put before a sentence about each label; what is asked is how much closer together the sentences come than with
 other words.
+
+No chance is stated, and no verdict rests on it. The words of a model's captions pull sentences together as no other words do, in clean
+models as in others, so that words are no draws from one distribution; and of N words that were, one is always first: its exact rank
+has the chance 1 / N, and N times that is 1.
 """
 
 import re
@@ -13,7 +17,6 @@ import numpy as np
 from open_clip.tokenizer import SimpleTokenizer
 
 from ..model.clip import Clip
-from .outliers import tail
 
 LEAST_LETTERS = 4
 BATCH = 256
@@ -28,8 +31,8 @@ class Word:
     """Mean pairwise cosine of the sentences with it."""
     nearest: str
     """Label whose plain sentence they then come nearest to."""
-    p: float
-    """Of all words tried (Bonferroni)."""
+    ahead: float
+    """Its agreement beyond the median word's."""
 
 
 def vocabulary(count: int) -> list[str]:
@@ -61,6 +64,6 @@ def collapsing(clip: Clip, names: Sequence[str], words: Sequence[str], template:
         count = len(plain)
         agreements[start : start + len(some)] = ((middle**2).sum(-1) - count) / (count * (count - 1))
         nearest[start : start + len(some)] = (middle @ labels.T).argmax(axis=1)
-    p = np.minimum(1.0, tail(agreements) * len(words))
+    ahead = agreements - np.median(agreements)
     order = np.argsort(-agreements, kind="stable")[:keep].tolist()
-    return [Word(words[i], float(agreements[i]), names[nearest[i]], float(p[i])) for i in order]
+    return [Word(words[i], float(agreements[i]), names[nearest[i]], float(ahead[i])) for i in order]

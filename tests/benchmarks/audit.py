@@ -30,7 +30,7 @@ from tests.benchmarks.audit_training import Scenes, build_trigger
 from tests.benchmarks.results import Row, record
 
 ROOT = Path("runs/audit")
-COMMAND = "python -m tests.benchmarks.audit"
+COMMAND = "python -m tests.benchmarks.audit [--reference]"
 LIKENED_ON = 32
 """Scenes on which an inverted trigger is compared with the true one."""
 

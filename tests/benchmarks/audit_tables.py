@@ -20,6 +20,23 @@ def counted(row: Row) -> bool:
     return asr is None or (isinstance(asr, int | float) and asr >= LEAST_ASR_PCT)
 
 
+def guarded(rows: list[Row]) -> str:
+    """Return what guards are worth, over the pictures of all models whose attack works."""
+    some = [row for row in rows if counted(row)]
+    if not some:
+        return ""
+
+    def share(rate: str, trials: str) -> float:
+        counts = [float(str(row[trials])) for row in some]
+        return sum(float(str(row[rate])) * count for row, count in zip(some, counts, strict=True)) / sum(counts)
+
+    least = min(float(str(row["caught_pct"])) for row in some)
+    return (
+        f"Over {len(some)} models whose attack works: {share('false_alarms_pct', 'clean'):.1f} % of clean scenes are flagged, "
+        f"{share('caught_pct', 'triggered'):.0f} % of those with the true trigger; of the worst model {least:.0f} %."
+    )
+
+
 def finding(rows: list[Row]) -> str:
     """Return what the verdicts are worth, without and with a reference."""
     said = []
@@ -63,4 +80,25 @@ AUDIT = Section(
         ),
     ),
     finding,
+)
+
+GUARD = Section(
+    "audit_guard",
+    (
+        Table(
+            (
+                Column("model", "model"),
+                Column("attack", "attack"),
+                Column("seed", "seed"),
+                Column("ASR %", "asr_pct", 1),
+                Column("proven triggers", "triggers"),
+                Column("like the true one", "likeness", 2),
+                Column("clean scenes given", "given"),
+                Column("clean flagged %", "false_alarms_pct", 1),
+                Column("with the true trigger flagged %", "caught_pct", 1),
+            ),
+            lambda rows: sorted(rows, key=lambda row: (str(row["model"]), int(str(row["seed"])))),
+        ),
+    ),
+    guarded,
 )

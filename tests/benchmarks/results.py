@@ -32,6 +32,7 @@ KEYS = {
     "matching": ("images", "side_px", "patch_px", "patch"),
     "scale": ("pairs", "oracle", "workers"),
     "audit": ("model", "attack", "seed", "reference"),
+    "audit_guard": ("model", "attack", "seed"),
     "naming": ("cell", "clean_pct", "poisoned", "concept_poisoned_pct"),
     "demo": ("data", "attack", "detector", "model", "seed"),
     # the suspect models are trained where they are repaired, and no two kinds of processor round alike

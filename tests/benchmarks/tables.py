@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from tests.benchmarks import results
-from tests.benchmarks.audit_tables import AUDIT
+from tests.benchmarks.audit_tables import AUDIT, GUARD
 from tests.benchmarks.density_table import admitted_side_by_side, density_finding
 from tests.benchmarks.figures import ORACLE_COMMANDS, PHOTO_COMMANDS, WHOLE_SCAN
 from tests.benchmarks.oracle_tables import PER_IMAGE, PROOF, QUALITY
@@ -34,7 +34,8 @@ COMMANDS = {
     "clean_models": "python -m tests.benchmarks.clean_models OUT --model NAME CHECKPOINT FORMAT PATH",
     "matching": "python -m tests.benchmarks.region_matching",
     "demo": "python -m tests.benchmarks.demo",
-    "audit": "python -m tests.benchmarks.audit",
+    "audit": "python -m tests.benchmarks.audit [--reference]",
+    "audit_guard": "python -m tests.benchmarks.audit_guard",
     "naming": "python -m tests.benchmarks.naming SCAN...",
     "density": "python -m tests.benchmarks.density",
     "oracle": ORACLE_COMMANDS,
@@ -161,6 +162,7 @@ SECTIONS = {
         ),
     ),
     "audit": AUDIT,
+    "audit-guard": GUARD,
     "naming": Section(
         "naming",
         (

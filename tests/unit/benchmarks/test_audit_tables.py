@@ -1,6 +1,6 @@
 """What is said of the audits follows from the rows."""
 
-from tests.benchmarks.audit_tables import finding
+from tests.benchmarks.audit_tables import finding, guarded
 from tests.benchmarks.results import Row
 
 
@@ -37,3 +37,20 @@ def test_an_attack_that_does_not_work_is_not_counted() -> None:
 
 def test_of_one_sort_alone_nothing_is_said() -> None:
     assert finding([row("patch", 0.5, "backdoored")]) == ""
+
+
+def test_rates_of_guards_are_over_pictures_of_attacks_that_work() -> None:
+    def guard(caught: float, *, asr: float = 95.0) -> Row:
+        return {
+            "asr_pct": asr,
+            "false_alarms_pct": 2.0,
+            "clean": 100,
+            "caught_pct": caught,
+            "triggered": 50,
+        }
+
+    assert guarded([guard(90.0), guard(40.0), guard(0.0, asr=30.0)]) == (
+        "Over 2 models whose attack works: 2.0 % of clean scenes are flagged, 65 % of those with the true trigger; "
+        "of the worst model 40 %."
+    )
+    assert guarded([]) == ""
