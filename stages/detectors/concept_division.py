@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import scipy.sparse as sp
 
-from .concept_content import Content
+from .concept_content import Content, draws_as_diverse, mean_diversity
 from .false_discoveries import named_by_rate, tail_chances
 from .two_sides import FINEST, TwoSides, separate
 
@@ -93,7 +93,7 @@ class Division:
             new = [
                 (best[c][1], c)
                 for c, yes in zip(best, named, strict=True)
-                if yes and c not in settled and self._spread_of(c, best[c][0]) >= self.naming.least_spread
+                if yes and c not in settled and self._may_be_drawn_from_the_data(c, best[c][0])
             ]
             if not new:
                 break
@@ -143,9 +143,20 @@ class Division:
 
     def _describe(self, concept: int, sides: TwoSides, chance: float, *, named: bool) -> Divided:
         foreign, _ = self._content(concept, sides)
-        read = zip(self.contents, foreign, strict=False)
-        diversity = float(np.mean([content.diversity(z * np.sqrt(z.shape[1])) for content, z in read]))
+        diversity = mean_diversity(self.contents, unit_variance(foreign))
         return Divided(concept, sides, chance, diversity, self._spread_of(concept, sides), named)
+
+    def _may_be_drawn_from_the_data(self, concept: int, sides: TwoSides) -> bool:
+        """Return whether the pictures of the foreign side may come from everywhere, as poison does.
+
+        Those of a natural sub-mode may not vary enough, as product shots, or more than the data do, as jellyfish of all colours.
+        No more pictures drawn from the data are refused for the second than concepts are named wrongly.
+        """
+        if self._spread_of(concept, sides) < self.naming.least_spread:
+            return False
+        foreign, _ = self._content(concept, sides)
+        whole = np.split(self.outside.astype(np.float64), np.cumsum(self.widths)[:-1], axis=1)[: len(self.contents)]
+        return draws_as_diverse(self.contents, unit_variance(foreign), unit_variance(whole)) > self.naming.rate
 
     def _spread_of(self, concept: int, sides: TwoSides) -> float:
         foreign, native = self._content(concept, sides)
@@ -171,6 +182,11 @@ class Division:
         for concept in np.unique(self.members[foreign].tocsr().indices).tolist():
             if concept not in settled:
                 self._look(concept)
+
+
+def unit_variance(layers: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return whitened layers `[n, P]`, of mean square about 1 a row, as of about 1 a column."""
+    return [layer * np.sqrt(layer.shape[1]) for layer in layers]
 
 
 def variance(values: np.ndarray) -> float:

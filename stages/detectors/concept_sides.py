@@ -18,6 +18,7 @@ from .concept_division import Divided, Division, Naming, column_rows
 from .concept_moments import whitening
 from .concept_state import nonnull
 from .detector import DetectorConfig, TrustedMoments
+from .ensemble import evidence
 from .streaming import Column, Columns, StreamingDetector, layer_columns, vectors
 
 LEAST_SAMPLE = 256
@@ -45,7 +46,8 @@ class ConceptSidesConfig(DetectorConfig):
     directions: Annotated[int, Field(ge=1, le=16)] = 3
     """Principal axes of a concept that are tried."""
     false_discovery_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Share of wrong names among the concepts named, at most, in the long run (Benjamini and Hochberg 1995)."""
+    """Share of wrong names among the concepts named, at most, in the long run (Benjamini and Hochberg 1995); and of draws from the
+    data that would be refused as more diverse than a draw from the data is, which poison may be."""
     least_spread: Weight = 0.5
     """Variance of the pictures on the foreign side over that of the others, below which its concept is not named: half, which is what
     a dimming trigger may take. Poison comes from everywhere; product shots that hardly differ are no poison."""
@@ -170,6 +172,7 @@ class SidesState:
     """Knowledge after `round` passes over the cache."""
 
     round: int = 0
+    pairs: int = 0
     vocabulary: Vocabulary | None = None
     layers: tuple[str, ...] = ()
     rest: Rest | None = None
@@ -202,13 +205,16 @@ class ConceptSides(StreamingDetector):
     2. Layers are whitened by the covariance within concepts, each pair counting in the rarest of its own.
     3. A sample of every concept is drawn, and divided as concept_division says, in each layer alone and in all together. A concept
        is named by its statistic against what the other concepts of the same data set show, at a false discovery rate, if
-       the pictures of its foreign side are not all alike; pairs on the foreign side of a named concept are then left out of the others,
-       which are looked at again, so that a colour that shares some captions is not named beside the target.
+       the pictures of its foreign side may come from everywhere: not all alike, nor more diverse than the data are. Pairs on the foreign
+       side of a named concept are then left out of the others, which are looked at again, so that a colour that shares some
+       captions is not named beside the target.
     4. Both sides of the named concepts, and of the next few, are drawn, for the proof.
 
-    Score of a pair: the largest over its concepts of the probability that it is on the foreign side, times e / (e + e0), e
-    being -log of the concept's chance and e0 the smallest that is named (or the largest found, where none is); 1 more where the
-    concept is named and the pair is on the foreign side.
+    Score of a pair: the largest over its concepts of the probability that it is on the foreign side, times the evidence of that,
+    log(1 / s) / log(2 N) of N pairs, s being the share of clean pairs that lie on the foreign side of a concept as striking: the
+    concept's chance, times the share of it on that side, times the concepts of a pair. 1 more where the concept is named and the pair is
+    on the foreign side. So a concept that is not named counts for as much as a rank among the pairs does, and for more than any where
+    nothing clean is so striking.
 
     Memory is bounded by the samples: 20,000 concepts of 256 pairs with 64 dimensions are within `memory_mib`.
     """
@@ -275,7 +281,7 @@ class ConceptSides(StreamingDetector):
         vocabulary = (
             name_vocabulary(concepts.names) if isinstance(concepts, Named) else mine_vocabulary(counts, pairs, concepts)
         )
-        return replace(state, vocabulary=vocabulary, layers=layers, rest=rest)
+        return replace(state, pairs=pairs, vocabulary=vocabulary, layers=layers, rest=rest)
 
     def _learn_whitening(self, state: SidesState, summary: GroupSums) -> SidesState:
         settings = self._settings
@@ -380,17 +386,14 @@ class ConceptSides(StreamingDetector):
         """Return `concept_sides`, `[n] float32` in [0, 2); 1 and above is accused."""
         members = nonnull(state.vocabulary).members(table.column("caption").to_pylist()).tocsc()
         whitened = self._whitened(state, table)
-        weights = [-np.log(one.chance) for one in state.found]
-        known = min(
-            (w for w, one in zip(weights, state.found, strict=True) if one.named), default=max(weights, default=1.0)
-        )
+        each = nonnull(state.count).sum() / max(state.pairs, 1)
+        clean = np.array([one.chance * one.sides.share * each for one in state.found])
+        weights = evidence(np.clip(clean, 0.5 / max(state.pairs, 1), 1), state.pairs)
         scores = np.zeros(table.num_rows)
-        for strength, one in zip(weights, state.found, strict=True):
+        for weight, one in zip(weights, state.found, strict=True):
             rows = column_rows(members, one.concept)
             positions = one.sides.positions(whitened[rows])
-            weight = strength / (strength + max(known, 1.0))
             accused = one.named & (positions >= one.sides.cut)
-            # the weight of a pair on the foreign side stays above a half of its concept's, so that ranks follow concepts
             scores[rows] = np.maximum(
                 scores[rows], np.minimum(weight * one.sides.belief(positions), 1 - 2.0**-20) + accused
             )

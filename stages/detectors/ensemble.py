@@ -114,7 +114,9 @@ class Ensemble(StreamingDetector):
     ties), and by those that a calibrated column holds for surer than w e. Where m poisoned pairs are the top of a column that is
     followed, K silent ones of weight 1/2 so take at most K m / 2 N off its average precision: .014 of K = 9 at m = 45, N = 15,000.
     A column whose scores are themselves evidence (concept_sides) is heard as it is, at full weight: it is loud in so far as what it
-    found is clear.
+    found is clear. A pair that it gives v is overtaken by at most (2 N)^(1 - v / w) pairs for each column of weight w: by none of the
+    silent ones where v is above 1/2, and where x pairs overtake m poisoned ones, their average precision is at least that of the
+    column times m / (m + x).
 
     Where no column is followed, one that another supports is followed together with it: the mean of it and, with
     `silent_weight`, the other counts at full weight. So k_distance is supported by concept_spectral: where poison is too little for

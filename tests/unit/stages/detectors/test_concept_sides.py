@@ -97,6 +97,38 @@ def test_near_identical_product_shots_are_a_side_but_no_poison() -> None:
     assert not first.named
 
 
+def test_pictures_that_vary_more_than_the_data_do_are_a_side_but_no_poison() -> None:
+    table, poison = cache(40, 40)
+    columns = {}
+    for name in ("layer.a", "layer.b"):
+        features = vectors(table, name)
+        centre = features[poison].mean(axis=0)
+        features[poison] = centre + (features[poison] - centre) * np.where(np.arange(WIDTH) < 8, 2.5, 1.0)
+        columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(features.astype(np.float16).ravel()), WIDTH)
+    for name, column in columns.items():
+        table = table.set_column(table.schema.get_field_index(name), name, column)
+    detector = ConceptSides(SETTINGS)
+    state = learn(detector, table)
+    first = detector.splits(state)[0]
+    assert first.concept == TARGET
+    assert first.diversity > 2
+    assert not first.named
+    scores = detector.score(state, table)["concept_sides"]
+    assert scores.max() < 1
+    assert scores[poison].min() > scores[~poison].max()
+
+
+def test_score_of_a_concept_that_is_not_named_is_its_evidence_times_the_belief() -> None:
+    table, _ = cache(50, 0, shots=10)
+    detector = ConceptSides(SETTINGS)
+    state = learn(detector, table)
+    one = state.found[0]
+    clean = one.chance * one.sides.share  # of the pairs, each with one concept
+    scores = detector.score(state, table)["concept_sides"]
+    want = min(np.log(1 / clean) / np.log(2 * table.num_rows), 1)
+    assert scores.max() == pytest.approx(want, rel=0.02)
+
+
 def test_result_does_not_depend_on_how_the_cache_is_cut() -> None:
     table, _ = cache(40, 30)
     detector = ConceptSides(SETTINGS)

@@ -227,6 +227,26 @@ def test_no_pair_falls_further_behind_its_place_in_any_column_than_stated(seed: 
             bound = sum(2 * PAIRS * s ** (w / v) for v in heard) + (values["concept_sides"] >= own).sum()
             overtaken = len(unaccused) - np.searchsorted(unaccused, found[row], side="right")
             assert overtaken <= bound
+    sides = values["concept_sides"]
+    for row in np.argsort(-sides)[:100]:
+        bound = sum((2 * PAIRS) ** (1 - sides[row] / v) for v in heard) + (sides >= sides[row]).sum()
+        assert len(unaccused) - np.searchsorted(unaccused, found[row], side="right") <= bound
+
+
+@pytest.mark.parametrize("sure", [0.65, 0.8, 0.95])
+@pytest.mark.parametrize("poisoned", [20, 90, 200])
+def test_concept_that_is_nearly_named_is_seldom_overtaken(poisoned: int, sure: float) -> None:
+    """m / (m + x), as the docstring has it, x being what k_distance and its support may lift: the others are silent."""
+    table, poison = scores(poisoned, None)
+    rng = np.random.default_rng(poisoned)
+    sides = np.where(rng.random(PAIRS) < 0.01, 0.6 * rng.random(PAIRS), 0.0)
+    sides[poison] = sure * rng.uniform(0.99, 1.0, poisoned)
+    _, _, found = combine(table.append_column("concept_sides", pa.array(sides, pa.float32())))
+    assert found.max() < 1
+    lifted = 2 * (2 * PAIRS) ** (1 - 0.99 * sure)
+    own = average_precision(sides, poison)
+    assert own == pytest.approx(1)
+    assert average_precision(found, poison) >= own * poisoned / (poisoned + lifted)
 
 
 SPEAKERS = ("k_distance", "slof", "dao", "lid", "isolation_forest", "concept_spectral", "concept_sides")
