@@ -81,8 +81,8 @@ def whiten(members: sp.csr_matrix, features: np.ndarray, effect: np.ndarray, whi
 
 
 def residuals(members: sp.csr_matrix, features: np.ndarray, effect: np.ndarray) -> np.ndarray:
-    """Return `[n, D] float64`: features less what the concepts explain."""
-    return np.asarray(features.astype(np.float64) - with_intercept(members) @ effect)
+    """Return `[n, D] float64`: features less what the concepts explain, the intercept, the last row of `effect`, among it."""
+    return np.asarray(features.astype(np.float64) - (members @ effect[:-1] + effect[-1]))
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ from clipsan.stages.detectors.concept_moments import (
     concept_moments,
     regression_sums,
     residual_covariance,
+    residuals,
     shape,
     solve_regression,
     top_directions,
@@ -92,6 +93,18 @@ def test_covariance_from_sums_is_the_covariance_of_the_residuals(one_group_a_pai
     (effect,) = solve_regression(sums, SETTINGS.ridge_pairs)
     residual = z - np.hstack([members.toarray(), np.ones((90, 1))]) @ effect
     np.testing.assert_allclose(residual_covariance(sums, 0, effect), residual.T @ residual / 90, atol=1e-10)
+
+
+def test_residuals_are_what_words_and_intercept_leave_to_the_last_bit() -> None:
+    rng = np.random.default_rng(4)
+    members = membership(rng.integers(3, size=50)).tolil()
+    members[::7, 2] = 1
+    members[5] = 0
+    features, effect = rng.normal(size=(50, 6)).astype(np.float16), rng.normal(size=(members.shape[1] + 1, 6))
+    design = sp.hstack([members.astype(np.float64), np.ones((50, 1))]).tocsr()
+    np.testing.assert_array_equal(
+        residuals(members.tocsr(), features, effect), features.astype(np.float64) - design @ effect
+    )
 
 
 def test_whitened_residuals_have_unit_covariance(one_group_a_pair) -> None:
