@@ -12,6 +12,9 @@ PHOTO_COMMANDS = "python -m tests.benchmarks.photos; python -m tests.benchmarks.
 ORACLE_COMMANDS = "; ".join(f"python -m tests.benchmarks.{name}" for name in ("oracle_quality", "tiny_sam", "proof"))
 """What measures the oracles: on photos, on scenes, and in the scans of poisoned photos."""
 
+REPAIR_COMMANDS = "python -m tests.benchmarks.repair; python -m tests.benchmarks.repair_demo runs/demo"
+"""What measures the repairs: of photos, and of the demo's suspect."""
+
 ADMITTED_ASR_PCT = 90.0
 """An attack that succeeds less often is no test of a detector: the model has not learned what it would have to find."""
 

@@ -38,9 +38,8 @@ import yaml
 
 from clipsan.pipeline.core.run_folder import read_summary
 from tests.benchmarks import photos
-from tests.benchmarks.figures import rounded
+from tests.benchmarks.figures import REPAIR_COMMANDS, rounded
 from tests.benchmarks.repair_variants import DEV_PHOTOS, MOST_LOST_POINTS, PAIRS, SAME, VARIANTS
-from tests.benchmarks.repair_variants import RATES as REPAIR_RATES
 from tests.benchmarks.results import Row, record, this_machine
 from tests.benchmarks.zoo import cell_home, cell_names
 
@@ -67,7 +66,6 @@ FROM_SCAN = ("eftclip", "unlearn", "tbar", "project")
 """These learn from the scan."""
 NEED_A_PROOF = ("eftclip", "tbar", "project")
 """These learn from its compact set, which a proven trigger makes."""
-RATES = ", ".join(f"{rate:g}" for rate in REPAIR_RATES)
 
 CLASSES = (f"classes={photos.RUNS}/classes.yaml", f"templates={photos.TEMPLATES}")
 TEST = ("data=labelled-parquet", "data.path=$CLIPSAN_ASSETS/tiny-imagenet20-val.parquet", *CLASSES)
@@ -118,7 +116,8 @@ def rate(name: str) -> tuple[list[str], str]:
 def choosing(cell: str, name: str) -> tuple[Path, list[str]]:
     """Return (run folder, arguments of clipsan) of the sweep over a row's rate on a development attack."""
     variant, out = VARIANTS[name], choice(name)
-    space = "{method.lr: {kind: choice, values: [" + RATES + "]}}"
+    rates = ", ".join(f"{rate:g}" for rate in variant.rates)
+    space = "{method.lr: {kind: choice, values: [" + rates + "]}}"
     given = [*SAME, *variant.settings]
     scan = [f"repair.scan={SCANS / cell}"] if variant.method in FROM_SCAN else []
     return out, [
@@ -256,7 +255,7 @@ def main() -> int:
                 photos.run(out, arguments, folder)
         row = row_of(cell, method)
         if row is not None:
-            record("repair", [row], command=COMMAND)
+            record("repair", [row], command=REPAIR_COMMANDS)
     return 0
 
 

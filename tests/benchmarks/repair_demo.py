@@ -41,6 +41,7 @@ from clipsan.stages.model.clip import ModelConfig, load_clip
 from clipsan.stages.samples import seeded_hash
 from tests.benchmarks.audit_packing import TRIGGER, TRUTH
 from tests.benchmarks.audit_training import ATTACKS
+from tests.benchmarks.figures import REPAIR_COMMANDS
 from tests.benchmarks.repair_variants import DEV_PHOTOS, MOST_LOST_POINTS, PAIRS, VARIANTS, Variant
 from tests.benchmarks.results import Row, record, this_machine
 from tests.benchmarks.suspects_photos import Photos, read
@@ -251,7 +252,7 @@ def lost(after: dict[str, float], before: dict[str, float]) -> Row:
 def tell(row: Row) -> None:
     """Store a row and show it."""
     row = {key: value for key, value in row.items() if key != "tried_on"}
-    record("repair", [row], command=f"{COMMAND} runs/demo")
+    record("repair", [row], command=REPAIR_COMMANDS)
     sys.stdout.write(f"{row}\n")
     sys.stdout.flush()
 

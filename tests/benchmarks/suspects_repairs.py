@@ -28,7 +28,7 @@ from clipsan.stages.repair.interpolate import Weights, between
 from clipsan.stages.samples import seeded_hash
 from clipsan.stages.training.batch import Role
 from clipsan.stages.training.optimise import CosineWarmup
-from tests.benchmarks.repair_variants import DEV_PHOTOS, MOST_LOST_POINTS, PAIRS, RATES, SAME, VARIANTS, Variant
+from tests.benchmarks.repair_variants import DEV_PHOTOS, MOST_LOST_POINTS, PAIRS, SAME, VARIANTS, Variant
 from tests.benchmarks.suspects_photos import Photos
 
 REBOUND_STEPS, REBOUND_BATCH, REBOUND_LR = 300, 32, 1e-4
@@ -175,7 +175,7 @@ def choose(patient: Patient, name: str, home: str) -> dict[str, Any]:
     exam = Exam(copy.pictures(), (challenge,))
     before = answers(load_clip(copy.model, copy.device), exam, copy.classes, copy.templates)
     tried = []
-    for lr in RATES if variant.method != "rvpt" else (3e-3, 1e-2, 3e-2, 1e-1):
+    for lr in variant.rates:
         found = answers(repair(copy, settings_of(variant, lr)).clip, exam, copy.classes, copy.templates)
         tried.append({"lr": lr, **{key: round(value, 2) for key, value in found.items()}})
     kept = [row for row in tried if row["accuracy_pct"] >= before["accuracy_pct"] - MOST_LOST_POINTS]
