@@ -47,16 +47,16 @@ def measured(plan: Plan, summary: Mapping[str, Any]) -> dict[str, str]:
         asr, was = (None, None) if judge is None else (judge["after_pct"], judge["before_pct"])
     if asr is None or was is None:
         return {}
+    asked = {
+        "clipsan.max_asr_pct": plan.config.max_asr_pct,
+        "clipsan.max_loss_points": plan.config.max_loss_points,
+    }
     return {
         "clipsan.evaluation": plan.evaluation_fingerprint(),
         "clipsan.asr_pct": f"{asr:.4f}",
         "clipsan.asr_before_pct": f"{was:.4f}",
         "clipsan.accuracy_lost_points": f"{before['clean_accuracy_pct'] - after['clean_accuracy_pct']:.4f}",
-        **{
-            f"clipsan.{name}": f"{most:.4f}"
-            for name in ("max_asr_pct", "max_loss_points")
-            if (most := getattr(plan.config, name)) is not None
-        },
+        **{name: f"{most:.4f}" for name, most in asked.items() if most is not None},
     }
 
 

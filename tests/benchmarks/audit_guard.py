@@ -44,10 +44,8 @@ def row(home: Path, out: Path) -> Row | None:
     fresh = Scenes.draw(FRESH, FRESH_SEED)
     trigger, rng = build_trigger(truth["attack"], home), np.random.default_rng(truth["seed"])
     others = fresh.pixels[fresh.labels != NAMES.index(truth["target"])]
-    wrong, caught = (
-        flagged(watching, list(fresh.pixels)),
-        flagged(watching, [trigger(image, rng)[0] for image in others]),
-    )
+    wrong = flagged(watching, list(fresh.pixels))
+    caught = flagged(watching, [trigger(image, rng)[0] for image in others])
     return {
         "model": truth["arch"],
         "attack": truth["attack"],
