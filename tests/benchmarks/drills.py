@@ -231,7 +231,10 @@ def two_nodes(cpus: tuple[int, int] = (1, 2), store_mb: int = 256) -> Iterator[N
 
 
 def disturbed(place: Place, out: Path, nodes: Nodes, fault: Callable[[Nodes], None], *settings: str) -> float:
-    """Scan on a cluster, make a fault after the first parts, and wait for the end; return the seconds to the next part."""
+    """Scan on a cluster, make a fault after the first parts, and wait for the end; return the seconds to the next part.
+
+    Where workers that the fault spares go on, these are next to none.
+    """
     job = begin(place.command(out, *settings, address=nodes.address))
     wait(lambda: committed(out) >= EARLY, job)
     before = committed(out)
