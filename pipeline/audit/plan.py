@@ -28,7 +28,7 @@ from .settings import AuditConfig
 if TYPE_CHECKING:
     from ..tracking.versions import Version
 
-AUDIT_VERSION = 5
+AUDIT_VERSION = 6
 """Raised when the code comes to find something else from the same settings, so that old parts are refused."""
 FREE = ("out", "cluster", "tracking", "limits")
 SEPARATE = ("model", "reference", "images", "classes", "captions")

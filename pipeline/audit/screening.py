@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from clipsan.stages.audit.displacement import Clouds, displacements, p_values
+from clipsan.stages.audit.displacement import Clouds, Displaced, displacements
 from clipsan.stages.audit.outliers import combined, joined, lead, tail
 from clipsan.stages.audit.pull import evenness
 
@@ -29,8 +29,8 @@ class Screening:
     """How evenly images are taken to the label; with a reference, how much further than the clean model takes them."""
     lead: np.ndarray
     """The value beyond the median label's."""
-    displaced: np.ndarray
-    """How far the label's text stands from the pictures that the model takes for it (`displacements`); nan where it is not known."""
+    displaced: Displaced
+    """How far the label's text stands from the pictures that are taken for it."""
     p: np.ndarray
     """Of both against those of the other labels (Fisher's method, then Bonferroni over all labels)."""
     flips_pct: np.ndarray
@@ -38,7 +38,7 @@ class Screening:
 
     def displacement(self, label: int) -> float | None:
         """Return how far a label's text is displaced; None where it is not known."""
-        found = float(self.displaced[label])
+        found = float(self.displaced.value[label])
         return None if np.isnan(found) else found
 
     @property
@@ -66,27 +66,31 @@ def screened(plan: Plan, folder: RunFolder) -> Screening:
         value=means,
         lead=lead(means),
         displaced=displaced,
-        p=combined(joined(tail(means), p_values(displaced))),
+        p=combined(joined(tail(means), displaced.p)),
         flips_pct=flips.max(axis=0),
     )
 
 
-def _displaced(plan: Plan, folder: RunFolder) -> np.ndarray:
+def _displaced(plan: Plan, folder: RunFolder) -> Displaced:
     """Return how far each label's text stands from its pictures, or what is left of that to find out."""
     gallery = plan.gallery[: plan.config.compared]
     if not len(gallery):
-        return np.full(len(plan.names), np.nan)
+        unknown = np.full(len(plan.names), np.nan)
+        return Displaced(unknown, unknown)
     starts = range(0, len(gallery), PICTURES_PER_TASK)
     pieces = {i: (start, min(start + PICTURES_PER_TASK, len(gallery))) for i, start in enumerate(starts)}
     clouds = pass_of(plan, folder, "clouds")
     clouds.do(pieces, CloudWork(plan.here, plan.names, gallery))
     tables = [read_part(clouds.home, i) for i in pieces]
-    texts = np.stack(tables[0].column("text").to_numpy(zero_copy_only=False))
-    parts = [
-        Clouds(np.asarray(table.column("count")), np.stack(table.column("sum").to_numpy(zero_copy_only=False)))
-        for table in tables
-    ]
-    return displacements(reduce(Clouds.plus, parts), texts)
+    parent = None if tables[0].column("parent").null_count else _summed(tables, "parent")
+    return displacements(*_summed(tables, "suspect"), parent)
+
+
+def _summed(tables: list[pa.Table], model: str) -> tuple[Clouds, np.ndarray]:
+    """Return what one model made of all pictures, and its texts `[C, D]`."""
+    rows = [table.column(model).to_pylist() for table in tables]
+    parts = [Clouds(np.array([row["count"] for row in part]), np.array([row["sum"] for row in part])) for part in rows]
+    return reduce(Clouds.plus, parts), np.array([row["text"] for row in rows[0]], np.float32)
 
 
 def pass_of(plan: Plan, folder: RunFolder, name: str) -> Pass:

@@ -51,7 +51,8 @@ class AuditConfig:
     templates: tuple[str, ...] = ("a photo of a {}.", "a {}")
     """Sentences with {} where a name goes."""
     reference: ModelConfig | None = None
-    """A clean model of the same architecture: triggers that it obeys as well are no backdoor of the suspect."""
+    """A clean model of the same architecture, best the one that the suspect was tuned from: triggers that it obeys as well are no backdoor
+    of the suspect, nor are texts that stood as far from their pictures before the tuning."""
     screening_kinds: tuple[Kind, ...] = ("additive",)
     """What is sought towards every label; of several kinds the mean counts."""
     kinds: tuple[Kind, ...] = ("patch", "additive", "blend")

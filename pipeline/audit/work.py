@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from clipsan.stages.audit.decree import decree
-from clipsan.stages.audit.displacement import Clouds
+from clipsan.stages.audit.displacement import Clouds, descends, nearest
 from clipsan.stages.audit.judge import Judge
 from clipsan.stages.audit.prove import prove
 from clipsan.stages.audit.pull import Pulled, pull, split
@@ -40,8 +40,10 @@ PROVEN_SCHEMA = pa.schema(
 )
 """One row a candidate; `transferred` is null without a reference."""
 
-CLOUDS_SCHEMA = pa.schema([("count", pa.int64()), ("sum", pa.list_(pa.float64())), ("text", pa.list_(pa.float32()))])
-"""One row a label, in their order; the labels' texts stand in the first piece alone, null in the others."""
+CLOUD = pa.struct([("count", pa.int64()), ("sum", pa.list_(pa.float64())), ("text", pa.list_(pa.float32()))])
+CLOUDS_SCHEMA = pa.schema([("suspect", CLOUD), ("parent", CLOUD)])
+"""One row a label, in their order. `parent` is null unless the reference is the model that the suspect was tuned from; the labels' texts
+stand in the first piece alone, null in the others."""
 
 BESIDE_SCHEMA = pa.schema([("json", pa.string())])
 """One row: what a figure beside the verdict is."""
@@ -93,17 +95,29 @@ class SearchWork(Work):
 
 @dataclass(frozen=True)
 class CloudWork(SearchWork):
-    """Sums up what the model takes for each label among some pictures; a piece is a range of them."""
+    """Sums up what is taken for each label among some pictures; a piece is a range of them.
 
-    def open(self) -> dict[str, Judge]:
-        return {"suspect": self._judge(self.settings.model)}
+    What a picture shows is said by the model that the suspect was tuned from, where that is the reference, else by the suspect.
+    """
 
     def do(self, piece: Any, tools: dict[str, Judge]) -> Done:
-        judge, (start, stop) = tools["suspect"], piece
-        texts = np.asarray(judge.labels.cpu(), np.float32)
-        clouds = Clouds.of(judge.seen(self.pictures[start:stop]), texts)
-        columns = [clouds.counts, list(clouds.sums), list(texts) if start == 0 else [None] * len(texts)]
-        return Done(pairs=stop - start, parts=(pa.table(columns, schema=CLOUDS_SCHEMA),))
+        start, stop = piece
+        texts = {name: np.asarray(judge.labels.cpu(), np.float32) for name, judge in tools.items()}
+        names = {"suspect": "suspect"}
+        if "reference" in tools and descends(texts["suspect"], texts["reference"]):
+            names["parent"] = "reference"
+        seen = {name: tools[model].seen(self.pictures[start:stop]) for name, model in names.items()}
+        teller = "parent" if "parent" in names else "suspect"
+        said = nearest(seen[teller], texts[names[teller]])
+        rows: dict[str, list[Any]] = {name: [None] * len(self.names) for name in CLOUDS_SCHEMA.names}
+        for name, model in names.items():
+            clouds = Clouds.of(seen[name], said, len(self.names))
+            told = list(texts[model]) if start == 0 else [None] * len(self.names)
+            rows[name] = [
+                {"count": count, "sum": sums, "text": text}
+                for count, sums, text in zip(clouds.counts, clouds.sums, told, strict=True)
+            ]
+        return Done(pairs=stop - start, parts=(pa.table(rows, schema=CLOUDS_SCHEMA),))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from clipsan.pipeline.audit import verb as audit
 from clipsan.pipeline.audit.settings import AuditConfig, SearchConfig
@@ -16,7 +17,7 @@ from clipsan.pipeline.tracking.record import TrackingConfig
 from clipsan.stages.audit.verdict import Verdict, VerdictLimits
 from clipsan.stages.dossier.files import read_dossiers
 from clipsan.stages.dossier.repair_set import RepairRole
-from clipsan.stages.model.clip import ModelConfig, load_clip
+from clipsan.stages.model.clip import ModelConfig, load_clip, save_clip
 from tests.conftest import NOUNS
 
 NAMES = [*NOUNS, "tree", "house"]
@@ -56,7 +57,9 @@ def test_an_untrained_model_is_clean_and_what_is_done_is_not_done_again(tiny_che
     parts = sorted((tmp_path / "run" / "screening").glob("part-*.parquet"))
     assert len(parts) == 2
     clouds = sorted((tmp_path / "run" / "clouds").glob("part-*.parquet"))
-    assert [pq.read_table(part).column("text").null_count for part in clouds] == [0] + 5 * [7]
+    suspects = [[row["text"] for row in pq.read_table(part).column("suspect").to_pylist()] for part in clouds]
+    assert [texts.count(None) for texts in suspects] == [0] + 5 * [7]
+    assert all(pq.read_table(part).column("parent").null_count == 7 for part in clouds)
     kept = parts[0].read_bytes()
     parts[1].unlink()
     again = audit.VERB.start(settings(tiny_checkpoint, tmp_path / "run"))
@@ -107,14 +110,30 @@ def test_a_repair_from_an_audit_needs_pairs_of_its_own(tiny_checkpoint, tmp_path
 
 
 def test_with_a_reference_triggers_are_tried_on_both_models(tiny_checkpoint, tmp_path) -> None:
-    from clipsan.stages.model.clip import load_clip, save_clip
-
     clip = load_clip(ModelConfig(config=str(tiny_checkpoint.parent / "tiny.json")), init_seed=8)
     save_clip(clip.model, clip.model_cfg, clip.preprocess_cfg, tmp_path / "clean")
     reference = ModelConfig(path=str(tmp_path / "clean"))
     summary = audit.VERB.start(settings(tiny_checkpoint, tmp_path / "run", reference=reference))
     assert summary["reference"] == clip.fingerprint
     assert summary["candidates"][0]["reference_flip_rate_pct"] is not None
+    part = pq.read_table(tmp_path / "run" / "clouds" / "part-00000.parquet")
+    assert part.column("parent").null_count == 7  # it is of another training
+
+
+def test_the_model_that_a_suspect_was_tuned_from_says_what_pictures_show(tiny_checkpoint, tmp_path) -> None:
+    clip = load_clip(ModelConfig(path=str(tiny_checkpoint)))
+    with torch.no_grad():
+        for tensor in clip.model.parameters():
+            tensor.mul_(1 + 1e-3 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)))
+    save_clip(clip.model, clip.model_cfg, clip.preprocess_cfg, tmp_path / "tuned")
+    reference = ModelConfig(path=str(tiny_checkpoint))
+    audit.VERB.start(settings(tmp_path / "tuned", tmp_path / "run", reference=reference))
+    rows = pq.read_table(tmp_path / "run" / "clouds" / "part-00000.parquet").to_pylist()
+    assert [row["parent"]["count"] for row in rows] == [row["suspect"]["count"] for row in rows]
+    for row in rows:
+        near, far = (np.array(row[model]["text"]) for model in ("suspect", "parent"))
+        assert not np.array_equal(near, far)
+        np.testing.assert_allclose(near, far, atol=0.1)
 
 
 def test_a_registered_model_is_told_the_verdict_and_told_again(
