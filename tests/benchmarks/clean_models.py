@@ -5,6 +5,9 @@
 Each model scans its pairs (`data=FORMAT data.path=PATH`) without an oracle into OUT/NAME; a finished scan is not run again. A row a model
 goes to tests/benchmarks/results/. The null of concept_sides is the data itself, so of C clean concepts the smallest chance is about
 1 / C: their product is the last figure, and far below 1 it says that chances are too small.
+
+Once the code scores pairs anew, the folders of an earlier OUT are refused: with `--embeddings EARLIER` a new OUT takes the embeddings of
+each model that EARLIER has, and embeds for the others.
 """
 
 import argparse
@@ -21,9 +24,11 @@ from tests.benchmarks.results import Row, record
 COMMAND = "python -m tests.benchmarks.clean_models OUT --model NAME CHECKPOINT FORMAT PATH"
 
 
-def settings_of(out: Path, name: str, checkpoint: str, form: str, path: str) -> ScanConfig:
-    """Return the settings of one model's scan: the defaults, without an oracle."""
+def settings_of(out: Path, name: str, checkpoint: str, form: str, path: str, earlier: Path | None = None) -> ScanConfig:
+    """Return the settings of one model's scan: the defaults, without an oracle, on the embeddings that an earlier `out` has of it."""
     given = [f"data={form}", f"data.path={path}", f"model.path={checkpoint}", f"out={out / name}", "oracle=null"]
+    if earlier is not None and (earlier / name / "embeddings").is_dir():
+        given.append(f"embeddings={earlier / name}")
     return load(ScanConfig, None, [*given, "cluster.workers=1", "tracking.enabled=false"], verb="scan")
 
 
@@ -50,10 +55,11 @@ def main() -> int:
     parser.add_argument("out", type=Path, metavar="OUT")
     metavar = ("NAME", "CHECKPOINT", "FORMAT", "PATH")
     parser.add_argument("--model", nargs=4, action="append", required=True, metavar=metavar)
+    parser.add_argument("--embeddings", type=Path, metavar="EARLIER", help="OUT of an earlier run of this command")
     options = parser.parse_args()
     named = 0
     for name, checkpoint, form, path in options.model:
-        summary = scan.VERB.start(settings_of(options.out, name, checkpoint, form, path))
+        summary = scan.VERB.start(settings_of(options.out, name, checkpoint, form, path, options.embeddings))
         row = row_of(name, path, summary)
         record("clean_models", [row], command=COMMAND)
         named += len(summary["targets"])

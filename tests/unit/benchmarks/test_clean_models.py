@@ -45,3 +45,11 @@ def test_nothing_named_of_nothing_divided() -> None:
 def test_scan_is_the_default_one_without_an_oracle(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, "net", "checkpoint", "parquet", "pairs.parquet")
     assert (settings.oracle, settings.out, settings.decision.kind) == (None, str(tmp_path / "net"), "threshold")
+    assert settings.embeddings is None
+
+
+def test_embeddings_of_an_earlier_folder_are_taken_where_it_has_them(tmp_path: Path) -> None:
+    (tmp_path / "earlier" / "net" / "embeddings").mkdir(parents=True)
+    given = ("checkpoint", "parquet", "pairs.parquet", tmp_path / "earlier")
+    assert settings_of(tmp_path / "new", "net", *given).embeddings == str(tmp_path / "earlier" / "net")
+    assert settings_of(tmp_path / "new", "other", *given).embeddings is None
