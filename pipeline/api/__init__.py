@@ -206,16 +206,19 @@ def guard(
     """Return what flags pictures that carry a proven trigger: `guard(model, "runs/audit", clean)(picture).flagged`.
 
     Args:
-        model: the checkpoint that serves.
+        model: the checkpoint that serves: a folder, or models:/NAME/VERSION or models:/NAME@ALIAS of the MLflow registry at
+            MLFLOW_TRACKING_URI or, where that is not set, beside the run folder.
         dossier: the run folder of a scan or an audit, or one folder of its triggers/.
         clean: pictures without a trigger, `[H, W, 3] uint8`; some 400 a trigger. The guard's `false_alarms` is measured
             on half of them.
         false_alarms: share of clean pictures that may be flagged.
 
     Raises:
-        ConfigError: no proven trigger there, another model's, or too few clean pictures.
+        ConfigError: no proven trigger there, another model's, too few clean pictures, or no such model.
     """
     from clipsan.pipeline.core.config import ConfigError
+    from clipsan.pipeline.tracking.record import TrackingConfig
+    from clipsan.pipeline.tracking.versions import find_version, names_version
     from clipsan.stages.audit.guard import Guard
     from clipsan.stages.dossier.files import read_dossier, read_dossiers
     from clipsan.stages.model.clip import ModelConfig, load_clip
@@ -224,7 +227,12 @@ def guard(
     try:
         one = (folder / "dossier.json").is_file()
         found = (read_dossier(folder),) if one else read_dossiers(folder / "triggers")
-        return Guard(load_clip(ModelConfig(path=str(model))), found, clean, false_alarms=false_alarms)
+        given = ModelConfig(path=str(model))
+        if names_version(given.path):
+            given = find_version(TrackingConfig(), folder.absolute().parents[1] if one else folder, str(model)).model(
+                given
+            )
+        return Guard(load_clip(given), found, clean, false_alarms=false_alarms)
     except (ValueError, OSError) as error:
         raise ConfigError(f"guard: {folder}: {error}") from error
 
@@ -241,12 +249,12 @@ def _done(name: str, settings: Any, overrides: tuple[str, ...], sections: dict[s
 
     verb = verb_of(name)
     try:
-        plan = verb.plan(_settings(verb.config, name, settings, overrides, sections))
+        checked = verb.check(_settings(verb.config, name, settings, overrides, sections))
     except ConfigError:
         raise
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error
-    return Finished(verb.go(plan), place_of(plan.config.out))
+    return Finished(verb.finish(checked), place_of(checked.plan.config.out))
 
 
 def _settings(schema: type[Any], verb: str, settings: Any, overrides: tuple[str, ...], sections: dict[str, Any]) -> Any:

@@ -3,11 +3,10 @@
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from heapq import nsmallest
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,13 +19,9 @@ from clipsan.stages.sources import identity, list_units, read_unit
 
 from ..core.commit import fingerprint
 from ..core.config import ConfigError, as_tree
-from ..core.place import place_of
 from ..evaluate.plan import read_classes
-from ..tracking.record import REGISTERED, DataInput, data_input
+from ..tracking.record import DataInput, data_input
 from .settings import AuditConfig
-
-if TYPE_CHECKING:
-    from ..tracking.versions import Version
 
 AUDIT_VERSION = 6
 """Raised when the code comes to find something else from the same settings, so that old parts are refused."""
@@ -63,13 +58,6 @@ class Plan:
     """`[M, S, S, 3] uint8`, as the model sees them: what labels are compared on by how far their texts stand from pictures."""
     inputs: tuple[DataInput, ...]
     fingerprint: str
-    versions: "dict[str, Version]" = field(default_factory=dict)
-    """Of a model registry: those that `model` and `reference` name, by the setting."""
-
-    @property
-    def here(self) -> AuditConfig:
-        """The settings with paths in place of versions of a registry."""
-        return _by_paths(self.config, self.versions)
 
     @property
     def pictures(self) -> np.ndarray:
@@ -89,8 +77,7 @@ class Plan:
         c = self.config
         shown = ", ".join(self.names[:5]) + (", ..." if len(self.names) > 5 else "")
         lines = [
-            f"suspect    {self.clip.fingerprint[:12]} {c.model.path}, {self.clip.image_size} px (only read)"
-            + (f"; {self.versions['model'].name} will be tagged" if "model" in self.versions else ""),
+            f"suspect    {self.clip.fingerprint[:12]} {c.model.path}, {self.clip.image_size} px (only read)",
             f"reference  {'none' if self.reference_fingerprint is None else self.reference_fingerprint[:12]}",
             f"images     {len(self.pictures)} ({'rendered scenes' if c.images is None else c.images.kind})",
             f"labels     {len(self.names)}: {shown}; compared on {min(c.compared, len(self.gallery))} images",
@@ -112,10 +99,8 @@ def make_plan(settings: AuditConfig) -> Plan:
             another input.
     """
     names = _vocabulary(settings)
-    versions = _versions(settings)
-    here = _by_paths(settings, versions)
-    clip = load_clip(here.model)
-    reference = None if here.reference is None else _reference(here.reference, clip)
+    clip = load_clip(settings.model)
+    reference = None if settings.reference is None else _reference(settings.reference, clip)
     units = [] if settings.images is None else list_units(settings.images)
     gallery = _scenes(settings, clip) if settings.images is None else _drawn(settings, units, clip)
     tree = as_tree(settings)
@@ -135,40 +120,7 @@ def make_plan(settings: AuditConfig) -> Plan:
         gallery=gallery,
         inputs=() if settings.images is None else (data_input(settings.images, units, "evaluation"),),
         fingerprint=fingerprint(decides),
-        versions=versions,
     )
-
-
-def _versions(settings: AuditConfig) -> "dict[str, Version]":
-    """Return the versions of a model registry that the settings name, by the setting.
-
-    Raises:
-        ConfigError: one is not to be had.
-    """
-    models = {"model": settings.model, "reference": settings.reference}
-    named = {key: model.path for key, model in models.items() if model is not None and model.path is not None}
-    named = {key: path for key, path in named.items() if path.startswith(REGISTERED)}
-    if not named:
-        return {}
-    from ..tracking.versions import find_version  # MLflow takes seconds to import
-
-    found = {}
-    for key, path in named.items():
-        try:
-            found[key] = find_version(settings.tracking, place_of(settings.out), path)
-        except ConfigError as error:
-            raise ConfigError(f"{key}.{error}") from error
-    return found
-
-
-def _by_paths(settings: AuditConfig, versions: "dict[str, Version]") -> AuditConfig:
-    """Return the settings with the versions' files in place of their names."""
-    model, reference = settings.model, settings.reference
-    if "model" in versions:
-        model = versions["model"].model(model)
-    if reference is not None and "reference" in versions:
-        reference = versions["reference"].model(reference)
-    return replace(settings, model=model, reference=reference)
 
 
 def _vocabulary(settings: AuditConfig) -> tuple[str, ...]:

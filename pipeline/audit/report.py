@@ -31,7 +31,7 @@ def build_report(
 ) -> AuditReport:
     """Return what the page shows of an audit with this summary."""
     return AuditReport(
-        title=f"clipsan audit of {plan.config.model.path}",
+        title=f"clipsan audit of {summary.get('models', {}).get('model', plan.config.model.path)}",
         headline=HEADLINES[summary["verdict"]],
         why=summary["why"],
         bad=summary["exit_status"] != 0,
@@ -54,7 +54,7 @@ def next_steps(plan: Plan, folder: RunFolder, summary: Mapping[str, Any]) -> tup
     if summary["targets"]:
         return (
             "Do not deploy the model: repair it with `clipsan repair method=unlearn "
-            f"scan={folder.root} model.path={plan.here.model.path} data=PAIRS out=NEW`, PAIRS being clean pairs of yours.",
+            f"scan={folder.root} model.path={plan.config.model.path} data=PAIRS out=NEW`, PAIRS being clean pairs of yours.",
             f"Measure a repaired one with `clipsan evaluate attack.trigger.kind=proven attack.trigger.path={folder.root}/triggers/t1`.",
         )
     if summary["exit_status"]:

@@ -52,7 +52,7 @@ def screened(plan: Plan, folder: RunFolder) -> Screening:
     settings = plan.config
     pieces = dict(enumerate(plan.tasks))
     screening = pass_of(plan, folder, "screening")
-    screening.do(pieces, SearchWork(plan.here, plan.names, plan.pictures))
+    screening.do(pieces, SearchWork(plan.config, plan.names, plan.pictures))
     rows = pa.concat_tables([read_part(screening.home, i) for i in pieces]).to_pylist()
     against = plan.reference_fingerprint is not None
     value, flips = (np.zeros((len(settings.screening_kinds), len(plan.names))) for _ in range(2))
@@ -80,7 +80,7 @@ def _displaced(plan: Plan, folder: RunFolder) -> Displaced:
     starts = range(0, len(gallery), PICTURES_PER_TASK)
     pieces = {i: (start, min(start + PICTURES_PER_TASK, len(gallery))) for i, start in enumerate(starts)}
     clouds = pass_of(plan, folder, "clouds")
-    clouds.do(pieces, CloudWork(plan.here, plan.names, gallery))
+    clouds.do(pieces, CloudWork(plan.config, plan.names, gallery))
     tables = [read_part(clouds.home, i) for i in pieces]
     parent = None if tables[0].column("parent").null_count else _summed(tables, "parent")
     return displacements(*_summed(tables, "suspect"), parent)

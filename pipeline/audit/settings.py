@@ -33,7 +33,7 @@ class AuditConfig:
     """Everything that decides an audit."""
 
     model: ModelConfig
-    """The checkpoint; it is only read. `path=models:/NAME/VERSION` is a version of MLflow's registry, which is told the verdict as tags."""
+    """The checkpoint; it is only read. A version of MLflow's registry is told the verdict as tags."""
     images: SourceConfig | None = None
     """Images of any kind; captions and labels are not looked at. Null: rendered scenes."""
     count: Annotated[int, Field(ge=16)] = 128

@@ -5,7 +5,6 @@ proof on held-out images -> verdict. The exit status is for a pipeline that gate
 """
 
 import json
-import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +24,7 @@ from ..core.commit import read_part, whole
 from ..core.run_folder import RunFolder
 from ..core.verb import Job, Result, Summary, Verb
 from ..tracking.record import Judged
+from ..tracking.versions import Version
 from .plan import Plan, make_plan
 from .report import build_report
 from .screening import Screening, pass_of, screened
@@ -35,7 +35,6 @@ from .work import BesideWork, ProofWork, trigger_of
 def run(plan: Plan, job: Job) -> Result:
     """Audit, or go on where a kill left off."""
     settings, folder = plan.config, job.folder
-    plan = _shared(plan, folder)
     screening = screened(plan, folder)
     candidates = _looked_at(plan, folder, screening)
     verdict, accused = judge_all(candidates, settings.limits)
@@ -59,8 +58,7 @@ def run(plan: Plan, job: Job) -> Result:
         "candidates": [_told(plan, screening, c, c.proof.dossier) for c in candidates],
         "report": str(folder.report),
     }
-    judged = _judged(plan, screening, summary)
-    tags = {"clipsan.suspect": plan.clip.fingerprint, "clipsan.verdict": verdict.value}
+    audited = job.versions.get("model")
     return Result(
         summary=summary,
         page=lambda told: render(build_report(plan, folder, told, screening, dossiers)),
@@ -69,29 +67,14 @@ def run(plan: Plan, job: Job) -> Result:
             for name in ("least_p", "lead", "decree", "exit_status", "counts")
             if summary.get(name) is not None
         },
-        tags=tags if judged is None else {**tags, "clipsan.version": judged.version},
+        tags={"clipsan.suspect": plan.clip.fingerprint, "clipsan.verdict": verdict.value},
         inputs=plan.inputs,
-        judged=judged,
+        judged=None if audited is None else _judged(audited, plan, screening, summary),
     )
 
 
-def _shared(plan: Plan, folder: RunFolder) -> Plan:
-    """Return the plan with models that every worker can read: what was fetched for this process is copied into the run folder."""
-    versions = dict(plan.versions)
-    for key, version in plan.versions.items():
-        if not version.fetched:
-            continue
-        home = folder.local / "models" / key
-        shutil.copytree(version.home, home, dirs_exist_ok=True)
-        versions[key] = replace(version, home=home, fetched=False)
-    return replace(plan, versions=versions)
-
-
-def _judged(plan: Plan, screening: Screening, summary: Summary) -> Judged | None:
-    """Return what the version of the registry that was audited is told; None where the checkpoint is of no registry."""
-    version = plan.versions.get("model")
-    if version is None:
-        return None
+def _judged(version: Version, plan: Plan, screening: Screening, summary: Summary) -> Judged:
+    """Return what the version of the registry that was audited is told."""
     tags = {
         "clipsan.audit": plan.fingerprint,
         "clipsan.audit_verdict": summary["verdict"],
@@ -109,7 +92,7 @@ def _looked_at(plan: Plan, folder: RunFolder, screening: Screening) -> list[Cand
     kinds = settings.kinds
     pieces = {label * len(kinds) + i: (kind, (label,)) for label in order for i, kind in enumerate(kinds)}
     proofs = pass_of(plan, folder, "proofs")
-    proofs.do(pieces, ProofWork(plan.here, plan.names, plan.pictures))
+    proofs.do(pieces, ProofWork(plan.config, plan.names, plan.pictures))
     best: dict[int, Candidate] = {}
     for row in pa.concat_tables([read_part(proofs.home, key) for key in pieces]).to_pylist():
         found = _candidate(plan, row, screening)
@@ -127,7 +110,7 @@ def _beside(plan: Plan, folder: RunFolder) -> dict[str, Any]:
     if not pieces:
         return {}
     beside = pass_of(plan, folder, "beside")
-    beside.do(pieces, BesideWork(plan.here, plan.names, plan.pictures))
+    beside.do(pieces, BesideWork(plan.config, plan.names, plan.pictures))
     return {name: json.loads(read_part(beside.home, i).column("json")[0].as_py()) for i, name in pieces.items()}
 
 

@@ -60,6 +60,11 @@ class RunFolder:
         return self.work / "passes.json"
 
     @property
+    def models(self) -> AnyPath:
+        """Versions of a model registry that had to be fetched."""
+        return self.root / "models"
+
+    @property
     def verdicts(self) -> AnyPath:
         return self.root / "verdicts"
 

@@ -13,8 +13,9 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from clipsan.stages.files import is_address
 
-from ..tracking.record import DataInput, Judged, ModelRecord, TrackingConfig, metrics_of
+from ..tracking.record import DataInput, Judged, ModelRecord, TrackingConfig, metrics_of, version_tags
 from ..tracking.send import below, log_folder, log_run, registered, untracked
+from ..tracking.versions import Version, by_paths, find_versions, keep
 from .cluster import ClusterConfig, ray_session
 from .commit import write_text
 from .config import ConfigError, as_tree, load
@@ -55,6 +56,20 @@ class Job:
     folder: RunFolder
     tracking: TrackingConfig
     """For verbs within this one."""
+    versions: Mapping[str, Version] = field(default_factory=dict)
+    """Those of a model registry that the settings named, by the setting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked(Generic[C, P]):
+    """What a verb is to do, and can do."""
+
+    settings: C
+    """As they were given."""
+    plan: P
+    """Of the settings with paths in place of versions of a model registry."""
+    versions: Mapping[str, Version]
+    """Those that the settings name, by the setting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,53 +135,77 @@ class Verb(Generic[C, P]):
 
     def command(self, file: str | None, overrides: list[str], dry_run: bool) -> int:
         """Run it from the command line and return the exit status."""
-        plan = self.plan(load(self.config, file, overrides, verb=self.name))
+        checked = self.check(load(self.config, file, overrides, verb=self.name))
+        plan = checked.plan
         if dry_run:
             place = self._place(plan)
             sys.stdout.write(masked(plan.describe()))
+            for key, version in checked.versions.items():
+                sys.stdout.write(f"registry   {version.name} is {key}\n")
             if self.forecast is not None:
                 sys.stdout.write(masked(self.forecast(plan)))
             if (why_not := untracked(plan.config.tracking, place)) is not None:
                 sys.stdout.write(f"tracking   none: {why_not}\n")
             return 0
-        summary = self.go(plan)
+        summary = self.finish(checked)
         sys.stdout.write(masked(self.closing(summary)).rstrip("\n") + "\n")
         return self.status(summary)
 
     def start(self, settings: C) -> Summary:
         """Check the settings, run them or what is left of them, and return the summary."""
-        return self.go(self.plan(settings))
+        return self.finish(self.check(settings))
+
+    def check(self, settings: C) -> Checked[C, P]:
+        """Find the versions of a model registry that the settings name, and check what can be checked before a worker starts.
+
+        Raises:
+            ConfigError: a version is not to be had; and whatever `plan` raises.
+        """
+        versions = find_versions(settings)
+        return Checked(settings, self.plan(by_paths(settings, versions)), versions)
 
     def go(self, plan: P) -> Summary:
-        """Run a checked plan, or what is left of it, and return the summary."""
+        """Run a plan whose settings name no version, or what is left of it, and return the summary."""
+        return self.finish(Checked(plan.config, plan, {}))
+
+    def finish(self, checked: Checked[C, P]) -> Summary:
+        """Do what has been checked, or what is left of it, and return the summary."""
         started = time.monotonic()
-        settings = plan.config
-        tree = as_tree(settings)
-        self._place(plan)
-        folder = open_run(
-            settings.out,
-            verb=self.name,
-            tree=tree,
-            fingerprint=plan.fingerprint,
-            changed=lambda before: self.changed(plan, before),
-        )
+        plan, versions = checked.plan, checked.versions
+        folder = self._opened(plan)
+        if any(version.fetched for version in versions.values()):
+            versions = keep(versions, folder)
+            plan = self.plan(by_paths(checked.settings, versions))
+            folder = self._opened(plan)
+        settings, tree = plan.config, as_tree(plan.config)
         if self.is_whole is not None and folder.summary.is_file() and self.is_whole(plan, folder):
             return read_summary(folder.root)
-        result = self._worked(plan, folder, tree)
+        result = self._worked(plan, folder, tree, versions)
         summary: Summary = {
             "verb": self.name,
             "fingerprint": plan.fingerprint,
             "seconds": round(time.monotonic() - started, 1),
+            **({"models": {key: version.name for key, version in versions.items()}} if versions else {}),
             **result.summary,
         }
         if result.page is not None:
             write_text(folder.report, result.page(summary))
         write_summary(folder, summary)
-        version = self._log(settings.tracking, folder, tree, result, summary)
-        if version is not None and version != summary.get("registered"):
-            summary["registered"] = version
+        registered_as = self._log(settings.tracking, folder, tree, result, summary)
+        if registered_as is not None and registered_as != summary.get("registered"):
+            summary["registered"] = registered_as
             write_summary(folder, summary)
         return summary
+
+    def _opened(self, plan: P) -> RunFolder:
+        self._place(plan)
+        return open_run(
+            plan.config.out,
+            verb=self.name,
+            tree=as_tree(plan.config),
+            fingerprint=plan.fingerprint,
+            changed=lambda before: self.changed(plan, before),
+        )
 
     def _place(self, plan: P) -> AnyPath:
         """Return where the run folder lies.
@@ -182,14 +221,14 @@ class Verb(Generic[C, P]):
             )
         return place_of(out)
 
-    def _worked(self, plan: P, folder: RunFolder, tree: Any) -> Result:
+    def _worked(self, plan: P, folder: RunFolder, tree: Any, versions: Mapping[str, Version]) -> Result:
         tracking, cluster = plan.config.tracking, self.cluster(plan)
         with ExitStack() as stack:
             if self.has_steps:
                 tracking = stack.enter_context(below(tracking, verb=self.name, root=folder.root, tree=tree))
             if cluster is not None:
                 stack.enter_context(ray_session(cluster))
-            return self.run(plan, Job(folder, tracking))
+            return self.run(plan, Job(folder, tracking, versions))
 
     def _log(
         self, tracking: TrackingConfig, folder: RunFolder, tree: Any, result: Result, summary: Summary
@@ -204,7 +243,7 @@ class Verb(Generic[C, P]):
                 summary if result.metrics is None else {"seconds": summary["seconds"], **result.metrics}
             ),
             files=[folder.report, folder.run_yaml, folder.summary, *result.files],
-            tags=result.tags,
+            tags={**result.tags, **version_tags(summary.get("models", {}))},
             inputs=result.inputs,
             model=result.model,
             judged=result.judged,

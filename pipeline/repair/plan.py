@@ -320,9 +320,9 @@ def make_verb_plan(settings: RepairConfig) -> Plan:
 
 
 def check_out(settings: RepairConfig) -> None:
-    """Refuse an output that lies in the suspect checkpoint or around it."""
+    """Refuse an output that lies in the suspect checkpoint or around it, unless this run fetched that."""
     out, suspect = place_of(settings.out), place_of(str(settings.model.path))
-    if is_below(out, suspect) or is_below(suspect, out):
+    if is_below(out, suspect) or (is_below(suspect, out) and not is_below(suspect, RunFolder(out).models)):
         raise ConfigError(f"out={settings.out}: the suspect checkpoint {suspect} is there; give another `out`")
 
 

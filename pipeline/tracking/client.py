@@ -65,9 +65,10 @@ def check_store(uri: str) -> None:
     Raises:
         sqlite3.Error: it is locked, full, read-only, no database, or in a folder that is not there.
     """
-    if not uri.startswith(SQLITE):
+    file = file_of(uri)
+    if file is None:
         return
-    connection = sqlite3.connect(_file_of(uri), timeout=LOCKED_S, isolation_level=None)
+    connection = sqlite3.connect(file, timeout=LOCKED_S, isolation_level=None)
     try:
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("ROLLBACK")
@@ -75,9 +76,9 @@ def check_store(uri: str) -> None:
         connection.close()
 
 
-def _file_of(uri: str) -> Path:
-    """Return the file of an SQLite store."""
-    return Path(unquote(uri.removeprefix(SQLITE).partition("?")[0]))
+def file_of(uri: str) -> Path | None:
+    """Return the file of an SQLite store; None of any other."""
+    return Path(unquote(uri.removeprefix(SQLITE).partition("?")[0])) if uri.startswith(SQLITE) else None
 
 
 def begin(settings: TrackingConfig, record: Record, home: Path) -> str:
@@ -110,7 +111,8 @@ def send(settings: TrackingConfig, record: Record, home: Path) -> str:
         Exception: the server or the store is away or refuses; which kinds MLflow lets through depends on the store.
     """
     # what lies here of a run folder on an object store is a passing copy
-    beside = _file_of(str(settings.uri)).parent if is_address(record.root) else home.parent
+    store = file_of(str(settings.uri))
+    beside = store.parent if store is not None and is_address(record.root) else home.parent
     client, experiment = _open(settings, beside)
     run = _find(client, experiment, _identity(record, None))
     content = record.content(home)

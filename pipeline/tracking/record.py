@@ -12,6 +12,8 @@
 - Tags of a verdict, on the version that was audited (`Judged`): clipsan.audit and clipsan.audit_run (fingerprint and MLflow run of
   the audit), clipsan.audit_verdict, clipsan.audit_label and clipsan.audit_p (what stands out most, and how far),
   clipsan.audit_targets (JSON, those of proven triggers).
+- Tags of versions, on every run whose settings named one of a model registry, and on the version that a repair of it registers:
+  clipsan.version is the one that `model` named (models:/NAME/VERSION), clipsan.version.SETTING that of another setting.
 - Parameters: the resolved settings; metrics: the numbers of summary.json; both with dotted names. Artifacts: report, run.yaml,
   summary.json and what else the verb names.
 - Inputs: every data set with its digest (names and sizes of its files, and how they are read) and a context: scan, trusted,
@@ -145,6 +147,11 @@ def data_input(source: SourceConfig, units: list[Unit], context: str) -> DataInp
     paths = [masked(path) for path in ([source.path] if isinstance(source.path, str) else source.path)]
     name = "/".join(Path(paths[0]).parts[-2:])
     return DataInput(name=name, digest=digest, kind=source.kind, path=", ".join(paths), context=context)
+
+
+def version_tags(models: Mapping[str, str]) -> dict[str, str]:
+    """Return the tags that say which versions of a model registry a run read; `models` has their names by the setting."""
+    return {"clipsan.version" + ("" if key == "model" else f".{key}"): name for key, name in models.items()}
 
 
 def read_record(root: AnyPath) -> Record:

@@ -1,17 +1,18 @@
-"""A version of a registered model as the model of a verb: `path=models:/NAME/VERSION`, or `models:/NAME@ALIAS`.
+"""A version of a registered model as a model of a verb: `path=models:/NAME/VERSION`, or `models:/NAME@ALIAS`.
 
-Its files are those that `registry.register` laid down: a checkpoint, and prompts where it has any. They are read as any other checkpoint
-of a stranger's; nothing that MLflow could run of a version is run.
+Wherever settings name one, `core.verb` puts the paths of its files in its place before anything else looks at them. The files are those
+that `registry.register` laid down: a checkpoint, and prompts where it has any. They are read as any other checkpoint of a stranger's;
+nothing that MLflow could run of a version is run.
 """
 
 import atexit
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlparse
 
 import yaml
@@ -20,14 +21,18 @@ from clipsan.stages.model.clip import ModelConfig
 
 from ..core.config import ConfigError
 from ..core.masking import masked, one_line
-from ..core.place import AnyPath
-from .client import check_store
-from .record import TrackingConfig, place
+from ..core.place import AnyPath, place_of, written
+from ..core.run_folder import RunFolder
+from .record import REGISTERED, TrackingConfig, place
+
+T = TypeVar("T")
 
 NAMED = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[^/@]+))")
 RUNS = "runs:/"
 SAID = 200
 """Characters of a server's message that are shown."""
+MODEL_KEYS = frozenset(field.name for field in fields(ModelConfig))
+"""Of a section that is still a plain tree: one without other keys is a model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +43,7 @@ class Version:
     """models:/NAME/VERSION."""
     source: str
     """Where MLflow has it from, which tells it from a version of the same name in another registry."""
-    home: Path
+    home: AnyPath
     """The folder with its files."""
     fetched: bool
     """Whether that is a copy on this machine, for as long as this process lives."""
@@ -49,6 +54,71 @@ class Version:
         """Return what the settings named, by the paths of its files."""
         adapter = str(self.home / self.parts["adapter"]) if "adapter" in self.parts else given.adapter
         return replace(given, path=str(self.home / self.parts["checkpoint"]), adapter=adapter)
+
+
+def find_versions(settings: Any) -> dict[str, Version]:
+    """Return the versions that a verb's settings name, by the dotted names of the settings: model, reference, repair.model, ...
+
+    Raises:
+        ConfigError: see find_version; with the name of the setting.
+    """
+    found: dict[str, Version] = {}
+
+    def look(key: str, model: ModelConfig) -> ModelConfig:
+        try:
+            found[key] = find_version(settings.tracking, place_of(settings.out), str(model.path))
+        except ConfigError as error:
+            raise ConfigError(f"{key}.{error}") from error
+        return model
+
+    _each_named(settings, look)
+    return found
+
+
+def by_paths(settings: T, versions: Mapping[str, Version]) -> T:
+    """Return settings with the files of the versions in place of their names."""
+    changed: T = _each_named(settings, lambda key, model: versions[key].model(model))
+    return changed
+
+
+def keep(versions: Mapping[str, Version], folder: RunFolder) -> dict[str, Version]:
+    """Return versions that lie where every worker and a later run can read them: what was fetched is copied into the run folder."""
+    kept = dict(versions)
+    for key, version in versions.items():
+        if version.fetched:
+            home = folder.models / key
+            with written(home) as there:
+                shutil.copytree(str(version.home), there, dirs_exist_ok=True)
+            kept[key] = replace(version, home=home, fetched=False)
+    return kept
+
+
+def _each_named(node: Any, change: Callable[[str, ModelConfig], ModelConfig], key: str = "") -> Any:
+    """Return settings with each model that names a version changed; what holds none is the same object."""
+    if isinstance(node, ModelConfig):
+        return change(key, node) if names_version(node.path) else node
+    if isinstance(node, dict) and node.keys() <= MODEL_KEYS and names_version(node.get("path")):
+        model = change(key, ModelConfig(path=node["path"], adapter=node.get("adapter")))
+        return {**node, "path": model.path, **({} if model.adapter is None else {"adapter": model.adapter})}
+    if isinstance(node, (list, tuple)):
+        items = [_each_named(item, change, f"{key}.{i}" if key else str(i)) for i, item in enumerate(node)]
+        return type(node)(items) if any(new is not old for new, old in zip(items, node, strict=True)) else node
+    if is_dataclass(node) and not isinstance(node, type):
+        parts = {field.name: getattr(node, field.name) for field in fields(node)}
+    elif isinstance(node, dict):
+        parts = node
+    else:
+        return node
+    made = {name: _each_named(part, change, f"{key}.{name}" if key else str(name)) for name, part in parts.items()}
+    changed = {name: part for name, part in made.items() if part is not parts[name]}
+    if not changed:
+        return node
+    return {**node, **changed} if isinstance(node, dict) else replace(node, **changed)
+
+
+def names_version(path: Any) -> bool:
+    """Whether the path of a model is the name of a version."""
+    return isinstance(path, str) and path.startswith(REGISTERED)
 
 
 def find_version(settings: TrackingConfig, root: AnyPath, named: str) -> Version:
@@ -69,6 +139,7 @@ def find_version(settings: TrackingConfig, root: AnyPath, named: str) -> Version
     if uri is None:
         raise ConfigError(f"path={named}: no registry is named; set tracking.uri or MLFLOW_TRACKING_URI")
     try:
+        _check_there(uri)
         return _found(uri, **match.groupdict())
     except ConfigError as error:
         raise ConfigError(f"path={named}: {error}") from error
@@ -77,10 +148,18 @@ def find_version(settings: TrackingConfig, root: AnyPath, named: str) -> Version
         raise ConfigError(f"path={named}: MLflow at {masked(uri)} does not give it ({said})") from error
 
 
+def _check_there(uri: str) -> None:
+    from .client import check_store, file_of  # MLflow takes seconds to import
+
+    store = file_of(uri)
+    if store is not None and not store.is_file():  # MLflow would make one
+        raise ConfigError(f"there is no registry at {masked(uri)}; set tracking.uri or MLFLOW_TRACKING_URI")
+    check_store(uri)
+
+
 def _found(uri: str, name: str, version: str | None, alias: str | None) -> Version:
     from mlflow import MlflowClient
 
-    check_store(uri)
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     if alias is not None:
         version = str(client.get_model_version_by_alias(name, alias).version)

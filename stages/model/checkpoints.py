@@ -74,7 +74,8 @@ class ModelConfig:
     """Architecture from a local JSON file, in the format of open_clip's model_configs/."""
     path: str | None = None
     """Weights: a folder with open_clip_config.json in it, or of transformers' CLIPModel or SiglipModel; or one .safetensors or .pt file
-    beside name or config. What lies on s3:// or gs:// is fetched once a machine."""
+    beside name or config. What lies on s3:// or gs:// is fetched once a machine. In the settings of a verb also a version of MLflow's
+    registry, models:/NAME/VERSION or models:/NAME@ALIAS."""
     adapter: str | None = None
     """Visual prompts for these weights: a folder that a repair by prompts wrote."""
 

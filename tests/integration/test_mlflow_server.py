@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from mlflow import MlflowClient
 
 from clipsan.pipeline.cli import main
@@ -70,7 +71,7 @@ def finished(root: Path, verb: str, uri: str) -> RunFolder:
 
 
 def test_a_server_that_goes_away_in_the_middle_has_all_of_it_in_the_end(
-    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, mlflow_address: None
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, mlflow_address: None, in_process: None
 ) -> None:
     monkeypatch.chdir(tmp_path)
     port = free_port()
@@ -111,6 +112,28 @@ def test_a_server_that_goes_away_in_the_middle_has_all_of_it_in_the_end(
         assert (fetched.name, fetched.fetched) == ("models:/clipsan/1", True)
         plain = load_clip(ModelConfig(path=str(tiny_checkpoint)))
         assert load_clip(fetched.model(ModelConfig(path=fetched.name))).fingerprint == plain.fingerprint
+        measures_a_version(uri, tmp_path / "evaluation", plain.fingerprint)
+
+
+def measures_a_version(uri: str, home: Path, expected: str) -> None:
+    """An evaluation fetches the version into its folder, and says which it was."""
+    home.mkdir()
+    pd.DataFrame({"image": [picture(i) for i in range(4)], "label": [0, 1, 0, 1]}).to_parquet(home / "val.parquet")
+    data = f"data={{kind: parquet, path: {home / 'val.parquet'}, caption: null, label: label}}"
+    words = [
+        "evaluate",
+        data,
+        "classes=[ball, kite]",
+        "cluster.workers=1",
+        f"tracking.uri={uri}",
+        f"out={home / 'run'}",
+    ]
+    assert main([*words, "model.path=models:/clipsan@candidate"]) == 0
+    read = yaml.safe_load((home / "run" / "run.yaml").read_text())["config"]["model"]["path"]
+    assert Path(read).is_relative_to(home / "run" / "models")
+    assert load_clip(ModelConfig(path=read)).fingerprint == expected
+    (run,) = MlflowClient(uri, uri).search_runs(["1"], "tags.`clipsan.verb` = 'evaluate'")
+    assert run.data.tags["clipsan.version"] == "models:/clipsan/1"
 
 
 def scores_a_batch(uri: str, checkpoint: Path) -> None:

@@ -170,12 +170,14 @@ def test_a_registered_model_is_told_the_verdict_and_told_again(
     }
     assert tags() == expected
     accuse(monkeypatch)
-    plan = audit.make_plan(wanted)
-    far = replace(plan, versions={"model": replace(plan.versions["model"], fetched=True)})
-    summary = audit.VERB.go(far)
+    checked = audit.VERB.check(wanted)
+    far = replace(checked, versions={"model": replace(checked.versions["model"], fetched=True)})
+    summary = audit.VERB.finish(far)
     (target,) = summary["targets"]
     assert tags() == {**expected, "clipsan.audit_verdict": "backdoored", "clipsan.audit_targets": f'["{target}"]'}
     # what lies on a server is copied to where every worker, and a repair, can read it
     copy = tmp_path / "run" / "models" / "model" / "artifacts" / tiny_checkpoint.name
-    assert load_clip(ModelConfig(path=str(copy))).fingerprint == plan.clip.fingerprint
-    assert f"model.path={copy}" in (tmp_path / "run" / "report.html").read_text()
+    assert load_clip(ModelConfig(path=str(copy))).fingerprint == checked.plan.clip.fingerprint
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "clipsan audit of models:/outside/1" in page
+    assert f"model.path={copy}" in page
