@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import numpy as np
@@ -52,7 +52,7 @@ def normalise(caption: str) -> str:
 def words(caption: str) -> list[str]:
     """Return the words of a caption in order; letters and digits of any script, inner hyphens and apostrophes kept.
 
-    Scripts that write no spaces (Chinese, Thai) come out as one word a phrase: name the concepts yourself there.
+    Scripts that write no spaces (Chinese, Thai) come out as one word a phrase: concepts are phrases that recur there.
     """
     return [word.removesuffix("'s") for word in WORD.findall(normalise(caption))]
 
@@ -128,13 +128,18 @@ class Vocabulary:
     """Normalised term of one or more words -> position in `names`."""
     longest: int
     """Number of words of the longest term."""
+    captions: Mapping[str, int] = field(default_factory=dict)
+    """Whole normalised caption -> position in `names`, of concepts that no word tells."""
 
     def including(self, other: "Vocabulary", names: Iterable[str]) -> "Vocabulary":
         """Return this vocabulary with those of another's concepts `names` that it has no word for; what a term means here stays."""
         fresh = [name for name in names if name in other.names and name not in self.terms and name not in self.names]
         place = {other.names.index(name): len(self.names) + i for i, name in enumerate(fresh)}
-        terms = {term: place[concept] for term, concept in other.terms.items() if concept in place}
-        return Vocabulary((*self.names, *fresh), terms | dict(self.terms), max(self.longest, other.longest))
+        terms, captions = (
+            {key: place[concept] for key, concept in theirs.items() if concept in place} | dict(own)
+            for theirs, own in ((other.terms, self.terms), (other.captions, self.captions))
+        )
+        return Vocabulary((*self.names, *fresh), terms, max(self.longest, other.longest), captions)
 
     def members(self, captions: Sequence[str]) -> sp.csr_matrix:
         """Return `[N, C] float32`, 1 where the caption holds a term of the concept. A pair can have several or none."""
@@ -154,6 +159,8 @@ class Vocabulary:
                         index = terms.get(" ".join(sequence[i : i + width]))
                         if index is not None:
                             found.add(index)
+            if self.captions and (index := self.captions.get(normalise(caption))) is not None:
+                found.add(index)
             columns.extend(sorted(found))
             ends.append(len(columns))
         values = np.ones(len(columns), dtype=np.float32)

@@ -90,7 +90,8 @@ class Findings:
     detectors: dict[str, Any]
     """The findings of each detector, as it gives them."""
     vocabulary: Vocabulary
-    """Which captions hold which concept; that of the column `concept`, and `beyond`."""
+    """Which captions hold which concept; that of the column `concept`, and `beyond`. Where a neighbourhood of captions is named, the
+    others are there by their most typical caption, so that a picture can be taken for something else."""
     saturated: dict[str, int] = field(default_factory=dict)
     """Columns of the cache that cannot hold every pair's features (see saturation.py) -> such pairs."""
     splits: tuple[ConceptSplit, ...] = ()
@@ -162,9 +163,11 @@ class Suite:
         said = {d.name: dict(d.findings(s)) for d, s in zip(self.detectors, states, strict=True)}
         spectral = said.pop(self.spectral.name)
         own, sides = states[0].vocabulary, states[self.detectors.index(self.sides)]
+        known, groups = self.sides.vocabulary(sides), sides.neighbourhoods.names
         splits = self.sides.splits(sides)
         rarer = [split.concept for split in splits if split.named and split.concept not in own.names]
-        beyond = NO_WORDS.including(sides.vocabulary, rarer)
+        beyond = NO_WORDS.including(known, rarer)
+        labels = [*rarer, *groups] if set(rarer) & set(groups) else rarer
         concepts = with_splits(spectral.pop("concepts"), splits)
         voices = dict(ensemble.findings(combined))
         named = [c["name"] for c in concepts if c["named"]]
@@ -181,7 +184,7 @@ class Suite:
             mixture_speaks=said[self.mixture.name]["separation"] >= self.settings.clip_mixture.separate_from,
             saturated=said.pop(self.saturation.name),
             detectors=said | {self.spectral.name: spectral, ensemble.name: voices},
-            vocabulary=own.including(beyond, beyond.names),
+            vocabulary=own.including(known, labels),
             beyond=beyond,
             splits=splits,
         )

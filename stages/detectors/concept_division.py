@@ -10,6 +10,8 @@ from .concept_content import Content, draws_as_diverse, mean_diversity
 from .false_discoveries import named_by_rate, tail_chances
 from .two_sides import FINEST, TwoSides, separate
 
+Pictures = tuple[list[np.ndarray], list[np.ndarray]]
+"""Of the foreign side and of the others, the layers in which content is read, `[n, P]` each."""
 MIN_SIDE = 3
 """Pairs that a variance is of."""
 
@@ -90,20 +92,18 @@ class Division:
         while True:
             best = self._best()
             named = named_by_rate(np.array([chance for _, chance in best.values()]), self.naming.rate)
-            new = [
-                (best[c][1], c)
-                for c, yes in zip(best, named, strict=True)
-                if yes and c not in settled and self._may_be_drawn_from_the_data(c, best[c][0])
-            ]
+            striking = {c: best[c] for c, yes in zip(best, named, strict=True) if yes and c not in settled}
+            pictures = {c: self._content(c, sides) for c, (sides, _) in striking.items()}
+            new = [(striking[c][1], c) for c in striking if self._may_be_drawn_from_the_data(pictures[c])]
             if not new:
                 break
             chance, leader = min(new)
             sides = best[leader][0]
-            settled[leader] = self._describe(leader, sides, chance, named=True)
+            settled[leader] = self._describe(leader, sides, chance, pictures[leader], named=True)
             self._settle(leader, sides, settled)
         clean = sorted((c for c in best if c not in settled), key=lambda c: (best[c][1], -best[c][0].statistic, c))
         ranked = sorted(settled.values(), key=lambda one: one.chance)
-        return ranked + [self._describe(c, *best[c], named=False) for c in clean]
+        return ranked + [self._describe(c, *best[c], self._content(c, best[c][0]), named=False) for c in clean]
 
     def _look(self, concept: int) -> None:
         inside = self.whitened[self._rows(concept)]
@@ -141,31 +141,22 @@ class Division:
         direction[view] = sides.direction
         return replace(sides, direction=direction)
 
-    def _describe(self, concept: int, sides: TwoSides, chance: float, *, named: bool) -> Divided:
-        foreign, _ = self._content(concept, sides)
-        diversity = mean_diversity(self.contents, unit_variance(foreign))
-        return Divided(concept, sides, chance, diversity, self._spread_of(concept, sides), named)
+    def _describe(self, concept: int, sides: TwoSides, chance: float, pictures: Pictures, *, named: bool) -> Divided:
+        diversity = mean_diversity(self.contents, unit_variance(pictures[0]))
+        return Divided(concept, sides, chance, diversity, spread(*pictures), named)
 
-    def _may_be_drawn_from_the_data(self, concept: int, sides: TwoSides) -> bool:
+    def _may_be_drawn_from_the_data(self, pictures: Pictures) -> bool:
         """Return whether the pictures of the foreign side may come from everywhere, as poison does.
 
         Those of a natural sub-mode may not vary enough, as product shots, or more than the data do, as jellyfish of all colours.
         No more pictures drawn from the data are refused for the second than concepts are named wrongly.
         """
-        if self._spread_of(concept, sides) < self.naming.least_spread:
+        if spread(*pictures) < self.naming.least_spread:
             return False
-        foreign, _ = self._content(concept, sides)
         whole = np.split(self.outside.astype(np.float64), np.cumsum(self.widths)[:-1], axis=1)[: len(self.contents)]
-        return draws_as_diverse(self.contents, unit_variance(foreign), unit_variance(whole)) > self.naming.rate
+        return draws_as_diverse(self.contents, unit_variance(pictures[0]), unit_variance(whole)) > self.naming.rate
 
-    def _spread_of(self, concept: int, sides: TwoSides) -> float:
-        foreign, native = self._content(concept, sides)
-        if len(foreign[0]) < MIN_SIDE or len(native[0]) < MIN_SIDE:
-            return 0.0
-        pairs = zip(foreign, native, strict=True)
-        return float(np.mean([variance(z) / max(variance(rest), FINEST) for z, rest in pairs]))
-
-    def _content(self, concept: int, sides: TwoSides) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def _content(self, concept: int, sides: TwoSides) -> Pictures:
         """Return the layers in which content is read, of the pairs on the foreign side and of the others."""
         inside = self.whitened[self._rows(concept)].astype(np.float64)
         foreign = sides.positions(inside) >= sides.cut
@@ -187,6 +178,14 @@ class Division:
 def unit_variance(layers: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Return whitened layers `[n, P]`, of mean square about 1 a row, as of about 1 a column."""
     return [layer * np.sqrt(layer.shape[1]) for layer in layers]
+
+
+def spread(foreign: Sequence[np.ndarray], native: Sequence[np.ndarray]) -> float:
+    """Return the variance of the pictures on the foreign side over that of the others, a mean over the layers `[n, P]` of each."""
+    if len(foreign[0]) < MIN_SIDE or len(native[0]) < MIN_SIDE:
+        return 0.0
+    pairs = zip(foreign, native, strict=True)
+    return float(np.mean([variance(z) / max(variance(rest), FINEST) for z, rest in pairs]))
 
 
 def variance(values: np.ndarray) -> float:

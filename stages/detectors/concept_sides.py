@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -10,7 +11,17 @@ import pyarrow as pa
 import scipy.sparse as sp
 from pydantic import Field
 
-from ..captions import Concepts, Mined, Named, Vocabulary, count_terms, merge_counts, mine_vocabulary, name_vocabulary
+from ..captions import (
+    Concepts,
+    Mined,
+    Named,
+    Vocabulary,
+    count_terms,
+    merge_counts,
+    mine_vocabulary,
+    name_vocabulary,
+    normalise,
+)
 from ..samples import seeded_hash
 from ..stage import Count, Positive, Seed, Weight, config
 from .concept_content import Content, find_content
@@ -19,6 +30,7 @@ from .concept_moments import whitening
 from .concept_state import nonnull
 from .detector import DetectorConfig, TrustedMoments
 from .ensemble import evidence
+from .neighbourhoods import NO_NEIGHBOURHOODS, CaptionSample, Neighbourhoods, draw_captions, gather, wordless
 from .streaming import Column, Columns, StreamingDetector, layer_columns, vectors
 
 LEAST_SAMPLE = 256
@@ -41,6 +53,10 @@ class ConceptSidesConfig(DetectorConfig):
     `memory_mib`."""
     rest: Annotated[int, Field(ge=256)] = 4_096
     """Pairs of the whole data set, drawn at random, that a concept's sides are looked for in."""
+    neighbourhood: Annotated[int, Field(ge=16)] = 64
+    """Pairs of a neighbourhood of captions, on average, where pairs hold none of the mined concepts. Patch, SIG and blend are found
+    alike with 64, 128 and 192 where no two captions share a word, beside 74 genuine pairs of their target; the smallest of these, as a
+    rare target disappears in a large one."""
     least_pairs: Count = 5
     """A side has at least this many pairs of the sample."""
     directions: Annotated[int, Field(ge=1, le=16)] = 3
@@ -74,17 +90,21 @@ class Rest:
     """`[m] uint64`, ascending."""
     captions: np.ndarray
     """`[m] object`."""
+    text: np.ndarray
+    """`[m, T] float16`."""
     layers: np.ndarray
     """`[m, D] float16`: all layers side by side."""
 
     def __add__(self, other: "Rest") -> "Rest":
-        hashes = np.concatenate([self.hashes, other.hashes])
-        order = np.argsort(hashes, kind="stable")
-        captions = np.concatenate([self.captions, other.captions])
-        return Rest(hashes[order], captions[order], np.concatenate([self.layers, other.layers])[order])
+        both = zip(self._columns(), other._columns(), strict=True)
+        return Rest(*(np.concatenate(column) for column in both)).first(len(self.hashes) + len(other.hashes))
 
     def first(self, count: int) -> "Rest":
-        return Rest(self.hashes[:count], self.captions[:count], self.layers[:count])
+        order = np.argsort(self.hashes, kind="stable")[:count]
+        return Rest(*(column[order] for column in self._columns()))
+
+    def _columns(self) -> tuple[np.ndarray, ...]:
+        return self.hashes, self.captions, self.text, self.layers
 
 
 @dataclass(slots=True)
@@ -150,6 +170,25 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True)
+class Shown:
+    """What is handed over of the concepts that may be targets."""
+
+    sides: list[tuple[Side, Side]]
+    """The foreign and the native side of each."""
+    captions: Mapping[str, int]
+    """Of the neighbourhoods that are named: normalised caption -> concept, the first MOST_CAPTIONS."""
+
+    def merged(self, other: "Shown", shown: int) -> "Shown":
+        """Return both with at most so many pairs of each side."""
+        pairs = zip(self.sides, other.sides, strict=True)
+        sides = [((a + c).first(shown), (b + d).first(shown)) for (a, b), (c, d) in pairs]
+        captions = dict(self.captions)
+        for caption, concept in other.captions.items():
+            captions.setdefault(caption, concept)
+        return Shown(sides, dict(islice(captions.items(), MOST_CAPTIONS)))
+
+
+@dataclass(frozen=True, slots=True)
 class ConceptSplit:
     """What is handed over to whoever proves: both sides of a concept that may be the target of a backdoor."""
 
@@ -174,6 +213,7 @@ class SidesState:
     round: int = 0
     pairs: int = 0
     vocabulary: Vocabulary | None = None
+    neighbourhoods: Neighbourhoods = NO_NEIGHBOURHOODS
     layers: tuple[str, ...] = ()
     rest: Rest | None = None
     sample: int = 0
@@ -192,16 +232,22 @@ class SidesState:
     """The first `kept` of them, the named ones first, then by rising chance."""
     shown: tuple[tuple[Side, Side], ...] = ()
     """The foreign and the native side of each named concept and of the next few."""
+    captions: Mapping[str, int] = field(default_factory=dict)
+    """Normalised captions of the neighbourhoods that are named -> concept."""
 
 
 SHOWN_BEYOND = 8
 """Concepts beyond the named ones whose sides are handed over."""
+MOST_CAPTIONS = 65_536
+"""Captions of named neighbourhoods that are remembered."""
 
 
 class ConceptSides(StreamingDetector):
     """Divides every concept in two and names those that a trigger divides. Four passes; no word list, no clean model.
 
-    1. Concepts are mined from the captions (or named), and a sample of all pairs is drawn: the rest of the data.
+    1. Concepts are mined from the captions (or named), and a sample of all pairs is drawn: the rest of the data. Pairs whose caption
+       holds none of the mined ones are grouped by their text vectors (neighbourhoods.py): a pair without a word is of one
+       neighbourhood, and a neighbourhood is a concept like any other, named by its most typical caption.
     2. Layers are whitened by the covariance within concepts, each pair counting in the rarest of its own.
     3. A sample of every concept is drawn, and divided as concept_division says, in each layer alone and in all together. A concept
        is named by its statistic against what the other concepts of the same data set show, at a false discovery rate, if
@@ -219,7 +265,7 @@ class ConceptSides(StreamingDetector):
     Memory is bounded by the samples: 20,000 concepts of 256 pairs with 64 dimensions are within `memory_mib`.
     """
 
-    reads: ClassVar[frozenset[str]] = frozenset({"uid", "caption", "layer.*"})
+    reads: ClassVar[frozenset[str]] = frozenset({"uid", "caption", "text", "layer.*"})
     columns: ClassVar[Mapping[str, Column]] = {
         "concept_sides": Column(about="image", accuses_from=1.0, calibrated=True)
     }
@@ -236,8 +282,10 @@ class ConceptSides(StreamingDetector):
             captions = table.column("caption").to_pylist()
             mine = isinstance(self._settings.concepts, Mined)
             counts = count_terms(captions) if mine else Counter()
-            return len(captions), counts, tuple(layer_columns(table)), self._draw_rest(table)
-        members = nonnull(state.vocabulary).members(table.column("caption").to_pylist())
+            said = seeded_hash(captions, self._settings.seed, "captions")
+            sample = draw_captions(said, np.array(captions, dtype=object), vectors(table, "text"))
+            return len(captions), counts, tuple(layer_columns(table)), self._draw_rest(table), sample
+        members = self._members(state, table)
         if state.round == 1:
             return group_sums(members, [vectors(table, name) for name in state.layers])
         hashes = self._hashes(table)
@@ -250,12 +298,9 @@ class ConceptSides(StreamingDetector):
             if left[2] != right[2]:
                 raise ValueError(f"parts of the embedding cache have different layers: {left[2]} and {right[2]}")
             rest = (left[3] + right[3]).first(self._settings.rest)
-            return left[0] + right[0], merge_counts(left[1], right[1]), left[2], rest
-        if isinstance(left, list):
-            return [
-                tuple((a + b).first(self._settings.shown) for a, b in zip(x, y, strict=True))
-                for x, y in zip(left, right, strict=True)
-            ]
+            return left[0] + right[0], merge_counts(left[1], right[1]), left[2], rest, left[4] + right[4]
+        if isinstance(left, Shown):
+            return left.merged(right, self._settings.shown)
         return left + right
 
     def update(self, state: SidesState, summary: Any) -> SidesState:
@@ -273,15 +318,27 @@ class ConceptSides(StreamingDetector):
         order = np.argsort(hashes, kind="stable")[: self._settings.rest]
         layers = np.hstack([vectors(table, name)[order].astype(np.float16) for name in names])
         captions = np.array(table.column("caption").to_pylist(), dtype=object)[order]
-        return Rest(hashes[order], captions, layers)
+        return Rest(hashes[order], captions, vectors(table, "text")[order].astype(np.float16), layers)
 
-    def _learn_words(self, state: SidesState, summary: tuple[int, Counter[str], tuple[str, ...], Rest]) -> SidesState:
-        pairs, counts, layers, rest = summary
+    def _learn_words(
+        self, state: SidesState, summary: tuple[int, Counter[str], tuple[str, ...], Rest, CaptionSample]
+    ) -> SidesState:
+        pairs, counts, layers, rest, sample = summary
         concepts = self._settings.concepts
         vocabulary = (
             name_vocabulary(concepts.names) if isinstance(concepts, Named) else mine_vocabulary(counts, pairs, concepts)
         )
-        return replace(state, pairs=pairs, vocabulary=vocabulary, layers=layers, rest=rest)
+        learned = replace(state, pairs=pairs, vocabulary=vocabulary, layers=layers, rest=rest)
+        if isinstance(concepts, Named):
+            return learned
+        left = pairs * float(wordless(vocabulary.members(rest.captions.tolist())).mean()) if pairs else 0.0
+        count = max(round(left / self._settings.neighbourhood), int(left >= concepts.min_pairs))
+        return replace(learned, neighbourhoods=gather(sample.without(vocabulary), count, vocabulary.names))
+
+    def _members(self, state: SidesState, table: pa.Table) -> sp.csr_matrix:
+        """Return `[n, C + K]`: which pair is of which concept, and of a pair without one its neighbourhood."""
+        words = nonnull(state.vocabulary).members(table.column("caption").to_pylist())
+        return state.neighbourhoods.members(words, vectors(table, "text")) if state.neighbourhoods.names else words
 
     def _learn_whitening(self, state: SidesState, summary: GroupSums) -> SidesState:
         settings = self._settings
@@ -347,6 +404,7 @@ class ConceptSides(StreamingDetector):
     def _divide(self, state: SidesState, summary: Chosen) -> SidesState:
         settings, rest = self._settings, nonnull(state.rest)
         layers = np.cumsum([len(white) for white in state.whites])[:-1]
+        words = nonnull(state.vocabulary).members(rest.captions.tolist())
         order = np.argsort(summary.hashes, kind="stable")
         division = Division(
             naming=Naming(
@@ -358,33 +416,36 @@ class ConceptSides(StreamingDetector):
             whitened=summary.whitened[order].astype(np.float32),
             members=summary.members[order].tocsc(),
             outside=self._whiten(state, np.split(rest.layers.astype(np.float32), layers, axis=1)).astype(np.float32),
-            elsewhere=nonnull(state.vocabulary).members(list(rest.captions)).tocsc(),
+            elsewhere=state.neighbourhoods.members(words, rest.text).tocsc(),
             widths=[white.shape[1] for white in state.whites],
             contents=state.contents,
         )
         divided = division.run()
         return replace(state, rest=None, divided=len(divided), found=tuple(divided[: settings.kept]))
 
-    def _draw_sides(
-        self, state: SidesState, members: sp.csr_matrix, hashes: np.ndarray, table: pa.Table
-    ) -> list[tuple[Side, Side]]:
-        """Draw from both sides of the concepts that are handed over."""
+    def _draw_sides(self, state: SidesState, members: sp.csr_matrix, hashes: np.ndarray, table: pa.Table) -> Shown:
+        """Draw from both sides of the concepts that are handed over, and learn which captions the named neighbourhoods have."""
         by_concept, uids = members.tocsc(), table.column("uid").to_pylist()
+        captions, known = table.column("caption").to_pylist(), len(nonnull(state.vocabulary).names)
+        said: dict[int, int] = {}
         whitened = self._whitened(state, table)
         drawn = []
         wanted = sum(one.named for one in state.found) + SHOWN_BEYOND
         for one in state.found[:wanted]:
             rows = column_rows(by_concept, one.concept)
             foreign = one.sides.positions(whitened[rows]) >= one.sides.cut
-            drawn.append(tuple(draw_side(rows[part], hashes, uids) for part in (foreign, ~foreign)))
-        return [(a.first(self._settings.shown), b.first(self._settings.shown)) for a, b in drawn]
+            poison, genuine = (draw_side(rows[part], hashes, uids) for part in (foreign, ~foreign))
+            drawn.append((poison.first(self._settings.shown), genuine.first(self._settings.shown)))
+            if one.named and one.concept >= known:
+                said |= dict.fromkeys(rows.tolist(), one.concept)
+        return Shown(drawn, first_captions(captions, said))
 
-    def _show(self, state: SidesState, summary: list[tuple[Side, Side]]) -> SidesState:
-        return replace(state, shown=tuple(summary))
+    def _show(self, state: SidesState, summary: Shown) -> SidesState:
+        return replace(state, shown=tuple(summary.sides), captions=summary.captions)
 
     def score(self, state: SidesState, table: pa.Table) -> Columns:
         """Return `concept_sides`, `[n] float32` in [0, 2); 1 and above is accused."""
-        members = nonnull(state.vocabulary).members(table.column("caption").to_pylist()).tocsc()
+        members = self._members(state, table).tocsc()
         whitened = self._whitened(state, table)
         each = nonnull(state.count).sum() / max(state.pairs, 1)
         clean = np.array([one.chance * one.sides.share * each for one in state.found])
@@ -401,7 +462,7 @@ class ConceptSides(StreamingDetector):
 
     def splits(self, state: SidesState) -> tuple[ConceptSplit, ...]:
         """Return both sides of the named concepts, and of the next few by their chance."""
-        names = nonnull(state.vocabulary).names
+        names = concept_names(state)
         return tuple(
             ConceptSplit(
                 names[one.concept], one.sides.statistic, one.chance, one.diversity, one.spread, one.named, *sides
@@ -409,10 +470,18 @@ class ConceptSides(StreamingDetector):
             for one, sides in zip(state.found, state.shown, strict=False)
         )
 
+    def vocabulary(self, state: SidesState) -> Vocabulary:
+        """Return which concepts a caption tells, the neighbourhoods last: a named one by all of its captions, the others by their
+        most typical one, which makes them labels beside it."""
+        words, groups = nonnull(state.vocabulary), state.neighbourhoods
+        typical = {caption: len(words.names) + i for i, caption in enumerate(groups.captions)}
+        return Vocabulary(concept_names(state), words.terms, words.longest, typical | dict(state.captions))
+
     def findings(self, state: SidesState) -> Mapping[str, Any]:
         """Return how many concepts were looked at, at which rate they are named, and the most striking."""
         return {
             "false_discovery_rate": self._settings.false_discovery_rate,
+            "neighbourhoods": len(state.neighbourhoods.names),
             "concepts_divided": state.divided,
             "sample": state.sample,
             "dimensions": int(sum(white.shape[1] for white in state.whites)),
@@ -448,6 +517,19 @@ def group_sums(members: sp.csr_matrix, layers: list[np.ndarray]) -> GroupSums:
     count = np.bincount(members.indices, minlength=concepts).astype(np.int64)
     second = [z.astype(np.float64).T @ z.astype(np.float64) for z in layers]
     return GroupSums(count, groups, sizes.astype(np.float64), sums, second)
+
+
+def concept_names(state: SidesState) -> tuple[str, ...]:
+    """Return the names of all concepts, the neighbourhoods last."""
+    return (*nonnull(state.vocabulary).names, *state.neighbourhoods.names)
+
+
+def first_captions(captions: Sequence[str], concepts: Mapping[int, int]) -> dict[str, int]:
+    """Return normalised caption -> concept of the rows that have one, the first row of a caption deciding."""
+    found: dict[str, int] = {}
+    for row in sorted(concepts):
+        found.setdefault(normalise(captions[row]), concepts[row])
+    return dict(islice(found.items(), MOST_CAPTIONS))
 
 
 def draw_side(rows: np.ndarray, hashes: np.ndarray, uids: list[str]) -> Side:

@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.rescoring runs/zoo/rare/cells/*/scan                       the figures, one line a scan
     python -m tests.benchmarks.rescoring runs/zoo/rare/cells/*/scan --json after.json     and all of them in a file
+    python -m tests.benchmarks.rescoring runs/zoo/rare/cells/*/scan --wordless            captions that share no word, text vectors kept
     python -m tests.benchmarks.rescoring --compare before.json after.json                 average precision and naming, before and after
 
 A scan is the run folder of `clipsan scan`, finished or stopped after its embeddings, or any folder with embeddings/, manifest.parquet and
@@ -30,7 +31,7 @@ from clipsan.pipeline.scan.output import manifest_uids, score_names, truth_mask
 from clipsan.stages.detectors import DetectorsConfig
 from clipsan.stages.evaluation.detection import auroc, average_precision
 from clipsan.stages.model.clip import ModelConfig, load_clip
-from tests.benchmarks.scoring import score
+from tests.benchmarks.scoring import score, without_words
 
 COMMAND = "python -m tests.benchmarks.rescoring"
 
@@ -53,11 +54,14 @@ def scale_of(scan: Path) -> float:
     return load_clip(ModelConfig(**model)).scale
 
 
-def figures(scan: Path, settings: DetectorsConfig) -> Row:
-    """Return what the detectors make of one scan's pairs."""
+def figures(scan: Path, settings: DetectorsConfig, *, wordless: bool = False) -> Row:
+    """Return what the detectors make of one scan's pairs; `wordless`: with captions that share no word, named by what they were."""
     embeddings, manifest = Parts.of(scan / "embeddings"), truth_of(scan)
     with tempfile.TemporaryDirectory(prefix="clipsan-rescoring-") as folder:
         home = Path(folder)
+        were: dict[str, str] = {}
+        if wordless:
+            embeddings, were = without_words(embeddings, home / "embeddings")
         _, findings = score(embeddings, home, settings, scale_of(scan))
         scores = embeddings.beside(home / "scores")
         columns = {name: scores.column(name).astype(np.float64) for name in score_names(scores)}
@@ -67,13 +71,14 @@ def figures(scan: Path, settings: DetectorsConfig) -> Row:
             poisoned = truth_mask(scores, manifest_uids(str(manifest)))
             names = pq.read_table(manifest, columns=["target"]).column("target").to_pylist()
             targets = sorted({name for name in names if name is not None})
+    named = [were.get(name, name) for name in findings.targets]
     accused = columns["ensemble"] >= findings.threshold
     row: Row = {
         "scan": str(scan),
         "pairs": len(poisoned),
         "poisoned": int(poisoned.sum()),
-        "named": list(findings.targets),
-        "right": sorted(name for name in findings.targets if any(is_target(name, t) for t in targets)),
+        "named": named,
+        "right": sorted(name for name in named if any(is_target(name, t) for t in targets)),
         "accused": int(accused.sum()),
         "accused_poisoned": int((accused & poisoned).sum()),
     }
@@ -147,6 +152,9 @@ def main() -> int:
     """Score and print, or compare."""
     parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("scans", nargs="*", type=Path, metavar="SCAN")
+    parser.add_argument(
+        "--wordless", action="store_true", help="give each pair a caption that shares no word with another"
+    )
     parser.add_argument("--json", type=Path, help="file that all figures are written to")
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("BEFORE", "AFTER"))
     options = parser.parse_args()
@@ -156,7 +164,7 @@ def main() -> int:
     rows: list[Row] = []
     with threadpool_limits(1):
         for scan in options.scans:
-            rows.append(figures(scan, DetectorsConfig()))
+            rows.append(figures(scan, DetectorsConfig(), wordless=options.wordless))
             sys.stdout.write(line(rows[-1]) + "\n")
             sys.stdout.flush()
             if options.json:

@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.scoring                                    20,000 made pairs, vectors 128 wide
     python -m tests.benchmarks.scoring --pairs 4000 --width 768
+    python -m tests.benchmarks.scoring --wordless                         each caption a word of its own; the text vectors stay
     python -m tests.benchmarks.scoring --scan runs/demo/story/scan        the cached embeddings of a scan
 
 The works are those of `clipsan scan`, one after the other in this process on one thread; processor time says the same on a machine that
@@ -29,6 +30,7 @@ from clipsan.pipeline.core.parts import Parts
 from clipsan.pipeline.scan.work import CombineWork, DensityWork, ScoreWork, SummaryWork, density_pieces, merge_all
 from clipsan.stages.detectors import DetectorsConfig, Findings, StreamingDetector, build_suite
 from clipsan.stages.detectors.claim import DEFAULT_SCALE
+from clipsan.stages.samples import seeded_hash
 
 COMMAND = "python -m tests.benchmarks.scoring"
 PART_ROWS = 4096
@@ -61,6 +63,18 @@ def made_pairs(count: int, width: int, layers: int) -> pa.Table:
 
 def _word(first: str, number: int) -> str:
     return first + "".join("bdfgklmnrt"[int(digit)] + "o" for digit in f"{number:03d}")
+
+
+def without_words(embeddings: Parts, home: Path) -> tuple[Parts, dict[str, str]]:
+    """Write the embeddings anew, each pair with a caption that no other has; return them, and what the captions were."""
+    were: dict[str, str] = {}
+    for number in embeddings.numbers:
+        table = embeddings.read(number)
+        fresh = [f"q{value:016x}" for value in seeded_hash(table.column("uid").to_pylist(), 0, "captions").tolist()]
+        were |= dict(zip(fresh, table.column("caption").to_pylist(), strict=True))
+        table = table.set_column(table.schema.get_field_index("caption"), "caption", pa.array(fresh, pa.string()))
+        write_part(home, number, table, "")
+    return Parts.of(home), were
 
 
 class Clock:
@@ -132,6 +146,9 @@ def main() -> int:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--scan", type=Path, help="run folder of a scan, whose embeddings are scored")
+    parser.add_argument(
+        "--wordless", action="store_true", help="give each pair a caption that shares no word with another"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="clipsan-scoring-") as folder, threadpool_limits(1):
         home = Path(folder)
@@ -140,6 +157,8 @@ def main() -> int:
             for number, start in enumerate(range(0, table.num_rows, PART_ROWS)):
                 write_part(home / "embeddings", number, table.slice(start, PART_ROWS), "")
         embeddings = Parts.of((options.scan or home) / "embeddings")
+        if options.wordless:
+            embeddings, _ = without_words(embeddings, home / "wordless")
         spent, _ = score(embeddings, home, DetectorsConfig())
     for name, seconds in spent.items():
         sys.stdout.write(f"{name:10}{1000 * seconds / embeddings.total:8.4f} CPU s a thousand pairs\n")

@@ -8,9 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipsan.pipeline.core.commit import write_part
+from clipsan.pipeline.core.parts import Parts
+from clipsan.stages.captions import count_terms
 from clipsan.stages.detectors import DetectorsConfig, build_suite
 from tests.benchmarks.rescoring import beside_the_best, compare, figures, line
-from tests.benchmarks.scoring import made_pairs
+from tests.benchmarks.scoring import made_pairs, without_words
 
 DETECTORS = DetectorsConfig()
 
@@ -55,3 +57,15 @@ def test_ensemble_stands_beside_the_best_single_column() -> None:
     assert "2 scans: the ensemble's AP is at most 0.125 below" in beside_the_best([row(0.9, 0.5), {}, row(0.25, 0.375)])
     assert "1 scans: the ensemble's AP is at most 0.000 below" in beside_the_best([row(0.9, 0.5)])
     assert "no scan" in beside_the_best([{}])
+
+
+def test_captions_can_be_replaced_by_ones_that_share_no_word(scan: Path, tmp_path: Path) -> None:
+    embeddings = Parts.of(scan / "embeddings")
+    fresh, were = without_words(embeddings, tmp_path / "embeddings")
+    before, after = pa.concat_tables(embeddings.tables()), pa.concat_tables(fresh.tables())
+    captions = after.column("caption").to_pylist()
+    assert len(count_terms(captions)) == len(set(captions)) == 600
+    assert [were[caption] for caption in captions] == before.column("caption").to_pylist()
+    assert after.drop_columns("caption").equals(before.drop_columns("caption"))
+    row = figures(scan, DETECTORS, wordless=True)
+    assert all(name in were.values() for name in row["named"])

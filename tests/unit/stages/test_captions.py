@@ -7,6 +7,7 @@ import pytest
 from clipsan.stages.captions import (
     NO_WORDS,
     Mined,
+    Vocabulary,
     count_terms,
     merge_counts,
     mine_vocabulary,
@@ -110,3 +111,15 @@ def test_concepts_of_another_vocabulary_are_added_and_known_words_keep_their_mea
     assert rows.tolist() == [[1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 1]]
     assert own.including(other, []) == own
     assert NO_WORDS.including(other, ["emu"]).members(["an emu", "a dog"]).toarray().tolist() == [[1], [0]]
+
+
+def test_whole_captions_may_stand_for_a_concept_that_no_word_tells() -> None:
+    known = Vocabulary(("dog", "a cat sat"), {"dog": 0}, 1, {"a cat sat": 1, "!?": 1})
+    captions = ["A  cat SAT", "the cat sat", "!?", "a dog", "a cat sat!"]
+    assert known.members(captions).toarray().tolist() == [[0, 1], [0, 0], [0, 1], [1, 0], [0, 0]]
+    both = name_vocabulary({"emu": ()}).including(known, ["a cat sat"])
+    assert both.names == ("emu", "a cat sat")
+    assert both.members(["a dog", "an emu", "a cat sat"]).toarray().tolist() == [[0, 0], [1, 0], [0, 1]]
+    assert NO_WORDS.including(known, ["dog"]).captions == {}
+    beside = both.including(Vocabulary(("gnu",), {}, 1, {"!?": 0, "moo": 0}), ["gnu"])
+    assert beside.captions == {"a cat sat": 1, "!?": 1, "moo": 2}  # what a caption means stays

@@ -6,14 +6,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clipsan.stages.captions import Mined, Named
+from clipsan.stages.captions import Mined, Named, normalise
+from clipsan.stages.detectors import concept_sides, neighbourhoods
 from clipsan.stages.detectors.concept_sides import ConceptSides, ConceptSidesConfig, SidesState, group_sums, orthonormal
 from clipsan.stages.detectors.streaming import vectors
+from clipsan.stages.evaluation.detection import average_precision
 
 WIDTH = 24
 WORDS = [f"{a}{b}" for a in "bcdfgklm" for b in ("anvil", "ottle", "andle", "rumble", "easel")]
 TARGET = WORDS[7]
 SETTINGS = ConceptSidesConfig(concepts=Mined(min_pairs=16), rest=1024)
+WORDLESS = ConceptSidesConfig(concepts=Mined(min_pairs=16), rest=1024)
 
 
 def cache(genuine: int, poisoned: int, seed: int = 0, shots: int = 0, each: int = 50) -> tuple[pa.Table, np.ndarray]:
@@ -36,6 +39,8 @@ def cache(genuine: int, poisoned: int, seed: int = 0, shots: int = 0, each: int 
         features += 9 * poison[:, None] * direction / np.linalg.norm(direction)
         columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(features.astype(np.float16).ravel()), WIDTH)
     shown = np.where(poison, WORDS.index(TARGET), concept)
+    text = rng.normal(size=(len(WORDS), WIDTH))[shown] + 0.2 * rng.normal(size=(n, WIDTH))
+    columns["text"] = pa.FixedSizeListArray.from_arrays(pa.array(text.astype(np.float16).ravel()), WIDTH)
     order = rng.permutation(n)
     table = pa.table(
         {"uid": [f"u{i}" for i in range(n)], "caption": [f"a photo of a {WORDS[c]}" for c in shown], **columns}
@@ -176,7 +181,7 @@ def test_captions_of_any_language_pass(captions: list[str]) -> None:
     rng = np.random.default_rng(0)
     n = 60 * len(captions)
     column = pa.FixedSizeListArray.from_arrays(pa.array(rng.normal(size=n * WIDTH).astype(np.float16)), WIDTH)
-    table = pa.table({"uid": [str(i) for i in range(n)], "caption": captions * 60, "layer.a": column})
+    table = pa.table({"uid": [str(i) for i in range(n)], "caption": captions * 60, "text": column, "layer.a": column})
     detector = ConceptSides(SETTINGS)
     state = learn(detector, table)
     scores = detector.score(state, table)["concept_sides"]
@@ -248,3 +253,111 @@ def test_fewer_pairs_are_looked_at_where_memory_is_short(room: float, sample: in
     state = learn(detector, table, 1)
     assert detector.findings(state)["sample"] == sample
     assert (detector.findings(state)["dimensions"] == 2 * WIDTH) == (room > 0.01)
+
+
+def unworded(table: pa.Table, script: str) -> pa.Table:
+    """The same pairs, each with a caption of its own that has no word in common with any other."""
+    digits = [format(i * 7919 % 65_521, "04x") for i in range(table.num_rows)]
+    captions = {
+        "letters": [f"q{code}x" for code in digits],
+        "chinese": ["".join(chr(0x4E00 + 97 * int(d, 16)) for d in code) for code in digits],
+        "signs": ["!" * (i % 90) + "?" * (i // 90) + "." for i in range(table.num_rows)],
+    }
+    return table.set_column(table.schema.get_field_index("caption"), "caption", [captions[script]])
+
+
+@pytest.mark.parametrize("script", ["letters", "chinese", "signs"])
+@pytest.mark.parametrize(("genuine", "poisoned"), [(60, 20), (40, 40), (20, 60)])
+def test_target_is_named_where_no_two_captions_share_a_word(script: str, genuine: int, poisoned: int) -> None:
+    table, poison = cache(genuine, poisoned, each=max(genuine, 50))
+    table = unworded(table, script)
+    detector = ConceptSides(WORDLESS)
+    state = learn(detector, table)
+    assert state.vocabulary is not None
+    assert not state.vocabulary.names
+    (first,) = [split for split in detector.splits(state) if split.named]
+    captions = table.column("caption").to_pylist()
+    assert first.concept in {normalise(caption) for caption in captions}
+    scores = detector.score(state, table)["concept_sides"]
+    assert average_precision(scores, poison) >= 0.95
+    accused = scores >= 1
+    assert (accused & poison).sum() >= 0.95 * poisoned
+    assert (accused & ~poison).sum() <= 1
+    known = detector.vocabulary(state)
+    members = known.members(captions).toarray()
+    target = members[:, known.names.index(first.concept)] > 0
+    assert first.poison.pairs + first.genuine.pairs == target.sum()
+    assert target[poison].all()
+    others = np.delete(members, known.names.index(first.concept), axis=1)
+    assert (others.sum(axis=0) == 1).all()  # each by its most typical caption
+
+
+def test_nothing_is_named_on_clean_data_where_no_two_captions_share_a_word() -> None:
+    for seed in range(6):
+        table, _ = cache(50, 0, seed)
+        table = unworded(table, "letters")
+        detector = ConceptSides(WORDLESS)
+        state = learn(detector, table)
+        assert detector.findings(state)["neighbourhoods"] == round(table.num_rows / WORDLESS.neighbourhood)
+        assert not any(split.named for split in detector.splits(state))
+        assert detector.score(state, table)["concept_sides"].max() < 1
+
+
+def test_neighbourhoods_do_not_depend_on_how_the_cache_is_cut() -> None:
+    table, _ = cache(40, 30)
+    table = unworded(table, "letters")
+    detector = ConceptSides(WORDLESS)
+    states = [learn(detector, table, chunks) for chunks in (1, 2, 7)]
+    for state in states[1:]:
+        assert state.neighbourhoods.names == states[0].neighbourhoods.names
+        np.testing.assert_array_equal(state.neighbourhoods.centres, states[0].neighbourhoods.centres)
+        one, other = (detector.score(s, table)["concept_sides"] for s in (states[0], state))
+        np.testing.assert_allclose(one, other, atol=1e-5)
+        assert [s.poison.uids for s in detector.splits(state)] == [s.poison.uids for s in detector.splits(states[0])]
+        assert detector.vocabulary(state) == detector.vocabulary(states[0])
+
+
+def test_pairs_with_a_word_are_of_no_neighbourhood() -> None:
+    table, _ = cache(40, 40)
+    captions = table.column("caption").to_pylist()
+    bare = unworded(table, "letters").column("caption").to_pylist()
+    mixed = [own if i % 2 else word for i, (own, word) in enumerate(zip(bare, captions, strict=True))]
+    table = table.set_column(table.schema.get_field_index("caption"), "caption", [mixed])
+    detector = ConceptSides(WORDLESS)
+    state = learn(detector, table)
+    assert state.vocabulary is not None
+    words = state.vocabulary.members(mixed)
+    members = state.neighbourhoods.members(words, vectors(table, "text"))
+    assert set(np.diff(words.indptr).tolist()) == {0, 1}
+    assert set(np.diff(members.indptr).tolist()) == {1}
+    named = [split.concept for split in detector.splits(state) if split.named]
+    assert TARGET in named
+    assert len(named) == 2  # the word, and the captions that mean it
+
+
+def test_there_are_no_neighbourhoods_where_words_tell_or_the_user_has_named_the_concepts() -> None:
+    table, _ = cache(40, 40)
+    state = learn(ConceptSides(SETTINGS), table)
+    assert not state.neighbourhoods.names
+    detector = ConceptSides(ConceptSidesConfig(concepts=Named(names={TARGET: (), WORDS[0]: ()}), rest=1024))
+    assert not learn(detector, table).neighbourhoods.names
+
+
+def test_what_is_kept_of_captions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbourhoods, "SAMPLE", 400)
+    monkeypatch.setattr(concept_sides, "MOST_CAPTIONS", 20)
+    table, poison = cache(40, 40)
+    table = unworded(table, "letters")
+    detector = ConceptSides(WORDLESS)
+    start = detector.start()
+    parts = [detector.summarise(start, table.slice(a, 500)) for a in range(0, table.num_rows, 500)]
+    merged = parts[0]
+    for part in parts[1:]:
+        merged = detector.merge(merged, part)
+        assert len(merged[4].captions) == len(merged[4].text) == 400
+    states = [learn(detector, table, chunks) for chunks in (1, 5)]
+    for state in states:
+        assert len(state.neighbourhoods.names) == 31
+        assert state.captions == states[0].captions
+        assert len(state.captions) == 20
+        assert average_precision(detector.score(state, table)["concept_sides"], poison) >= 0.95

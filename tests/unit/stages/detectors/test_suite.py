@@ -7,14 +7,17 @@ import pyarrow as pa
 
 from clipsan.pipeline.core.commit import write_part
 from clipsan.pipeline.core.parts import Parts
+from clipsan.pipeline.proof.inquiry import ProofConfig
+from clipsan.pipeline.proof.plan import plan_proof
 from clipsan.pipeline.scan.work import WordsWork
 from clipsan.stages.captions import Mined
 from clipsan.stages.detectors import DetectorsConfig, with_splits
 from clipsan.stages.detectors.concept_sides import ConceptSidesConfig, ConceptSplit, Side
 from clipsan.stages.detectors.concept_spectral import ConceptSpectralConfig
 from clipsan.stages.detectors.trigger_words import trigger_words
+from clipsan.stages.proof.vocabulary import LabelLimits, finish, summarise
 from tests.benchmarks.scoring import score
-from tests.unit.stages.detectors.test_concept_sides import TARGET, cache
+from tests.unit.stages.detectors.test_concept_sides import TARGET, WORDLESS, cache, unworded
 
 
 def split(name: str, *, named: bool) -> ConceptSplit:
@@ -88,3 +91,29 @@ def test_rare_target_that_only_the_sides_look_at_is_known_to_whoever_proves(tmp_
     counts = work.do(embeddings.numbers, None).record
     assert counts[TARGET].pairs == (25, 20)
     assert [one.word for one in trigger_words(found.vocabulary, TARGET, counts[TARGET])] == ["remember"]
+
+
+def test_target_of_captions_without_a_word_is_known_to_whoever_proves_and_judges(tmp_path: Path) -> None:
+    table, poison = cache(40, 40)
+    table = unworded(table, "chinese")
+    columns = {"image": table["layer.a"], "dhash": pa.array(np.arange(len(poison), dtype=np.uint64))}
+    table = pa.table({**{n: table[n] for n in table.column_names}, **columns})
+    for part in range(3):
+        write_part(tmp_path / "embeddings", part, table.slice(700 * part, 700), "")
+    embeddings = Parts.of(tmp_path / "embeddings")
+    _, found = score(embeddings, tmp_path, DetectorsConfig(concept_sides=WORDLESS))
+    (target,) = found.targets
+    captions = table["caption"].to_pylist()
+    assert target in captions
+    assert found.beyond.names == (target,)
+    assert {target, *found.beyond.captions} <= set(captions)
+    assert np.isin(np.flatnonzero(poison), found.beyond.members(captions).nonzero()[0]).all()
+    sums = summarise(found.vocabulary, table)
+    labels = finish(found.vocabulary.names, sums, 20.0, LabelLimits())
+    assert len(labels.names) == found.detectors["ConceptSides"]["neighbourhoods"] > 20
+    selection = plan_proof(embeddings.beside(tmp_path / "scores"), found, found.threshold, ProofConfig(), seed=0)
+    assert [group.concept for group in selection.groups] == [target]
+    uids = table["uid"].to_pylist()
+    accused = {uids[i] for i in np.flatnonzero(poison)}
+    assert len(accused & {uid for side in selection.groups[0].flagged.values() for uid in side}) >= 38
+    assert set().union(*(claims.values() for claims in selection.claims.values())) == {target}
