@@ -6,7 +6,8 @@
     python -m tests.benchmarks.audit --reference            each beside the clean model that it was tuned from
 
 Models and audits lie below runs/audit/; what has finished is not done again. Figures go to tests/benchmarks/results/, but for those of the
-development models. `likeness` is the largest correlation, over the proven triggers, of the mean changes that they and the true one make.
+development models. `likeness` is the largest correlation, over the proven triggers, of the mean changes that they and the true one make;
+`excess` how much further the best label's trigger takes images in the suspect than in the reference, as a cosine.
 """
 
 import argparse
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from clipsan.pipeline.audit import verb as audit
 from clipsan.pipeline.audit.settings import AuditConfig
@@ -55,6 +58,7 @@ def row(home: Path, root: Path, *, reference: bool) -> Row:
         "target": truth["target"],
         "label": first["targets"][0],
         "likeness": None if truth["attack"] is None else likeness(out, truth["attack"], home),
+        "excess": excess(out) if reference else None,
         "decree": summary["decree"],
         "seconds": summary["seconds"],
     }
@@ -63,6 +67,13 @@ def row(home: Path, root: Path, *, reference: bool) -> Row:
 def score(candidate: Mapping[str, Any]) -> float:
     """Return how far a label stands out, -log10 of its p value."""
     return -math.log10(max(float(candidate["p"]), 1e-300))
+
+
+def excess(out: Path) -> float:
+    """Return the largest lead over the reference that a screened trigger has."""
+    parts = sorted((out / "screening").glob("part-*.parquet"))
+    rows = pa.concat_tables([pq.read_table(part, columns=["cosine", "genuine"]) for part in parts]).to_pylist()
+    return max(float(row["cosine"] - row["genuine"]) for row in rows)
 
 
 def likeness(out: Path, attack: str, home: Path) -> float | None:

@@ -55,7 +55,17 @@ def finding(rows: list[Row]) -> str:
             f"{odd[bad].sum()} suspicious, {right} by the right label; "
             f"of {(~bad).sum()} clean ones {called[~bad].sum()} and {odd[~bad].sum()}."
         )
-    return " ".join(said)
+        said += [_within(some, model) for model in sorted({str(row["model"]) for row in some}) if reference]
+    return " ".join(part for part in said if part)
+
+
+def _within(rows: list[Row], model: str) -> str:
+    """Return what the lead over the reference is worth among models of one architecture, which it has no null to be held against."""
+    some = [row for row in rows if row["model"] == model and row.get("excess") is not None]
+    bad = [row["target"] is not None for row in some]
+    if not any(bad) or all(bad):
+        return ""
+    return f"Among {model}s the excess alone: {roc_auc_score(bad, [float(str(row['excess'])) for row in some]):.3f}."
 
 
 AUDIT = Section(
@@ -70,6 +80,7 @@ AUDIT = Section(
                 Column("ASR %", "asr_pct", 1),
                 Column("verdict", "verdict"),
                 Column("score", "score", 2),
+                Column("excess", "excess", 2),
                 Column("target", "target"),
                 Column("label that stands out", "label"),
                 Column("inverted trigger like the true one", "likeness", 2),

@@ -35,6 +35,16 @@ def test_an_attack_that_does_not_work_is_not_counted() -> None:
     )
 
 
+def test_with_a_reference_each_architecture_is_ranked_by_the_excess_alone() -> None:
+    def beside(attack: str, model: str, excess: float) -> Row:
+        return row(attack, 1.0, "clean") | {"reference": True, "model": model, "excess": excess}
+
+    rows = [beside("patch", "vit", 0.9), beside("sig", "vit", 0.2), beside("clean", "vit", 0.3)]
+    said = finding([*rows, beside("blend", "resnet", 0.1)])
+    assert said.startswith("With a reference: AUROC of the verdict's score 0.500,")
+    assert said.endswith("Among vits the excess alone: 0.500.")
+
+
 def test_of_one_sort_alone_nothing_is_said() -> None:
     assert finding([row("patch", 0.5, "backdoored")]) == ""
 
