@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -232,14 +232,47 @@ def _running(cluster: ClusterConfig) -> Iterator[None]:
 
     started = not ray.is_initialized()
     with _environment(_credentials() if started and private else {}):
-        if started:
-            with _silent_stderr(), _own_sigterm():
-                _init(ray, cluster)
         try:
+            if started:
+                with _silent_stderr(), _own_sigterm():
+                    _init(ray, cluster)
             yield
         finally:
             if started:
-                ray.shutdown()
+                _shut_down(ray)
+
+
+def _shut_down(ray: Any) -> None:
+    """End or leave Ray, and with a private one all of its processes.
+
+    Ray gives its raylet a second and then kills it, which on a busy machine, or while it starts, leaves what the raylet would have
+    ended: its two agents look for the head of the cluster, which is gone, for a minute.
+    """
+    import psutil  # Ray brings it along
+
+    of_ray = _raylets()
+    ray.shutdown()
+    _, alive = psutil.wait_procs([*{*of_ray, *_raylets()}], timeout=GRACE_S)
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=GRACE_S)
+
+
+GRACE_S = 2.0
+"""Seconds that what Ray has left running has to end by itself, and then to be gone."""
+
+
+def _raylets() -> list[Any]:
+    """Return the raylets that this process has started, and all processes below them."""
+    import psutil
+
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if child.name() == "raylet":
+                found += [child, *child.children(recursive=True)]
+    return found
 
 
 LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import psutil
 import pytest
 import ray
 
@@ -28,6 +29,28 @@ with ray_session(ClusterConfig(workers=1, object_store_mb=100)):
             if probe.connect_ex((other, int(port))) == 0:
                 print(other)
 """
+
+
+HURRIED = """
+import psutil
+import ray
+from clipsan.pipeline.core.cluster import ClusterConfig, ray_session, start_ray
+
+end = ray.shutdown
+
+def hurried():
+    for process in psutil.Process().children():
+        if process.name() in ("raylet", "gcs_server"):
+            process.kill()
+    end()
+
+with ray_session(ClusterConfig(workers=1, object_store_mb=100)):
+    start_ray()
+    ray.get(ray.remote(lambda: 1).remote())
+    print(*(process.pid for process in psutil.Process().children(recursive=True)))
+    ray.shutdown = hurried
+"""
+"""Ends as on a machine that is too busy for Ray's raylet to end what it has started within its second."""
 
 
 def join(environment: dict[str, str]) -> str:
@@ -57,3 +80,10 @@ def test_a_command_listens_on_the_loopback_interface_alone() -> None:
     address, *reached = done.stdout.split()
     assert address == "127.0.0.1"
     assert reached == []
+
+
+def test_nothing_of_ray_outlives_a_session_whose_raylet_had_to_be_killed() -> None:
+    done = subprocess.run([sys.executable, "-c", HURRIED], capture_output=True, text=True, timeout=120, check=True)
+    started = [int(pid) for pid in done.stdout.split()]
+    assert len(started) > 5  # head, raylet, its two agents, a worker, ...
+    assert [pid for pid in started if psutil.pid_exists(pid)] == []
