@@ -230,7 +230,7 @@ def test_the_python_of_the_readme_works(
     shown = fences((ROOT / "README.md").read_text(encoding="utf-8"), "python")
     assert len(shown) == 2
     monkeypatch.chdir(world)
-    monkeypatch.setattr(type(verb_of("scan")), "go", lambda _, plan: read_summary(Path(plan.config.out)))
+    monkeypatch.setattr(type(verb_of("scan")), "finish", lambda _, checked: read_summary(Path(checked.plan.config.out)))
     for block in shown:
         assert len(block.splitlines()) <= 5
         exec(compile(at_home(block, world), "README.md", "exec"), {"dataset": [], "uids": []})
