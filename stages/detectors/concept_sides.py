@@ -54,9 +54,9 @@ class ConceptSidesConfig(DetectorConfig):
     rest: Annotated[int, Field(ge=256)] = 4_096
     """Pairs of the whole data set, drawn at random, that a concept's sides are looked for in."""
     neighbourhood: Annotated[int, Field(ge=16)] = 64
-    """Pairs of a neighbourhood of captions, on average, where pairs hold none of the mined concepts. Patch and SIG are found
-    alike with 64, 128 and 192 (blend was tried with 64 alone) where no two captions share a word, beside 74 genuine pairs of their target; the smallest of these, as a
-    rare target disappears in a large one."""
+    """Pairs of a neighbourhood of captions, on average, where pairs hold none of the mined concepts. Patch and SIG are found alike with
+    64, 128 and 192 (blend was tried with 64 alone) where no two captions share a word, beside 74 genuine pairs of their target; the
+    smallest of these, as a rare target disappears in a large one."""
     least_pairs: Count = 5
     """A side has at least this many pairs of the sample."""
     directions: Annotated[int, Field(ge=1, le=16)] = 3
