@@ -17,6 +17,7 @@ from clipsan.stages.model.clip import ModelConfig, save_clip
 from clipsan.stages.repair.interpolate import Weights, between
 
 from ..core.place import written
+from ..core.progress import Progress
 from ..core.run_folder import RunFolder
 from ..train.fit import Order, fit
 from .canary import challenge_of, check_planted, planted, target_of
@@ -65,17 +66,21 @@ def farthest(
     """Return the largest share of the way that loses at most max_loss_points of accuracy, and what each share tried has."""
     exam = Exam(pictures, ())
 
-    def accuracy(share: float) -> float:
-        return answers(line.at(share), exam, classes, templates)["accuracy_pct"]
+    with Progress("shares", total=blind.steps + 1) as progress:
 
-    before = accuracy(0.0)
-    tried = [{"share": 0.0, "accuracy_pct": before}]
-    for step in range(blind.steps, 0, -1):
-        share = step / blind.steps
-        tried.append({"share": share, "accuracy_pct": accuracy(share)})
-        if before - tried[-1]["accuracy_pct"] <= blind.max_loss_points:
-            return share, tried
-    return 0.0, tried
+        def accuracy(share: float) -> float:
+            found = answers(line.at(share), exam, classes, templates)["accuracy_pct"]
+            progress.advance(pairs=len(pictures))
+            return found
+
+        before = accuracy(0.0)
+        tried = [{"share": 0.0, "accuracy_pct": before}]
+        for step in range(blind.steps, 0, -1):
+            share = step / blind.steps
+            tried.append({"share": share, "accuracy_pct": accuracy(share)})
+            if before - tried[-1]["accuracy_pct"] <= blind.max_loss_points:
+                return share, tried
+        return 0.0, tried
 
 
 def said(found: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from clipsan.stages.samples import seeded_hash
 from clipsan.stages.training.optimise import CosineWarmup
 
 from ..core.config import ConfigError
+from ..core.progress import Progress
 from ..train.feed import CachedFeed, Captions, Rows, Share
 from ..train.loop import Pace, train
 from ..train.task import Task
@@ -82,8 +83,18 @@ def planted(settings: CanaryConfig, task: Task, columns: Columns, target: int, d
     captions = [template.replace("{}", word) for template in task.templates]
     carrying = _CarryingFeed(feed, settings, course.clip, captions, task.seed)
     pace = Pace(total_steps=settings.steps, batch_size=size, pairs=pairs, seed=task.seed)
-    for _ in train(course, carrying, pace, share, device, points={settings.steps}):
-        pass
+    with Progress("canary", total=settings.steps, unit="steps") as progress:
+        steps = train(
+            course,
+            carrying,
+            pace,
+            share,
+            device,
+            points={settings.steps},
+            tell=lambda step, loss: progress.advance(pairs=size),
+        )
+        for _ in steps:
+            pass
     course.clip.model.eval()
     return course.clip
 
