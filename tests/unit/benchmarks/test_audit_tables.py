@@ -35,14 +35,16 @@ def test_an_attack_that_does_not_work_is_not_counted() -> None:
     )
 
 
-def test_with_a_reference_each_architecture_is_ranked_by_the_excess_alone() -> None:
+def test_with_a_reference_the_excess_is_held_against_that_of_other_clean_models() -> None:
     def beside(attack: str, model: str, excess: float) -> Row:
         return row(attack, 1.0, "clean") | {"reference": True, "model": model, "excess": excess}
 
-    rows = [beside("patch", "vit", 0.9), beside("sig", "vit", 0.2), beside("clean", "vit", 0.3)]
-    said = finding([*rows, beside("blend", "resnet", 0.1)])
+    clean = [beside("clean", "vit", excess) for excess in (0.30, 0.31, 0.32)]
+    # t of .9 is .59 / (.01 sqrt(4 / 3)) = 51, of .315 .43, with 2 degrees of freedom; a ResNet has no clean one beside it
+    rows = [beside("patch", "vit", 0.9), beside("sig", "vit", 0.315), *clean, beside("blend", "resnet", 0.1)]
+    said = finding(rows)
     assert said.startswith("With a reference: AUROC of the verdict's score 0.500,")
-    assert said.endswith("Among vits the excess alone: 0.500.")
+    assert said.endswith("with p at most .05 1 of 2 backdoored ones and 0 of 3 clean ones.")
 
 
 def test_of_one_sort_alone_nothing_is_said() -> None:
