@@ -4,12 +4,12 @@ import numpy as np
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
+from clipsan.stages.audit.verdict import VerdictLimits
 from tests.benchmarks.results import Row
 from tests.benchmarks.sections import Column, Section, Table
 
 LEAST_ASR_PCT = 90.0
 """An attack that did not work as often is shown and not counted."""
-SUSPICIOUS_P = 0.05
 
 
 def _ordered(rows: list[Row]) -> list[Row]:
@@ -75,7 +75,7 @@ def _held_against_clean(rows: list[Row]) -> str:
     if not bad.any() or bad.all():
         return ""
     p = np.array([_tail(row, others) for row, others in known])
-    odd = p <= SUSPICIOUS_P
+    odd = p <= VerdictLimits().suspicious_p
     return (
         f"Held against the other clean models of its architecture the excess alone: AUROC {roc_auc_score(bad, -p):.3f}; "
         f"with p at most .05 {odd[bad].sum()} of {bad.sum()} backdoored ones and {odd[~bad].sum()} of {(~bad).sum()} clean ones."
