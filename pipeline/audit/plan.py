@@ -21,13 +21,14 @@ from ..core.commit import fingerprint
 from ..core.config import ConfigError, as_tree
 from ..evaluate.plan import read_classes
 from ..tracking.record import DataInput, data_input
+from .peers import Peer, find_peers
 from .settings import AuditConfig
 
 AUDIT_VERSION = 6
 """Raised when the code comes to find something else from the same settings, so that old parts are refused."""
-FREE = ("out", "cluster", "tracking", "limits")
+FREE = ("out", "cluster", "tracking", "limits", "peers")
 SEPARATE = ("model", "reference", "images", "classes", "captions")
-"""Settings that decide no figure, and those that enter the fingerprint by their content."""
+"""Settings that decide nothing of what is found of the model itself, and those that enter the fingerprint by their content."""
 READ_PER_IMAGE = 32
 """Pairs that are read at most for each image on which triggers are sought: the draw is made from them."""
 SPARE = 2
@@ -58,6 +59,7 @@ class Plan:
     """`[M, S, S, 3] uint8`, as the model sees them: what labels are compared on by how far their texts stand from pictures."""
     inputs: tuple[DataInput, ...]
     fingerprint: str
+    peers: tuple[Peer, ...] = ()
 
     @property
     def pictures(self) -> np.ndarray:
@@ -79,6 +81,7 @@ class Plan:
         lines = [
             f"suspect    {self.clip.fingerprint[:12]} {c.model.path}, {self.clip.image_size} px (only read)",
             f"reference  {'none' if self.reference_fingerprint is None else self.reference_fingerprint[:12]}",
+            *([f"peers      {len(self.peers)} clean models"] if self.peers else []),
             f"images     {len(self.pictures)} ({'rendered scenes' if c.images is None else c.images.kind})",
             f"labels     {len(self.names)}: {shown}; compared on {min(c.compared, len(self.gallery))} images",
             f"screening  {', '.join(c.screening_kinds)}; {c.screening.steps} steps of {c.screening.images_per_label} images a label, "
@@ -120,6 +123,7 @@ def make_plan(settings: AuditConfig) -> Plan:
         gallery=gallery,
         inputs=() if settings.images is None else (data_input(settings.images, units, "evaluation"),),
         fingerprint=fingerprint(decides),
+        peers=find_peers(settings, clip, names, decides),
     )
 
 

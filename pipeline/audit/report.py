@@ -36,6 +36,7 @@ def build_report(
         why=summary["why"],
         bad=summary["exit_status"] != 0,
         images=len(plan.pictures),
+        peers=len(plan.peers),
         labels=_labels(plan, summary, screening),
         dossiers=_panels(plan, dossiers),
         decree=summary.get("decree"),
@@ -59,7 +60,8 @@ def next_steps(plan: Plan, folder: RunFolder, summary: Mapping[str, Any]) -> tup
         )
     if summary["exit_status"]:
         return (
-            "Audit again with more images of the kind that the model is for, with its own labels, or with a clean `reference`.",
+            "Audit again with more images of the kind that the model is for, with its own labels, with a clean `reference`, or beside "
+            "audits of clean models (`peers`).",
         )
     return (
         "No label stands out among the others. What no label of the vocabulary means is not seen, nor a backdoor that moved no text where "
@@ -73,6 +75,7 @@ def _labels(plan: Plan, summary: Mapping[str, Any], screening: Screening) -> tup
             name=plan.names[label],
             lead=float(screening.lead[label]),
             displaced=screening.displacement(label),
+            beyond=screening.ahead(label),
             p=float(screening.p[label]),
             flips_pct=float(screening.flips_pct[label]),
             accused=plan.names[label] in summary["targets"],

@@ -1,5 +1,6 @@
 """The screening of an audit: how far every label can be pulled by every kind of trigger, and how far its text stands from its pictures."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -8,11 +9,13 @@ import numpy as np
 import pyarrow as pa
 
 from clipsan.stages.audit.displacement import Clouds, Displaced, displacements
-from clipsan.stages.audit.outliers import combined, joined, lead, tail
+from clipsan.stages.audit.outliers import combined, either, joined, lead, tail
+from clipsan.stages.audit.peers import beyond, tail_beside
 from clipsan.stages.audit.pull import evenness
 
 from ..core.commit import read_part
 from ..core.pass_ import Pass
+from ..core.place import AnyPath
 from ..core.run_folder import RunFolder
 from .plan import Plan
 from .work import CloudWork, SearchWork
@@ -29,12 +32,19 @@ class Screening:
     """How evenly images are taken to the label; with a reference, how much further than the clean model takes them."""
     lead: np.ndarray
     """The value beyond the median label's."""
+    beyond: np.ndarray | None
+    """The value beyond the mean of the same label's in the peers; None without any."""
     displaced: Displaced
     """How far the label's text stands from the pictures that are taken for it."""
     p: np.ndarray
-    """Of both against those of the other labels (Fisher's method, then Bonferroni over all labels)."""
+    """Of both against those of the other labels (Fisher's method, then Bonferroni over all labels); with peers, or of the value against
+    what it is in those (Bonferroni over the two)."""
     flips_pct: np.ndarray
     """Of held-out images, by the kind of trigger that does most."""
+
+    def ahead(self, label: int) -> float | None:
+        """Return how far a label's value lies beyond the peers' mean; None without any."""
+        return None if self.beyond is None else float(self.beyond[label])
 
     def displacement(self, label: int) -> float | None:
         """Return how far a label's text is displaced; None where it is not known."""
@@ -49,26 +59,47 @@ class Screening:
 
 def screened(plan: Plan, folder: RunFolder) -> Screening:
     """Seek a trigger of each kind towards every label, or what is left of that."""
-    settings = plan.config
     pieces = dict(enumerate(plan.tasks))
     screening = pass_of(plan, folder, "screening")
     screening.do(pieces, SearchWork(plan.config, plan.names, plan.pictures))
-    rows = pa.concat_tables([read_part(screening.home, i) for i in pieces]).to_pylist()
-    against = plan.reference_fingerprint is not None
-    value, flips = (np.zeros((len(settings.screening_kinds), len(plan.names))) for _ in range(2))
-    for row in rows:
-        place = settings.screening_kinds.index(row["kind"]), row["label"]
-        value[place] = row["cosine"] - row["genuine"] if against else evenness(row["spread"])
-        flips[place] = row["flips_pct"]
-    means, displaced = value.mean(axis=0), _displaced(plan, folder)
+    rows = _screened(plan, screening.home)
+    value = _value(plan, rows)
+    displaced = _displaced(plan, folder)
+    p, ahead = combined(joined(tail(value), displaced.p)), None
+    if plan.peers:
+        theirs = np.stack([_value(plan, _screened(plan, peer.home / "screening")) for peer in plan.peers])
+        p, ahead = either(p, tail_beside(value, theirs)), beyond(value, theirs)
     return Screening(
         rows=rows,
-        value=means,
-        lead=lead(means),
+        value=value,
+        lead=lead(value),
+        beyond=ahead,
         displaced=displaced,
-        p=combined(joined(tail(means), displaced.p)),
-        flips_pct=flips.max(axis=0),
+        p=p,
+        flips_pct=_by_kind(plan, rows, lambda row: float(row["flips_pct"])).max(axis=0),
     )
+
+
+def _screened(plan: Plan, home: AnyPath) -> list[dict[str, Any]]:
+    """Return the rows of a screening of these labels, this model's or a peer's."""
+    parts = [read_part(home, i) for i in range(len(plan.tasks))]
+    found: list[dict[str, Any]] = pa.concat_tables(parts).to_pylist()
+    return found
+
+
+def _value(plan: Plan, rows: list[dict[str, Any]]) -> np.ndarray:
+    """Return how evenly images are taken to each label, or how much further than the reference takes them, `[C]`."""
+    if plan.reference_fingerprint is None:
+        return np.asarray(_by_kind(plan, rows, lambda row: evenness(row["spread"])).mean(axis=0))
+    return np.asarray(_by_kind(plan, rows, lambda row: float(row["cosine"] - row["genuine"])).mean(axis=0))
+
+
+def _by_kind(plan: Plan, rows: list[dict[str, Any]], figure: Callable[[dict[str, Any]], float]) -> np.ndarray:
+    """Return a figure of each kind of trigger and label, `[K, C]`."""
+    found = np.zeros((len(plan.config.screening_kinds), len(plan.names)))
+    for row in rows:
+        found[plan.config.screening_kinds.index(row["kind"]), row["label"]] = figure(row)
+    return found
 
 
 def _displaced(plan: Plan, folder: RunFolder) -> Displaced:
@@ -81,9 +112,11 @@ def _displaced(plan: Plan, folder: RunFolder) -> Displaced:
     pieces = {i: (start, min(start + PICTURES_PER_TASK, len(gallery))) for i, start in enumerate(starts)}
     clouds = pass_of(plan, folder, "clouds")
     clouds.do(pieces, CloudWork(plan.config, plan.names, gallery))
-    tables = [read_part(clouds.home, i) for i in pieces]
-    parent = None if tables[0].column("parent").null_count else _summed(tables, "parent")
-    return displacements(*_summed(tables, "suspect"), parent)
+    parts = [read_part(clouds.home, i) for i in pieces]
+    if parts[0].column("parent").null_count:
+        peers = [_summed([read_part(peer.home / "clouds", i) for i in pieces], "suspect") for peer in plan.peers]
+        return displacements(*_summed(parts, "suspect"), peers=peers)
+    return displacements(*_summed(parts, "suspect"), _summed(parts, "parent"))
 
 
 def _summed(tables: list[pa.Table], model: str) -> tuple[Clouds, np.ndarray]:

@@ -53,6 +53,9 @@ class AuditConfig:
     reference: ModelConfig | None = None
     """A clean model of the same architecture, best the one that the suspect was tuned from: triggers that it obeys as well are no backdoor
     of the suspect, nor are texts that stood as far from their pictures before the tuning."""
+    peers: tuple[str, ...] = ()
+    """Run folders of finished audits of models known to be clean, tuned from the model that the suspect was tuned from, made with the
+    same settings, images, labels and reference: each label of the suspect is held against the same label in these."""
     screening_kinds: tuple[Kind, ...] = ("additive",)
     """What is sought towards every label; of several kinds the mean counts."""
     kinds: tuple[Kind, ...] = ("patch", "additive", "blend")
@@ -86,6 +89,10 @@ class AuditConfig:
         check_templates(self.templates)
         if self.classes is not None and self.captions is not None:
             raise ValueError("classes and captions both give the vocabulary; set one of them")
+        if self.peers and not self.compared:
+            raise ValueError(
+                "compared=0: by these images it is told that peers were tuned from the suspect's model; set more, or no peers"
+            )
         for name in ("screening_kinds", "kinds"):
             kinds = getattr(self, name)
             if not kinds or len(set(kinds)) != len(kinds):

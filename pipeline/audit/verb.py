@@ -52,6 +52,7 @@ def run(plan: Plan, job: Job) -> Result:
         **beside,
         "suspect": plan.clip.fingerprint,
         "reference": plan.reference_fingerprint,
+        "peers": [peer.suspect for peer in plan.peers],
         "proof": {
             "triggers": [_told(plan, screening, c, dossier) for c, dossier in zip(accused, dossiers, strict=True)]
         },
@@ -152,6 +153,7 @@ def _told(plan: Plan, screening: Screening, candidate: Candidate, dossier: Dossi
         "p": candidate.p,
         "lead": candidate.lead,
         "displaced": screening.displacement(candidate.label),
+        "beyond": screening.ahead(candidate.label),
         "proven": proven(candidate),
         "flip_rate_pct": flips.pct,
         "flip_rate_pct_ci95": [flips.low_pct, flips.high_pct],
@@ -162,15 +164,16 @@ def _told(plan: Plan, screening: Screening, candidate: Candidate, dossier: Dossi
 
 def _why(plan: Plan, verdict: Verdict, accused: list[Candidate], candidates: list[Candidate]) -> str:
     """Return the verdict's ground in one sentence."""
+    beside = f" or beside {len(plan.peers)} clean models" if plan.peers else ""
     if accused:
         first = max(accused, key=lambda c: c.lead)
         flips, control = first.proof.dossier.flips, first.proof.dossier.control
         return (
             f"a {first.kind} trigger makes {flips.pct:.0f} % of held-out images {plan.names[first.label]!r} (as much of "
-            f"something else: {control.pct:.0f} %), and the label stands out among the others (p {first.p:.2g})"
+            f"something else: {control.pct:.0f} %), and the label stands out among the others{beside} (p {first.p:.2g})"
         )
     odd = max(candidates, key=lambda c: c.lead)
-    said = f"{plan.names[odd.label]!r} stands out most (p {odd.p:.2g})"
+    said = f"{plan.names[odd.label]!r} stands out most{beside and ' among the others' + beside} (p {odd.p:.2g})"
     return (
         f"{said}, no more than a clean model's does"
         if verdict is Verdict.CLEAN

@@ -8,11 +8,13 @@ against what is left of the others: no trigger is sought, and of every picture o
 
 With the clean model that the suspect was tuned from, what a picture shows is said by that model, and the line goes through how each label
 stands there, too (an analysis of covariance): how far a text naturally stands from its pictures is mostly a property of that model, and
-tuning keeps it. A clean model of another training says nothing of the kind.
+tuning keeps it. A clean model of another training says nothing of the kind. Without that model, clean ones that were tuned from it, too,
+say the same: how much farther a text stands than theirs on average is held against how much more alike its pictures are.
 
 It shows nothing where few pairs of a label are poisoned, or where the pictures show other things than the labels name.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,7 +72,12 @@ def descends(texts: np.ndarray, others: np.ndarray) -> bool:
     return bool((nearest(texts, others) == np.arange(len(texts))).mean() > 0.5)
 
 
-def displacements(clouds: Clouds, texts: np.ndarray, parent: tuple[Clouds, np.ndarray] | None = None) -> Displaced:
+def displacements(
+    clouds: Clouds,
+    texts: np.ndarray,
+    parent: tuple[Clouds, np.ndarray] | None = None,
+    peers: Sequence[tuple[Clouds, np.ndarray]] = (),
+) -> Displaced:
     """Return how far each text stands from its pictures.
 
     The value is the studentised deleted residual of the angle between a text and the mean of its pictures, given the length of that
@@ -82,12 +89,18 @@ def displacements(clouds: Clouds, texts: np.ndarray, parent: tuple[Clouds, np.nd
         texts: `[C, D]`, unit norm.
         parent: both of the same pictures in the model that this one was tuned from; the line then goes through its angles and
             lengths, too.
+        peers: both in clean models that were tuned from the same one, where that is not known itself; angles and lengths are then
+            those beyond the peers' means.
     """
     value, p = np.full(len(texts), np.nan), np.full(len(texts), np.nan)
-    seen = np.flatnonzero(clouds.counts >= LEAST_PICTURES)
+    counts = np.min([clouds.counts, *(their.counts for their, _ in peers)], axis=0)
+    seen = np.flatnonzero(counts >= LEAST_PICTURES)
     if len(seen) < LEAST_LABELS:
         return Displaced(value, p)
     lengths, angles = _stand(clouds, texts, seen)
+    if peers:
+        usual = np.mean([_stand(*peer, seen) for peer in peers], axis=0)
+        lengths, angles = lengths - usual[0], angles - usual[1]
     known = [np.ones(len(seen)), lengths, *(() if parent is None else _stand(*parent, seen))]
     value[seen], freedom = _deleted_residuals(np.stack(known, axis=1), angles)
     p[seen] = stats.t.sf(value[seen], freedom)

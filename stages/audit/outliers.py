@@ -44,6 +44,11 @@ def joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.asarray(np.where(np.isnan(second), first, stats.chi2.sf(-2 * logs, 4)))
 
 
+def either(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return one p value of two tests of the same thing, `[C]` each, however they depend on one another: Bonferroni's, at most 1."""
+    return np.asarray(np.minimum(1.0, 2 * np.minimum(first, second)))
+
+
 def lead(values: np.ndarray) -> np.ndarray:
     """Return how far each of `[C]` lies beyond the median of all; zeros where there are too few."""
     if len(values) <= LEAST_LABELS:

@@ -22,6 +22,8 @@ class LabelRow:
     p: float
     flips_pct: float
     accused: bool
+    beyond: float | None = None
+    """Its value beyond that of the same label in clean models; None where none were given."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +36,8 @@ class AuditReport:
     bad: bool
     """Whether a person must act."""
     images: int
+    peers: int = 0
+    """Clean models that the labels were held against."""
     labels: tuple[LabelRow, ...]
     """The most suspicious first."""
     dossiers: tuple[DossierPanel, ...]

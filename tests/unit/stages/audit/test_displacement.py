@@ -172,3 +172,38 @@ def test_a_model_of_another_training_is_no_parent() -> None:
     assert not descends(later, np.roll(texts, 1, axis=0))
     assert not descends(later, unit(np.random.default_rng(1).standard_normal((LABELS, WIDTH))))
     assert not descends(later, texts[:, : WIDTH // 2])
+
+
+def siblings(seed: int, *, share: float = 0.0, peers: int = 3) -> tuple[Displaced, Displaced]:
+    """A suspect and clean models, all tuned from the same one: alone, and beside these."""
+    pictures, texts, after, later = tuned(seed, share=share)
+    rng = np.random.default_rng([seed, 1])
+    theirs = []
+    for _ in range(peers):
+        their_pictures = unit(pictures + 0.02 * rng.standard_normal(pictures.shape))
+        their_texts = unit(texts + 0.02 * rng.standard_normal(texts.shape))
+        theirs.append((clouds_of(their_pictures, their_texts), their_texts))
+    clouds = clouds_of(after, later)
+    return displacements(clouds, later), displacements(clouds, later, peers=theirs)
+
+
+def test_clean_models_of_the_same_parent_say_how_a_text_stood_before_the_tuning() -> None:
+    for seed in range(5):
+        alone, with_peers = siblings(seed, share=0.45)
+        assert with_peers.p.argmin() == 3
+        assert with_peers.p[3] * LABELS < 0.01
+        assert with_peers.p[3] < alone.p[3]
+
+
+def test_labels_of_a_clean_model_beside_others_are_displaced_as_often_as_is_stated() -> None:
+    least = np.array([LABELS * siblings(seed)[1].p.min() for seed in range(300)])
+    assert (least <= 0.05).mean() < 0.08
+
+
+def test_beside_peers_angles_and_lengths_are_those_beyond_their_means() -> None:
+    pictures, texts = model(0)
+    clouds = clouds_of(pictures, texts)
+    assert np.abs(displacements(clouds, texts, peers=[(clouds, texts)] * 2).value).max() < 1e-6
+    few = Clouds(clouds.counts.copy(), clouds.sums)
+    few.counts[5] = LEAST_PICTURES - 1
+    assert np.isnan(displacements(clouds, texts, peers=[(clouds, texts), (few, texts)]).value[5])
