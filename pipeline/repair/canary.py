@@ -1,6 +1,7 @@
 """A trigger of our own, planted into a copy of a suspect model: what a repair does to it, it may do to one that nobody knows."""
 
 import dataclasses
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,9 +9,9 @@ import numpy as np
 import torch
 
 from clipsan.stages.attack.triggers import Trigger
-from clipsan.stages.evaluation.exam import Challenge, Pictures, eligible
-from clipsan.stages.evaluation.zero_shot import find_class, synonyms
-from clipsan.stages.model.clip import Clip
+from clipsan.stages.evaluation.exam import Challenge, Pictures, eligible, success_pct
+from clipsan.stages.evaluation.zero_shot import class_embeddings, find_class, synonyms
+from clipsan.stages.model.clip import Clip, ModelConfig, save_clip
 from clipsan.stages.repair.finetune import FineTune
 from clipsan.stages.samples import seeded_hash
 from clipsan.stages.training.optimise import CosineWarmup
@@ -24,6 +25,8 @@ from .held import Columns, table_of
 from .settings import CanaryConfig
 
 NAME = "canary"
+ROUNDS = 4
+"""Plantings at most, each from where the last one ended: how many steps a canary takes depends on the model."""
 
 
 def target_of(settings: CanaryConfig, classes: tuple[str, ...], seed: int) -> int:
@@ -50,29 +53,43 @@ def challenge_of(
     return Challenge(NAME, np.stack(carrying), (target,))
 
 
-def check_planted(settings: CanaryConfig, asr_pct: float, name: str) -> None:
-    """Refuse a canary that the copy did not learn.
-
-    Raises:
-        ConfigError: its success is below min_asr_pct.
-    """
-    if asr_pct < settings.min_asr_pct:
-        raise ConfigError(
-            f"canary: the copy takes only {asr_pct:.1f} % of pictures with it for {name!r}, less than "
-            f"min_asr_pct={settings.min_asr_pct:g}; give it more steps, a higher lr or share_pct, or a larger trigger"
-        )
-
-
-def planted(settings: CanaryConfig, task: Task, columns: Columns, target: int, device: torch.device) -> Clip:
+def planted(
+    settings: CanaryConfig, task: Task, columns: Columns, challenge: Challenge, device: torch.device
+) -> tuple[Clip, float]:
     """Fine-tune a copy of the suspect model on clean pairs, some of each batch with the trigger and a caption of the target.
+
+    Where it has not learned the canary it is fine-tuned again from there, ROUNDS times at most.
 
     Args:
         settings: of the canary.
         task: the repair; its model, classes, precision and seed are taken.
         columns: the pairs.
-        target: index of the class.
+        challenge: the canary on held-out pictures, with its one target.
         device: where it is trained.
+
+    Returns:
+        The copy, and the percentage of the challenge's pictures that it takes for the target.
+
+    Raises:
+        ConfigError: that is below min_asr_pct after the last round.
     """
+    (target,) = challenge.targets
+    with tempfile.TemporaryDirectory() as scratch:
+        for _ in range(ROUNDS):
+            clip = _fine_tuned(settings, task, columns, target, device)
+            asr_pct = success_pct(clip, challenge, class_embeddings(clip, task.classes, task.templates))
+            if asr_pct >= settings.min_asr_pct:
+                return clip, asr_pct
+            save_clip(clip.model, clip.model_cfg, clip.preprocess_cfg, scratch, clip.tokenizer)
+            task = dataclasses.replace(task.on(ModelConfig(path=scratch)), seed=task.seed + 1)  # other draws
+    raise ConfigError(
+        f"canary: after {ROUNDS} x {settings.steps} steps the copy takes only {asr_pct:.1f} % of pictures with it for "
+        f"{task.classes[target]!r}, less than min_asr_pct={settings.min_asr_pct:g}; give it more steps, a higher lr or share_pct, or a "
+        "larger trigger"
+    )
+
+
+def _fine_tuned(settings: CanaryConfig, task: Task, columns: Columns, target: int, device: torch.device) -> Clip:
     pairs = len(columns["order"])
     size = min(settings.batch_size, pairs)
     method = FineTune(lr=settings.lr, batch_size=size, schedule=CosineWarmup(warmup_steps=min(20, settings.steps // 4)))

@@ -54,7 +54,7 @@ class CanaryConfig:
     share_pct: Annotated[float, Field(gt=0, lt=100)] = 20.0
     """Share of each batch that carries it."""
     steps: Annotated[int, Field(ge=1)] = 200
-    """Optimiser steps of the planting."""
+    """Optimiser steps of the planting, which is repeated up to three times where the copy has not learned it."""
     batch_size: Annotated[int, Field(ge=2)] = 128
     """Pairs of a step."""
     lr: float = 5e-4

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import torch
 
-from clipsan.stages.evaluation.exam import Challenge, success_pct
-from clipsan.stages.evaluation.zero_shot import class_embeddings
+from clipsan.stages.evaluation.exam import Challenge
 from clipsan.stages.model.clip import ModelConfig, save_clip
 
 from ..core.commit import fingerprint, write_json
 from ..core.config import as_tree
-from ..repair.canary import challenge_of, check_planted, planted, target_of
+from ..repair.canary import challenge_of, planted, target_of
 from ..train.task import Task
 from .data import Exams, Held
 from .plan import Plan
@@ -53,14 +52,9 @@ def plant(plan: Plan, held: Held, exams: Exams, folder: Path) -> Canary:
     if not told.is_file() or json.loads(told.read_text(encoding="utf-8"))["fingerprint"] != own:
         torch.set_num_threads(plan.config.cluster.threads_per_worker)
         device = torch.device("cuda" if plan.config.cluster.gpus_per_worker else "cpu")
-        clip = planted(settings, _task(plan), held.pairs, target, device)
+        clip, asr_pct = planted(settings, _task(plan), held.pairs, challenge, device)
         save_clip(clip.model, clip.model_cfg, clip.preprocess_cfg, folder / "checkpoint", clip.tokenizer)
-        vectors = class_embeddings(clip, plan.classes, plan.config.templates)
-        asr = success_pct(clip, challenge, vectors)
-        record = {"fingerprint": own, "target": plan.classes[target], "asr_pct": asr}
-        write_json(told, record)
-    record = json.loads(told.read_text(encoding="utf-8"))
-    check_planted(settings, record["asr_pct"], record["target"])
+        write_json(told, {"fingerprint": own, "target": plan.classes[target], "asr_pct": asr_pct})
     return Canary(model, challenge, final)
 
 

@@ -158,12 +158,12 @@ def rebound(patient: Patient, clip: Clip, rows: np.ndarray) -> None:
 
 def canary_copy(patient: Patient, home: str, blind: Blind) -> tuple[Patient, Challenge]:
     """Plant a canary into a copy of the suspect, kept in a folder; return the copy and what it is asked."""
-    settings = replace(blind.canary, steps=2, batch_size=16) if patient.quick else blind.canary
+    settings = replace(blind.canary, steps=2, batch_size=16, min_asr_pct=0) if patient.quick else blind.canary
     target = target_of(settings, patient.classes, 0)
     challenge = challenge_of(settings, patient.pictures(), target, patient.classes, 0)
     clip = load_clip(patient.model)
     columns = patient.columns(clip, patient.parts.clean)
-    copy = planted(settings, patient.task(None), columns, target, patient.device)
+    copy, _ = planted(settings, patient.task(None), columns, challenge, patient.device)
     save_clip(copy.model, copy.model_cfg, copy.preprocess_cfg, home)
     return replace(patient, model=ModelConfig(path=home)), challenge
 
