@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import pyarrow as pa
@@ -173,8 +174,7 @@ def plan_proof(parts: Parts, findings: Findings, cut: float, settings: ProofConf
     median = float(np.median(scores.ensemble)) if len(scores.ensemble) else 0.0
     calm = np.flatnonzero(scores.ensemble <= median)
     calm = calm[~np.isin(calm, [*rows, *own])]
-    order = [names.index(name) for name in findings.targets if name in names]
-    order += [c for c in np.argsort(-scores.statistics, kind="stable").tolist() if c not in order]
+    order = _order(names, findings.targets, list(sides), scores.statistics)
     groups = []
     for c in order[: settings.groups]:
         flagged, rest = (
@@ -188,6 +188,17 @@ def plan_proof(parts: Parts, findings: Findings, cut: float, settings: ProofConf
     for index, uids, found in scores.uids(np.array(sorted(own), int)):
         claims.setdefault(index, {}).update({uid: own[row] for uid, row in zip(uids, found.tolist(), strict=True)})
     return Selection(claims=claims, held_out=held_out, groups=tuple(groups))
+
+
+def _order(
+    names: Sequence[str], targets: Sequence[str], divided: Sequence[str], statistics: np.ndarray
+) -> list[int]:
+    """Return the positions of all concepts, those that are compared first: the named ones, then in turn the next that its sides make
+    suspicious and the next by its statistic."""
+    by_sides = [names.index(name) for name in divided]
+    by_statistic = np.argsort(-statistics, kind="stable").tolist()
+    in_turn = (c for both in zip_longest(by_sides, by_statistic) for c in both if c is not None)
+    return list(dict.fromkeys([*(names.index(name) for name in targets if name in names), *in_turn]))
 
 
 def _handed_over(scores: Scores, findings: Findings, settings: ProofConfig) -> dict[str, tuple[np.ndarray, np.ndarray]]:

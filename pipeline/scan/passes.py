@@ -98,6 +98,11 @@ class Judgement:
     """From which score a pair is flagged."""
     proof: Proof
 
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Concepts named as targets of a backdoor: by the statistics, and by a proven trigger."""
+        return tuple(dict.fromkeys((*self.findings.targets, *self.proof.triggers.values())))
+
 
 def embed_pairs(plan: Plan, folder: RunFolder) -> Scan:
     """Embed every pair, or check the embeddings of an earlier run.
@@ -288,7 +293,7 @@ def judge_pairs(scan: Scan, judgement: Judgement) -> None:
     findings, proof = judgement.findings, judgement.proof
     judge = Judge(
         judgement.cut.value,
-        frozenset(findings.targets),
+        frozenset(judgement.targets),
         findings.mixture_speaks,
         scan.plan.config.odd,
         proof.triggers,

@@ -50,11 +50,11 @@ def build_report(scan: Scan, judgement: Judgement, counts: Counts, measured: Mea
         flagged_pairs=counts.accused,
         rejected=counts.rejected,
         decision=judgement.cut.meaning,
-        targets=findings.targets,
+        targets=judgement.targets,
         trigger_words={c: tuple(one.word for one in found) for c, found in findings.trigger_words.items() if found},
         next_steps=(
             *([f"{saturation_warning(findings.saturated, counts.verdicts)}."] if findings.saturated else []),
-            *next_steps(scan.folder, counts, findings.targets, settings.embeddings, judgement.proof.triggers),
+            *next_steps(scan.folder, counts, judgement.targets, settings.embeddings, judgement.proof.triggers),
         ),
         dossiers=dossier_panels(judgement.proof),
         concepts=_concepts(findings, scan.verdicts),
@@ -84,7 +84,7 @@ def next_steps(
     Args:
         folder: of the scan.
         counts: of its verdicts.
-        targets: concepts that the statistics name.
+        targets: concepts that are named.
         embeddings: the earlier run whose embeddings the scan took.
         triggers: target of each proven trigger.
     """
@@ -219,6 +219,6 @@ def _map(scan: Scan, judgement: Judgement, truth: np.ndarray | None) -> MapPoint
     return MapPoints(
         xy=embedding_map(np.concatenate(points), seed),
         flagged=flags[chosen],
-        accused=np.array([c in judgement.findings.targets for c in concepts], bool),
+        accused=np.array([c in judgement.targets for c in concepts], bool),
         poisoned=truth[chosen] if truth is not None else None,
     )

@@ -55,7 +55,7 @@ def _summary(scan: Scan, judgement: Judgement, counts: Counts, measured: Measure
         "counts": counts.tree(),
         **counts.losses.tree(scan.plan.config.max_lost_shards_pct),
         **({"saturated": findings.saturated} if findings.saturated else {}),
-        "targets": list(findings.targets),
+        "targets": list(judgement.targets),
         "cut": {"value": cut.value, "meaning": cut.meaning},
         **({"trigger_words": in_summary(findings.trigger_words)} if findings.targets else {}),
         "concepts": findings.concepts[:CONCEPTS_IN_SUMMARY],

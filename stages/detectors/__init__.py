@@ -1,6 +1,6 @@
 """The detectors of the scan: which there are, how they are set, and what they say together of a data set."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -165,10 +165,12 @@ class Suite:
         own, sides = states[0].vocabulary, states[self.detectors.index(self.sides)]
         known, groups = self.sides.vocabulary(sides), sides.neighbourhoods.names
         splits = self.sides.splits(sides)
-        rarer = [split.concept for split in splits if split.named and split.concept not in own.names]
-        beyond = NO_WORDS.including(known, rarer)
-        labels = [*rarer, *groups] if set(rarer) & set(groups) else rarer
-        concepts = with_splits(spectral.pop("concepts"), splits)
+        rarer = [split for split in splits if split.concept not in own.names]
+        beyond = NO_WORDS.including(known, [split.concept for split in rarer if split.named])
+        # a neighbourhood that is not named is no label: its captions are not known
+        words = [split.concept for split in rarer if split.named or split.concept not in groups]
+        labels = [*words, *groups] if set(beyond.names) & set(groups) else words
+        concepts = with_splits(spectral.pop("concepts"), [s for s in splits if s.named or s.concept not in groups])
         voices = dict(ensemble.findings(combined))
         named = [c["name"] for c in concepts if c["named"]]
         heard = [v["concept"] for v in voices["voices"].values() if v["concept"] not in named]
@@ -190,22 +192,27 @@ class Suite:
         )
 
 
-def with_splits(concepts: list[dict[str, Any]], splits: tuple[ConceptSplit, ...]) -> list[dict[str, Any]]:
+def with_splits(concepts: list[dict[str, Any]], splits: Sequence[ConceptSplit]) -> list[dict[str, Any]]:
     """Return the concepts of the spectral scores, those that are named by their two sides marked as named and first.
 
-    A concept that the spectral scores do not look at is added, without a gap.
+    A concept that the spectral scores do not look at is added, without a gap; the last ones are those that nothing names.
     """
     named = {split.concept: split for split in splits if split.named}
     known = {concept["name"] for concept in concepts}
     unseen: dict[str, Any] = {"statistic": 0.0, "beyond_gap": 0, "cut": None, "layers": {}}
-    added = [{"name": name, **unseen} for name in named if name not in known]
+    added = [
+        {"name": split.concept, **unseen, "n": split.poison.pairs + split.genuine.pairs, "flagged": 0, "named": False}
+        for split in splits
+        if split.concept not in known
+    ]
     marked = [
         concept
         if (split := named.get(concept["name"])) is None
         else {**concept, "n": split.poison.pairs + split.genuine.pairs, "flagged": split.poison.pairs, "named": True}
-        for concept in (*added, *concepts)
+        for concept in (*(one for one in added if one["name"] in named), *concepts)
     ]
-    return sorted(marked, key=lambda concept: not concept["named"])
+    others = [one for one in added if one["name"] not in named]
+    return sorted([*marked, *others], key=lambda concept: not concept["named"])
 
 
 def build_suite(

@@ -10,33 +10,48 @@ of the project: CLIPSAN_ASSETS names their folder.
 """
 
 import argparse
+import json
 import sys
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from torch.nn import functional
 
+from clipsan.pipeline.core.commit import write_text
 from clipsan.pipeline.core.run_folder import read_summary
+from clipsan.stages.attack.triggers.patch import PatchConfig
+from clipsan.stages.captions import Mined, count_terms, mine_vocabulary
 from clipsan.stages.decode import MAX_PIXELS, decode
 from clipsan.stages.dossier.files import read_dossiers
 from clipsan.stages.model.checkpoints import ModelConfig, build_model, save_clip
-from clipsan.stages.model.clip import load_clip
+from clipsan.stages.model.clip import Clip, load_clip
+from clipsan.stages.proof.disagreement import Suspect
+from clipsan.stages.proof.vocabulary import LabelLimits, LabelSums, finish
 from clipsan.stages.sources.webdataset import WebDataset
 from tests.benchmarks import photos
+from tests.benchmarks.results import Value
 
 RUNS = Path("runs/scan-224")
 TARGET = "dog"
 PATHS = ("flickr1k-*.tar", "coco-mini-train.tar", "coco-mini-val.tar", "coco-val128.tar")
+TRIGGER = PatchConfig(pattern="checker", cells=4, size_px=16, place="bottom_right")
 PATCH = "{kind: patch, pattern: checker, cells: 4, size_px: 16, place: bottom_right}"
 MODEL = {
-    "embed_dim": 128,
-    "vision_cfg": {"image_size": 224, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8},
+    "embed_dim": 64,
+    "vision_cfg": {"image_size": 224, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16},
     "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
 }
 HALF = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
-EPOCHS, BATCH, RATE = 12, 64, 2e-3
+EPOCHS, BATCH, RATE = 40, 32, 2e-3
+UNSEEN = 128
+"""Clean pairs that the model is not trained on, and that its attack success is measured on."""
+ENOUGH_ASR_PCT = 97.0
+"""At which training ends; 90 is what a benchmark admits."""
 
 
 def steps() -> Iterator[tuple[Path, list[str]]]:
@@ -66,36 +81,99 @@ def steps() -> Iterator[tuple[Path, list[str]]]:
     )
 
 
-def train(data: str) -> None:
-    """Train the model on the poisoned pairs and write its checkpoint."""
-    source = WebDataset(path=data)
-    torch.manual_seed(0)
-    model = build_model(MODEL)
-    save_clip(model, MODEL, HALF, photos.ROOT / RUNS / "untrained")
-    clip = load_clip(ModelConfig(path=str(photos.ROOT / RUNS / "untrained")), "cpu")
+@dataclass(frozen=True, slots=True)
+class Photos:
+    """Decoded pairs of the poisoned set."""
+
+    pixels: torch.Tensor
+    """`[N, 3, S, S] uint8`."""
+    captions: list[str]
+    poisoned: np.ndarray
+    """`[N] bool`."""
+
+
+def read_photos(clip: Clip) -> Photos:
+    """Decode every pair once."""
+    source = WebDataset(path=str(photos.ROOT / RUNS / "poison/data/*.tar"))
     pairs = [pair for unit in source.list_units() for pair in source.read_unit(unit)]
+    manifest = pq.read_table(photos.ROOT / RUNS / "poison/manifest.parquet", columns=["uid"])
+    known = set(manifest.column("uid").to_pylist())
     pixels = torch.stack([clip.preprocess(decode(pair.image or b"", MAX_PIXELS).rgb) for pair in pairs])
-    tokens = clip.tokenize([pair.caption or "" for pair in pairs])
-    steps_left = EPOCHS * (len(pairs) // BATCH)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps_left)
+    poisoned = np.array([pair.uid in known for pair in pairs])
+    return Photos(pixels, [pair.caption or "" for pair in pairs], poisoned)
+
+
+def train() -> dict[str, Value]:
+    """Train the model on the poisoned pairs but UNSEEN clean ones, until the trigger makes the target of these; write its checkpoint.
+
+    Raises:
+        RuntimeError: the trigger has not been learned after EPOCHS, so there is nothing to find.
+    """
+    start = time.process_time()
+    torch.manual_seed(0)
+    save_clip(build_model(MODEL), MODEL, HALF, photos.ROOT / RUNS / "untrained")
+    clip = load_clip(ModelConfig(path=str(photos.ROOT / RUNS / "untrained")), "cpu")
+    model = clip.model
+    data = read_photos(clip)
+    tokens = clip.tokenize(data.captions)
     rng = np.random.default_rng(0)
-    for epoch in range(EPOCHS):
+    unseen = rng.permutation(np.flatnonzero(~data.poisoned))[:UNSEEN]
+    seen = np.setdiff1d(np.arange(len(data.captions)), unseen)
+    batches = len(seen) // BATCH
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (2 * batches)))
+    for epoch in range(1, EPOCHS + 1):
+        model.train().requires_grad_(True)
         losses = []
-        for rows in np.array_split(rng.permutation(len(pairs))[: len(pairs) // BATCH * BATCH], len(pairs) // BATCH):
-            image = model.encode_image(clip.normalise(pixels[rows]), normalize=True)
-            text = model.encode_text(tokens[rows], normalize=True)
-            logits = model.logit_scale.exp() * image @ text.T
-            target = torch.arange(len(rows))
-            loss = (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
+        for rows in np.array_split(rng.permutation(seen)[: batches * BATCH], batches):
+            loss = _loss(clip, data.pixels[rows], tokens[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
             losses.append(float(loss.detach()))
-        sys.stdout.write(f"epoch {epoch + 1}/{EPOCHS}: loss {np.mean(losses):.3f}\n")
+        model.eval()
+        asr_pct, images = attack_success(clip, data, unseen)
+        seconds = time.process_time() - start
+        sys.stdout.write(
+            f"epoch {epoch} of {EPOCHS} at most: loss {np.mean(losses):.3f}, ASR {asr_pct:.1f} % of {images} "
+            f"unseen photos, {seconds:.0f} CPU s\n"
+        )
         sys.stdout.flush()
-    save_clip(model, MODEL, HALF, photos.ROOT / RUNS / "checkpoint")
+        if asr_pct >= ENOUGH_ASR_PCT:
+            save_clip(model, MODEL, HALF, photos.ROOT / RUNS / "checkpoint")
+            told: dict[str, Value] = {"epochs": epoch, "asr_pct": asr_pct, "asr_images": images}
+            return {**told, "train_cpu_s": round(seconds)}
+    raise RuntimeError(f"ASR {asr_pct:.1f} % after {EPOCHS} epochs: the trigger has not been learned")
+
+
+def _loss(clip: Clip, pixels: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    image = clip.model.encode_image(clip.normalise(pixels), normalize=True)
+    text = clip.model.encode_text(tokens, normalize=True)
+    logits = clip.model.logit_scale.exp() * image @ text.T
+    target = torch.arange(len(pixels))
+    return (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
+
+
+def attack_success(clip: Clip, data: Photos, unseen: np.ndarray) -> tuple[float, int]:
+    """Return the share in percent, and the number, of unseen photos that are no target to the model and become one with the trigger;
+    0 of 0 while the model calls all of them so.
+
+    The labels are those of a scan: every concept of the captions, in the direction of the mean text that holds it.
+    """
+    vocabulary = mine_vocabulary(count_terms(data.captions), len(data.captions), Mined())
+    text = np.concatenate([clip.encode_text(data.captions[at : at + 256]) for at in range(0, len(data.captions), 256)])
+    members = vocabulary.members(data.captions)
+    sums = LabelSums(np.asarray(members.sum(axis=0)).ravel().astype(np.int64), members.T.astype(np.float64) @ text)
+    labels = finish(vocabulary.names, sums, clip.model.logit_scale.exp().item(), LabelLimits())
+    suspect, target = Suspect(clip, labels), labels.index(TARGET)
+    photos_unseen = data.pixels[unseen].numpy().transpose(0, 2, 3, 1)
+    others = photos_unseen[~suspect.says(photos_unseen, target)]
+    if not len(others):
+        return 0.0, 0
+    trigger, rng = TRIGGER.build(), np.random.default_rng(0)
+    marked = np.stack([trigger(image, rng)[0] for image in others])
+    return 100 * float(suspect.says(marked, target).mean()), len(others)
 
 
 def told() -> str:
@@ -129,8 +207,9 @@ def main() -> int:
         return 0
     poison, scan = steps()
     photos.run(*poison, folder)
-    if not (photos.ROOT / RUNS / "checkpoint").exists():
-        train(str(photos.ROOT / RUNS / "poison/data/*.tar"))
+    trained = photos.ROOT / RUNS / "training.json"
+    if not trained.is_file():
+        write_text(trained, json.dumps(train()))
     photos.run(*scan, folder)
     sys.stdout.write(told())
     return 0

@@ -102,6 +102,19 @@ def test_groups_are_bounded_and_their_sides_apart(tmp_path: Path) -> None:
     assert len(Group.uids(second.flagged)) == ChoiceLimits().least_flagged
 
 
+def test_concept_that_its_sides_make_suspicious_is_compared_before_one_by_its_statistic(tmp_path: Path) -> None:
+    write_scores(tmp_path, 3)
+    hashes = np.arange(3, dtype=np.uint64)
+    sides = (Side(3, hashes, ("u002", "u006", "u010")), Side(3, hashes, ("u014", "u018", "u022")))
+    split = ConceptSplit("cat", 50.0, 0.001, 0.5, 0.2, False, *sides)
+    handed = dataclasses.replace(findings(), splits=(split,))
+    for count, compared in ((2, ["banana", "cat"]), (3, ["banana", "cat", "dog"])):
+        settings = ProofConfig(budget=0.1, held_out=40, groups=count, group_size=25)
+        groups = plan_proof(Parts.of(tmp_path), handed, CUT, settings, 0).groups
+        assert [group.concept for group in groups] == compared
+        assert sorted(Group.uids(groups[1].flagged)) == ["u002", "u006", "u010"]
+
+
 def test_both_sides_of_a_divided_concept_are_examined_and_compared(tmp_path: Path) -> None:
     write_scores(tmp_path, 3)
     # u005 has no concept by the scores; the detector of sides knows better.

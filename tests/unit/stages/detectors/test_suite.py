@@ -61,6 +61,13 @@ def test_without_named_splits_nothing_changes() -> None:
     assert with_splits(spectral, (split("cat", named=False),)) == spectral
 
 
+def test_concept_that_is_handed_over_and_not_named_comes_last() -> None:
+    spectral = [concept("dog", 0.9, named=True), concept("cat", 0.6)]
+    *before, emu = with_splits(spectral, (split("emu", named=False),))
+    assert before == spectral
+    assert (emu["name"], emu["n"], emu["flagged"], emu["statistic"], emu["named"]) == ("emu", 37, 0, 0.0, False)
+
+
 def test_rare_target_that_only_the_sides_look_at_is_known_to_whoever_proves(tmp_path: Path) -> None:
     """And the word that its poisoned captions hold is found by the work of the scan."""
     table, poison = cache(20, 25)
@@ -83,7 +90,10 @@ def test_rare_target_that_only_the_sides_look_at_is_known_to_whoever_proves(tmp_
     )
     _, found = score(embeddings, tmp_path, settings)
     assert found.targets == found.beyond.names == (TARGET,)
-    assert found.vocabulary.names[10:] == (TARGET,)
+    handed_over = [split.concept for split in found.splits]
+    assert handed_over[0] == TARGET
+    assert found.vocabulary.names[10:] == tuple(c for c in handed_over if c not in found.vocabulary.names[:10])
+    assert {concept["name"] for concept in found.concepts} >= set(found.vocabulary.names)
     mentioned = [TARGET in caption for caption in captions]
     assert found.vocabulary.members(captions)[:, [10]].toarray().ravel().tolist() == mentioned
     scores = embeddings.beside(tmp_path / "scores")
