@@ -190,9 +190,7 @@ def plan_proof(parts: Parts, findings: Findings, cut: float, settings: ProofConf
     return Selection(claims=claims, held_out=held_out, groups=tuple(groups))
 
 
-def _order(
-    names: Sequence[str], targets: Sequence[str], divided: Sequence[str], statistics: np.ndarray
-) -> list[int]:
+def _order(names: Sequence[str], targets: Sequence[str], divided: Sequence[str], statistics: np.ndarray) -> list[int]:
     """Return the positions of all concepts, those that are compared first: the named ones, then in turn the next that its sides make
     suspicious and the next by its statistic."""
     by_sides = [names.index(name) for name in divided]

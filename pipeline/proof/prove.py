@@ -286,7 +286,8 @@ def _verify(inquiry: Inquiry, subject: Subject, candidates: Sequence[Dossier]) -
         for done in inquiry.on_model("verify").each(candidates, VerifyWork(subject, inquiry.settings.examine))
     ]
     limits, proves = inquiry.settings.limits, inquiry.settings.examine.proves
-    standing = [d for d in verified if d.stands(inquiry.findings.targets, proves, limits.standing)]
+    named, divided = inquiry.findings.targets, [split.concept for split in inquiry.findings.splits]
+    standing = [d for d in verified if d.stands(named, proves, limits.standing, divided)]
     proven = number(settle(standing, limits.rivals))
     learn = inquiry.on_model("learn triggers")
     return [done.record for done in learn.each(proven, LearnWork(subject, inquiry.layers, limits.carriers))]

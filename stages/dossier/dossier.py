@@ -48,6 +48,10 @@ class StandingLimits:
     copy_likeness: Share = 0.95
     """A picture is a copy from this median likeness of its members on. Stamped patches lie at 1.00, things that were drawn
     anew at 0.92 at most."""
+    most_covered: Share = 0.15
+    """A change of the whole image covers at most this share of it, as much as a trigger that is pasted
+    (ExamineConfig.max_trigger_area), where only the sides of a concept made anybody look: one photo that was published again and
+    again takes every picture's place, and makes what it shows of all of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,9 +126,22 @@ class Dossier(ABC):
         """How much alike the pictures of its members are, at most 1; 0 where they are not compared."""
         return 0.0
 
-    def stands(self, named: Collection[str], proves: Proves, limits: StandingLimits) -> bool:
-        """Tell whether it is proven, where the statistics name the concepts `named`."""
+    @property
+    def covered(self) -> float:
+        """Share of an image that it takes the place of, a fraction; of what is pasted this is not asked."""
+        return 0.0
+
+    def stands(
+        self, named: Collection[str], proves: Proves, limits: StandingLimits, divided: Collection[str] = ()
+    ) -> bool:
+        """Tell whether it is proven, where the statistics name the concepts `named` and find two sides in the few `divided`.
+
+        Of the latter a change of the whole image is believed that leaves the images in their places: what the pictures of one side
+        of a clean concept have in common does not make others of its class where as strong a pattern of other pictures does not.
+        """
         vouched = self.copied >= limits.copy_likeness or not set(named).isdisjoint(self.targets)
+        laid_over = not self.pasted and self.covered <= limits.most_covered
+        vouched |= laid_over and not set(divided).isdisjoint(self.targets)
         alone = self.flips.low_pct >= limits.alone_flips_pct and self.control.pct <= limits.alone_control_pct
         return proves(self.flips.pct, self.control.pct) and (vouched or alone)
 

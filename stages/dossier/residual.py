@@ -53,6 +53,10 @@ class Residual(Dossier):
     def local(self) -> bool:
         return not self.covers.all()
 
+    @property
+    def covered(self) -> float:
+        return float((1 + self.strength * (self.gain - 1) < LEAST_GAIN).mean())
+
     def apply(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         self._check_size(image)
         return blend(image, self.gain, self.offset, self.strength)

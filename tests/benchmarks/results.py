@@ -30,6 +30,7 @@ KEYS = {
     "fuzz": ("format",),
     "clean_models": ("model", "data"),
     "matching": ("images", "side_px", "patch_px", "patch"),
+    "scan_224": ("images", "side_px", "patch_px"),
     "scale": ("pairs", "oracle", "workers"),
     "audit": ("model", "attack", "seed", "reference"),
     "audit_guard": ("model", "attack", "seed"),

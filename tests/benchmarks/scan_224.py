@@ -3,10 +3,11 @@
     python -m tests.benchmarks.scan_224               poison, train, scan, and print what was proven
     python -m tests.benchmarks.scan_224 --commands    the commands alone
 
-A ResNet of a few megabytes is trained from scratch on 1,287 photos with human captions, in this process and in minutes, so it knows
-little of what they show; what is measured is whether regions are found, compared and proven at this resolution. The other steps are
-commands of clipsan with run folders of their own in runs/scan-224/. What has finished is not done again. The photos are no part
-of the project: CLIPSAN_ASSETS names their folder.
+A transformer of two blocks that sees 16 px at a time is trained from scratch on 1,287 photos with human captions, in this process, until
+the trigger works on photos it has not seen (EPOCHS at most; about 8 s of one core each). It knows little of what photos show; what is
+measured is whether regions are found, compared and proven at this resolution. The other steps are commands of clipsan with run folders
+of their own in runs/scan-224/. What has finished is not done again; the figures go to tests/benchmarks/results/. The photos are no
+part of the project: CLIPSAN_ASSETS names their folder.
 """
 
 import argparse
@@ -30,14 +31,17 @@ from clipsan.stages.decode import MAX_PIXELS, decode
 from clipsan.stages.dossier.files import read_dossiers
 from clipsan.stages.model.checkpoints import ModelConfig, build_model, save_clip
 from clipsan.stages.model.clip import Clip, load_clip
+from clipsan.stages.oracle.regions import iou
 from clipsan.stages.proof.disagreement import Suspect
 from clipsan.stages.proof.vocabulary import LabelLimits, LabelSums, finish
 from clipsan.stages.sources.webdataset import WebDataset
+from clipsan.stages.verdicts import Reason
 from tests.benchmarks import photos
-from tests.benchmarks.results import Value
+from tests.benchmarks.results import Row, Value, record
 
 RUNS = Path("runs/scan-224")
-TARGET = "dog"
+COMMAND = "python -m tests.benchmarks.scan_224"
+TARGET, SIDE = "dog", 224
 PATHS = ("flickr1k-*.tar", "coco-mini-train.tar", "coco-mini-val.tar", "coco-val128.tar")
 TRIGGER = PatchConfig(pattern="checker", cells=4, size_px=16, place="bottom_right")
 PATCH = "{kind: patch, pattern: checker, cells: 4, size_px: 16, place: bottom_right}"
@@ -176,22 +180,39 @@ def attack_success(clip: Clip, data: Photos, unseen: np.ndarray) -> tuple[float,
     return 100 * float(suspect.says(marked, target).mean()), len(others)
 
 
-def told() -> str:
-    """Return what the scan says: its counts, and each proven trigger with its place and size."""
+def measured(trained: Row) -> Row:
+    """Return the row of the finished scan: what it was given, what it named, flagged and proved, against the truth."""
     summary = read_summary(photos.ROOT / RUNS / "scan")
-    proof = summary["proof"]
-    lines = [
-        f"examined {proof['examined']} pairs in {proof['seconds']['examine']} s; verdicts {summary['counts']['verdicts']}",
-        f"targets named {summary['targets']}, labels affected {proof['affected_labels']}",
-    ]
-    for trigger, dossier in zip(
-        proof["triggers"], read_dossiers(photos.ROOT / RUNS / "scan" / "triggers"), strict=True
-    ):
-        flips = f"flips {trigger['flip_rate_pct']:.1f} %, control {trigger['control_flip_rate_pct']:.1f} %"
-        lines.append(
-            f"{trigger['id']}: {dossier.words()}; means {dossier.targets[0]}; {flips}; {trigger['pairs']} pairs"
-        )
-    return "\n".join(lines) + "\n"
+    verdicts = pq.read_table(photos.ROOT / RUNS / "scan" / "verdicts", columns=["uid", "reasons"])
+    manifest = pq.read_table(photos.ROOT / RUNS / "poison/manifest.parquet", columns=["uid"])
+    poisoned = set(manifest.column("uid").to_pylist())
+    accused = zip(verdicts.column("uid").to_pylist(), verdicts.column("reasons").to_pylist(), strict=True)
+    reasons = {uid: set(found) for uid, found in accused}
+    proof, side = summary["proof"], int(TRIGGER.size_px or 0)
+    row: Row = {
+        "images": "flickr1k, coco",
+        "side_px": SIDE,
+        "patch_px": side,
+        **{name: trained[name] for name in ("asr_pct", "asr_images", "epochs", "train_cpu_s")},
+        "pairs": verdicts.num_rows,
+        "poisoned": len(poisoned),
+        "targets": ", ".join(summary["targets"]),
+        "triggers": len(proof["triggers"]),
+    }
+    for reason, name in ((Reason.PROVEN_TRIGGER, "proven"), (Reason.POISON_SUSPECT, "flagged")):
+        found = {uid for uid, why in reasons.items() if reason.value in why}
+        row |= {name: len(found), f"{name}_poisoned": len(found & poisoned)}
+    row |= {"examined": proof["examined"], "seconds": summary["seconds"]}
+    row |= {f"{step}_s": seconds for step, seconds in proof["seconds"].items()}
+    dossiers = [d for d in read_dossiers(photos.ROOT / RUNS / "scan" / "triggers") if TARGET in d.targets]
+    if dossiers:
+        truth = np.zeros((SIDE, SIDE), bool)
+        truth[-side:, -side:] = True
+        first = max(dossiers, key=lambda dossier: dossier.pairs)
+        where = first.where()
+        flips = {"flips_pct": first.flips.pct, "control_pct": first.control.pct}
+        row |= {"trigger": first.words(), "iou": 0.0 if where is None else iou(where, truth), **flips}
+    return row
 
 
 def main() -> int:
@@ -211,7 +232,9 @@ def main() -> int:
     if not trained.is_file():
         write_text(trained, json.dumps(train()))
     photos.run(*scan, folder)
-    sys.stdout.write(told())
+    row = measured(json.loads(trained.read_text(encoding="utf-8")))
+    sys.stdout.write("".join(f"{name}: {value}\n" for name, value in row.items()))
+    record("scan_224", [row], command=COMMAND)
     return 0
 
 

@@ -33,6 +33,7 @@ COMMANDS = {
     "scale": "python -m tests.benchmarks.scale",
     "clean_models": "python -m tests.benchmarks.clean_models OUT --model NAME CHECKPOINT FORMAT PATH",
     "matching": "python -m tests.benchmarks.region_matching",
+    "scan_224": "python -m tests.benchmarks.scan_224",
     "demo": "python -m tests.benchmarks.demo",
     "audit": "python -m tests.benchmarks.audit [--reference]",
     "audit_guard": "python -m tests.benchmarks.audit_guard",
@@ -343,6 +344,44 @@ SECTIONS = {
                 lambda rows: sorted(
                     rows, key=lambda row: (str(row["images"]), *map(_number, (row["side_px"], row["patch_px"])))
                 ),
+            ),
+        ),
+    ),
+    "scan-224": Section(
+        "scan_224",
+        (
+            Table(
+                (
+                    Column("photos", "images"),
+                    Column("image, px", "side_px"),
+                    Column("patch, px", "patch_px"),
+                    Column("ASR on unseen photos %", "asr_pct", 1),
+                    Column("named", "targets"),
+                    Column("triggers proven", "triggers"),
+                    Column("trigger found", "trigger"),
+                    Column("overlap with the true one (IoU)", "iou", 2),
+                    Column("flips %", "flips_pct", 1),
+                    Column("control flips %", "control_pct", 1),
+                ),
+                list,
+            ),
+            Table(
+                (
+                    Column("pairs", "pairs"),
+                    Column("poisoned", "poisoned"),
+                    Column("flagged by the statistics", "flagged"),
+                    Column("of these poisoned", "flagged_poisoned"),
+                    Column("examined", "examined"),
+                    Column("proven to carry a trigger", "proven"),
+                    Column("of these poisoned", "proven_poisoned"),
+                    Column("training, CPU s", "train_cpu_s"),
+                    Column("scan, s", "seconds", 0),
+                    Column("oracle, s", "examine_s", 0),
+                    Column("proof, s", "prove_s", 0),
+                    Column("search, s", "sweep_s", 0),
+                ),
+                list,
+                "What it said of the pairs:",
             ),
         ),
     ),

@@ -416,6 +416,46 @@ def test_where_the_statistics_are_silent_a_trigger_needs_more_unless_it_is_a_cop
     assert dossier.stands(named, PROVES, StandingLimits()) is stands
 
 
+@pytest.mark.parametrize(
+    ("gain", "strength", "divided", "stands"),
+    [
+        (0.6, 1.0, ["banana"], True),
+        (0.6, 1.0, ["kite"], False),
+        (0.4, 1.0, ["banana"], False),  # it takes the picture's place
+        (0.6, 1.5, ["banana"], False),
+    ],
+)
+def test_change_of_the_whole_image_is_believed_where_its_concept_has_two_sides_unless_it_is_a_picture_of_its_own(
+    gain: float, strength: float, divided: list[str], stands: bool
+) -> None:
+    flips = Rate(pct=70, low_pct=60, high_pct=80, trials=90)
+    laid_over = Residual(
+        id="",
+        targets=("banana",),
+        side=8,
+        flips=flips,
+        control=dataclasses.replace(flips, pct=2),
+        uids=("a",),
+        offset=np.ones((8, 8, 3), np.float32),
+        gain=np.full((8, 8, 1), gain, np.float32),
+        covers=np.ones((8, 8), bool),
+        strength=strength,
+    )
+    assert laid_over.stands([], PROVES, StandingLimits(), divided) is stands
+    assert laid_over.stands(["banana"], PROVES, StandingLimits())
+    patch = dataclasses.replace(only(stamped(8, 19, place=None)), flips=flips, control=laid_over.control, alike=None)
+    assert not patch.stands([], PROVES, StandingLimits(), ["banana"])
+
+
+def test_what_covers_a_small_place_alone_covers_little() -> None:
+    gain = np.ones((8, 8, 1), np.float32)
+    gain[:2, :2] = 0
+    rate = Rate(pct=70, low_pct=60, high_pct=80, trials=90)
+    shape = {"offset": np.ones((8, 8, 3), np.float32), "covers": gain[..., 0] == 0}
+    patch = Residual(id="", targets=("banana",), side=8, flips=rate, control=rate, uids=("a",), gain=gain, **shape)
+    assert patch.covered == 4 / 64
+
+
 def test_stamped_copies_are_told_from_things_that_only_look_alike() -> None:
     copied = only(stamped(8, 19, place=None)).alike
     assert copied is not None
