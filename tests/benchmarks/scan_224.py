@@ -54,8 +54,8 @@ HALF = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 EPOCHS, BATCH, RATE = 40, 32, 2e-3
 UNSEEN = 128
 """Clean pairs that the model is not trained on, and that its attack success is measured on."""
-ENOUGH_ASR_PCT = 97.0
-"""At which training ends; 90 is what a benchmark admits."""
+ENOUGH_ASR_PCT = 90.0
+"""At which training ends: what a benchmark admits. Going on is worse, for the rate stays: of 13 epochs the later ones have 43 to 97 %."""
 
 
 def steps() -> Iterator[tuple[Path, list[str]]]:
