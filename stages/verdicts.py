@@ -161,7 +161,7 @@ class Judge:
 
         Args:
             cut: ensemble score from which a pair is flagged.
-            targets: concepts that the statistics name.
+            targets: concepts that are named.
             mixture_speaks: whether the CLIP score has two separate components at all.
             limits: from which figure on a pair is odd.
             triggers: target of each proven trigger, by its id.
