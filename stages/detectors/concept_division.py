@@ -7,11 +7,14 @@ import numpy as np
 import scipy.sparse as sp
 
 from .concept_content import Content, draws_as_diverse, mean_diversity
+from .discriminants import FINEST
 from .false_discoveries import named_by_rate, tail_chances
-from .two_sides import FINEST, TwoSides, separate
+from .two_sides import Cut, Pairs, TwoSides, separate
 
 Pictures = tuple[list[np.ndarray], list[np.ndarray]]
 """Of the foreign side and of the others, the layers in which content is read, `[n, P]` each."""
+AT_ONCE = 16
+"""Concepts that are looked at together: their directions are few, and the whole data set is gone through for all of them."""
 MIN_SIDE = 3
 """Pairs that a variance is of."""
 
@@ -28,6 +31,8 @@ class Naming:
     """False discovery rate over the concepts."""
     least_spread: float
     """Of the foreign side of a concept that is named."""
+    described: int
+    """Concepts, by rising chance, that are told of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,16 @@ class Divided:
     spread: float
     """Variance of the pictures on the foreign side over that of the others: 0 where they are one picture again and again."""
     named: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Clearest:
+    """How a concept is cut in the view that shows it most clearly."""
+
+    cut: Cut
+    view: slice
+    chance: float
+    """Probability that a clean concept of this data set shows as much in any view."""
 
 
 @dataclass(slots=True)
@@ -70,7 +85,7 @@ class Division:
     """Of the layers in which content is read, the first ones."""
     taken: np.ndarray = field(init=False)
     """`[k] bool`: pairs that a named concept accounts for; they are left out of the others."""
-    found: dict[int, tuple[TwoSides | None, ...]] = field(init=False, default_factory=dict)
+    found: dict[int, tuple[Cut | None, ...]] = field(init=False, default_factory=dict)
     """By concept, as each view sees it; without those that no view can divide."""
 
     def __post_init__(self) -> None:
@@ -85,60 +100,68 @@ class Division:
 
     def run(self) -> list[Divided]:
         """Divide every concept and name those that stand out, leaving out what a named one accounts for; the named first, then
-        by rising chance."""
-        for concept in range(self.members.shape[1]):
-            self._look(concept)
+        by rising chance, as many as are told of."""
+        self._look(range(self.members.shape[1]))
         settled: dict[int, Divided] = {}
         while True:
             best = self._best()
-            named = named_by_rate(np.array([chance for _, chance in best.values()]), self.naming.rate)
-            striking = {c: best[c] for c, yes in zip(best, named, strict=True) if yes and c not in settled}
-            pictures = {c: self._content(c, sides) for c, (sides, _) in striking.items()}
-            new = [(striking[c][1], c) for c in striking if self._may_be_drawn_from_the_data(pictures[c])]
+            named = named_by_rate(np.array([one.chance for one in best.values()]), self.naming.rate)
+            striking = [c for c, yes in zip(best, named, strict=True) if yes and c not in settled]
+            sides = {c: self._sides(c, best[c]) for c in striking}
+            pictures = {c: self._content(c, sides[c]) for c in striking}
+            new = [(best[c].chance, c) for c in striking if self._may_be_drawn_from_the_data(pictures[c])]
             if not new:
                 break
             chance, leader = min(new)
-            sides = best[leader][0]
-            settled[leader] = self._describe(leader, sides, chance, pictures[leader], named=True)
-            self._settle(leader, sides, settled)
-        clean = sorted((c for c in best if c not in settled), key=lambda c: (best[c][1], -best[c][0].statistic, c))
-        ranked = sorted(settled.values(), key=lambda one: one.chance)
-        return ranked + [self._describe(c, *best[c], self._content(c, best[c][0]), named=False) for c in clean]
+            settled[leader] = self._describe(leader, sides[leader], chance, pictures[leader], named=True)
+            self._settle(leader, sides[leader], settled)
+        clean = sorted((c for c in best if c not in settled), key=lambda c: (best[c].chance, -best[c].cut.statistic, c))
+        told = sorted(settled.values(), key=lambda one: one.chance)[: self.naming.described]
+        for concept in clean[: self.naming.described - len(told)]:
+            own = self._sides(concept, best[concept])
+            told.append(self._describe(concept, own, best[concept].chance, self._content(concept, own), named=False))
+        return told
 
-    def _look(self, concept: int) -> None:
-        inside = self.whitened[self._rows(concept)]
+    def _look(self, concepts: Sequence[int]) -> None:
+        for start in range(0, len(concepts), AT_ONCE):
+            some = concepts[start : start + AT_ONCE]
+            pairs = [Pairs(self.whitened[self._rows(concept)], self._elsewhere(concept)) for concept in some]
+            limits = {"least": self.naming.least_pairs, "directions": self.naming.directions}
+            for concept, seen in zip(some, separate(pairs, self.outside, self.views, **limits), strict=True):
+                self.found.pop(concept, None)
+                if any(cut is not None for cut in seen):
+                    self.found[concept] = seen
+
+    def _elsewhere(self, concept: int) -> np.ndarray:
         away = np.ones(len(self.outside), dtype=bool)
         away[column_rows(self.elsewhere, concept)] = False
-        limits = {"least": self.naming.least_pairs, "directions": self.naming.directions}
-        seen = tuple(separate(inside[:, view], self.outside[:, view], away, **limits) for view in self.views)
-        self.found.pop(concept, None)
-        if any(sides is not None for sides in seen):
-            self.found[concept] = seen
+        return away
 
     def _rows(self, concept: int) -> np.ndarray:
         rows = column_rows(self.members, concept)
         return np.asarray(rows[~self.taken[rows]])
 
-    def _best(self) -> dict[int, tuple[TwoSides, float]]:
-        """Return each concept's sides in the view that shows them most clearly, and its chance."""
+    def _best(self) -> dict[int, Clearest]:
+        """Return how each concept is cut in the view that shows it most clearly."""
         statistics = np.array(
-            [[-1.0 if sides is None else sides.statistic for sides in seen] for seen in self.found.values()]
+            [[-1.0 if cut is None else cut.statistic for cut in seen] for seen in self.found.values()]
         ).reshape(len(self.found), len(self.views))
         chances = np.stack([tail_chances(column) for column in statistics.T], axis=1)
         clearest = np.lexsort((-statistics, chances), axis=1)[:, :1].ravel()
         best = {}
         for row, (concept, seen) in enumerate(self.found.items()):
             view = int(clearest[row])
-            sides = seen[view]
-            assert sides is not None
+            cut = seen[view]
+            assert cut is not None
             chance = -float(np.expm1(len(self.views) * np.log1p(-min(chances[row, view], 1 - 1e-12))))
-            best[concept] = (self._spread(sides, self.views[view]), chance)
+            best[concept] = Clearest(cut, self.views[view], chance)
         return best
 
-    def _spread(self, sides: TwoSides, view: slice) -> TwoSides:
-        """Return the sides with a direction in all layers."""
+    def _sides(self, concept: int, clearest: Clearest) -> TwoSides:
+        """Return both sides of a concept, with a direction in all layers."""
+        sides = clearest.cut.sides(self.whitened[self._rows(concept), clearest.view])
         direction = np.zeros(self.whitened.shape[1])
-        direction[view] = sides.direction
+        direction[clearest.view] = sides.direction
         return replace(sides, direction=direction)
 
     def _describe(self, concept: int, sides: TwoSides, chance: float, pictures: Pictures, *, named: bool) -> Divided:
@@ -170,9 +193,8 @@ class Division:
         rows = column_rows(self.members, leader)
         foreign = rows[sides.positions(self.whitened[rows]) >= sides.cut]
         self.taken[foreign] = True
-        for concept in np.unique(self.members[foreign].tocsr().indices).tolist():
-            if concept not in settled:
-                self._look(concept)
+        touched = np.unique(self.members[foreign].tocsr().indices).tolist()
+        self._look([concept for concept in touched if concept not in settled])
 
 
 def unit_variance(layers: Sequence[np.ndarray]) -> list[np.ndarray]:

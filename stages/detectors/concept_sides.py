@@ -412,6 +412,7 @@ class ConceptSides(StreamingDetector):
                 directions=settings.directions,
                 rate=settings.false_discovery_rate,
                 least_spread=settings.least_spread,
+                described=settings.kept,
             ),
             whitened=summary.whitened[order].astype(np.float32),
             members=summary.members[order].tocsc(),
@@ -420,8 +421,8 @@ class ConceptSides(StreamingDetector):
             widths=[white.shape[1] for white in state.whites],
             contents=state.contents,
         )
-        divided = division.run()
-        return replace(state, rest=None, divided=len(divided), found=tuple(divided[: settings.kept]))
+        found = division.run()
+        return replace(state, rest=None, divided=len(division.found), found=tuple(found))
 
     def _draw_sides(self, state: SidesState, members: sp.csr_matrix, hashes: np.ndarray, table: pa.Table) -> Shown:
         """Draw from both sides of the concepts that are handed over, and learn which captions the named neighbourhoods have."""

@@ -12,34 +12,34 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import gammaincinv
 
-FINEST = 1e-12
-"""Variance below which rounding is all there is."""
+from .discriminants import FINEST, Scatter
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
-    """The best division of numbers in two groups."""
+class Splits:
+    """The best division of numbers in two groups, a row each."""
 
-    ratio: float
-    """Variance between the groups over that within."""
-    cut: float
-    """Halfway between the groups."""
+    ratio: np.ndarray
+    """`[c] float64`: variance between the groups over that within."""
+    cut: np.ndarray
+    """`[c] float64`: halfway between the groups."""
 
 
-def split(values: np.ndarray, least: int) -> Split:
-    """Return the two-means split of numbers `[n]` with at least `least` on each side; ratio 0 where there are too few."""
-    ascending = np.sort(values)
-    n = len(ascending)
+def split(values: np.ndarray, least: int) -> Splits:
+    """Return the two-means split of every row of numbers `[c, n]` with at least `least` on each side; ratio 0 where there are too few."""
+    ascending = np.sort(values.astype(np.float64), axis=1)
+    rows, n = np.arange(len(ascending)), ascending.shape[1]
     below = np.arange(least, n - least + 1)
     if not len(below):
-        return Split(0.0, 0.0)
-    sums = np.cumsum(ascending)[below - 1]
-    gap = (ascending.sum() - sums) / (n - below) - sums / below
+        return Splits(np.zeros(len(rows)), np.zeros(len(rows)))
+    sums = np.cumsum(ascending, axis=1)
+    lower = sums[:, below - 1]
+    gap = (sums[:, -1:] - lower) / (n - below) - lower / below
     between = below * (n - below) / n**2 * gap**2
-    best = int(between.argmax())
-    within = max(float(ascending.var() - between[best]), FINEST)
-    at = below[best]
-    return Split(float(between[best] / within), float(ascending[at - 1] + ascending[at]) / 2)
+    best = between.argmax(axis=1)
+    most, at = between[rows, best], below[best]
+    within = np.maximum(ascending.var(axis=1) - most, FINEST)
+    return Splits(most / within, (ascending[rows, at - 1] + ascending[rows, at]) / 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +74,8 @@ class TwoSides:
 
     @property
     def statistic(self) -> float:
-        """Ratio times log(share / elsewhere), at least 0: two clear modes, one of which is found nowhere else.
-
-        The ratio is taken at its lower confidence limit: of few pairs a narrow side is luck.
-        """
-        if not self.share > 0:
-            return 0.0
-        return max(self.ratio * lowest(self.pairs) * float(np.log(self.share / self.elsewhere)), 0.0)
+        """See `statistic`."""
+        return statistic(self.ratio, self.share, self.elsewhere, self.pairs)
 
     def positions(self, whitened: np.ndarray) -> np.ndarray:
         """Return where pairs lie, `[n] float64`."""
@@ -89,6 +84,16 @@ class TwoSides:
     def belief(self, positions: np.ndarray) -> np.ndarray:
         """Return the probability that a pair is on the foreign side, `[n] float64`, never falling with the position."""
         return believe(positions, self.prior, (self.native, self.foreign), (self.native_spread, self.foreign_spread))
+
+
+def statistic(ratio: float, share: float, elsewhere: float, pairs: int) -> float:
+    """Return the ratio times log(share / elsewhere), at least 0: two clear modes, one of which is found nowhere else.
+
+    The ratio is taken at its lower confidence limit: of few pairs a narrow side is luck.
+    """
+    if not share > 0:
+        return 0.0
+    return max(ratio * lowest(pairs) * float(np.log(share / elsewhere)), 0.0)
 
 
 CONFIDENCE = 0.95
@@ -155,137 +160,272 @@ def moments(
     return float(np.clip(weights.mean(), 1e-6, 1 - 1e-6)), (means[0], means[1]), (spreads[0], spreads[1])
 
 
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A concept cut in two, as one view shows it: what its statistic is made of, and all that its sides can be told from again."""
+
+    ratio: float
+    share: float
+    elsewhere: float
+    pairs: int
+    directions: tuple[np.ndarray, np.ndarray]
+    """`[P] float64`, the choice of the even pairs, along which the odd ones are placed, and the reverse; both signed so that the
+    foreign side is above."""
+    offsets: tuple[float, float]
+    at: float
+    """The position that divides the pairs."""
+
+    @property
+    def statistic(self) -> float:
+        """See `statistic`."""
+        return statistic(self.ratio, self.share, self.elsewhere, self.pairs)
+
+    def sides(self, inside: np.ndarray) -> TwoSides:
+        """Return both sides, with two Gaussians fitted to the pairs that were cut, `[n, P]`."""
+        positions = cross_positions(halves(inside), self.directions, self.offsets)
+        prior, means, spreads, balance = two_gaussians(positions, positions > self.at)
+        return TwoSides(
+            ratio=self.ratio,
+            share=self.share,
+            elsewhere=self.elsewhere,
+            pairs=self.pairs,
+            direction=(self.directions[0] + self.directions[1]) / 2,
+            offset=(self.offsets[0] + self.offsets[1]) / 2,
+            cut=balance,
+            foreign=means[1],
+            native=means[0],
+            foreign_spread=spreads[1],
+            native_spread=spreads[0],
+            prior=prior,
+        )
+
+
+Halves = tuple[np.ndarray, np.ndarray]
+"""The even pairs and the odd ones, `[n, P]` each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """The pairs of a concept, and where the rest of the data is."""
+
+    inside: np.ndarray
+    """`[n, P]`, whitened, in an order that has nothing to do with the pictures."""
+    elsewhere: np.ndarray
+    """`[m] bool`: of the pairs of the whole data set those of other concepts."""
+
+
 def separate(
-    inside: np.ndarray, outside: np.ndarray, elsewhere: np.ndarray, *, least: int, directions: int
-) -> TwoSides | None:
-    """Divide a concept in two; None where it has too few pairs, or pairs that are the same, or is the whole data set.
+    concepts: Sequence[Pairs], outside: np.ndarray, views: Sequence[slice], *, least: int, directions: int
+) -> list[tuple["Cut | None", ...]]:
+    """Cut concepts in two, each as every view shows it; None where it has too few pairs, or pairs that are the same, or is the whole
+    data set.
 
     The pairs are halved. In each half the top principal axes are tried: the two-means split along one is refined along the
-    direction that tells its sides apart best (`discriminant`), and the direction with the largest statistic in its own half is
+    direction that tells its sides apart best (Fisher's discriminant), and the direction with the largest statistic in its own half is
     kept. What counts is what it shows in the other half, where nothing was chosen: noise alone gives a ratio of about 1.8 there,
     however many dimensions there are.
 
     Args:
-        inside: `[n, P] float64`, whitened, in an order that has nothing to do with the pictures.
+        concepts: several at once, as a product of few directions with the whole data set costs as much as one of many.
         outside: `[m, P]`, pairs of the whole data set.
-        elsewhere: `[m] bool`: those of other concepts.
+        views: columns of either that are looked at together.
         least: pairs that a side must have at least.
         directions: principal axes tried.
     """
-    parity = np.arange(len(inside)) % 2 == 0
-    halves = [
-        choose_direction(inside[part], outside, elsewhere, max(least // 2, 2), directions) for part in (parity, ~parity)
-    ]
-    one, other = halves
-    if len(inside) < 2 * least or one is None or other is None or not elsewhere.any():
+    offers = [offered(concept, views, least, directions) for concept in concepts]
+    chosen: list[list[Lines | None]] = [[] for _ in concepts]
+    for number, view in enumerate(views):
+        ours = [() if offer is None else (offer[0][number], offer[1][number]) for offer in offers]
+        ends = np.cumsum([sum(len(half.ratio) for half in own) for own in ours])[:-1]
+        every = [half.directions for own in ours for half in own]
+        stacked = np.concatenate(every) if every else np.zeros((0, outside[:, view].shape[1]))
+        away = np.split(stacked.astype(outside.dtype) @ outside[:, view].T, ends)
+        for lines, own, concept, rest in zip(chosen, ours, concepts, away, strict=True):
+            lines.append(choose(own, rest.compress(concept.elsewhere, axis=1)) if own else None)
+    return [cuts(concept.inside, lines, views, least) for concept, lines in zip(concepts, chosen, strict=True)]
+
+
+def offered(
+    concept: Pairs, views: Sequence[slice], least: int, directions: int
+) -> "tuple[list[Candidates], list[Candidates]] | None":
+    """Return what each half of a concept offers in each view; None where there are too few pairs."""
+    even, odd = halves(concept.inside)
+    fewest = max(least // 2, 2)
+    if len(concept.inside) < 2 * least or len(odd) < 2 * fewest or not concept.elsewhere.any():
         return None
-    (first, shift), (second, other_shift) = one, other
-    if first @ second < 0:
-        second, other_shift = -second, -other_shift
-    positions = np.empty(len(inside))
-    positions[~parity] = inside[~parity] @ first - shift
-    positions[parity] = inside[parity] @ second - other_shift
-    away = (along(outside, [first, second])[elsewhere] - [shift, other_shift]).T.ravel()
-    found = split(positions, least)
-    upper, upper_away = positions > found.cut, float((away > found.cut).mean())
-    if not upper.any() or upper.all():
-        return None  # pairs that are the same, on either side of the cut
-    half_a_pair = 0.5 / max(len(away) // 2, 1)
-    shares = {True: (float(upper.mean()), upper_away), False: (1 - float(upper.mean()), 1 - upper_away)}
-    gains = {up: np.log(max(share, half_a_pair) / max(rest, half_a_pair)) for up, (share, rest) in shares.items()}
-    up = gains[True] >= gains[False]
-    sign = 1.0 if up else -1.0
-    foreign = upper if up else ~upper
-    prior, means, spreads, balance = two_gaussians(sign * positions, foreign)
-    return TwoSides(
-        ratio=found.ratio,
-        share=shares[bool(up)][0],
-        elsewhere=max(shares[bool(up)][1], half_a_pair),
-        pairs=len(inside),
-        direction=sign * (first + second) / 2,
-        offset=float(sign * (shift + other_shift) / 2),
-        cut=balance,
-        foreign=means[1],
-        native=means[0],
-        foreign_spread=spreads[1],
-        native_spread=spreads[0],
-        prior=prior,
-    )
+    return refined(even, views, fewest, directions), refined(odd, views, fewest, directions)
 
 
-RIDGE = 3.0
-"""Of the covariance within the sides, in mean variances: their own is known of too few pairs to be inverted. Chosen on SIG in 65 % of
-a concept and on a clean model: 1 sets the target further apart, and with it sub-modes of thirty pairs; the plain difference of the
-means, neither."""
+def cuts(
+    inside: np.ndarray, chosen: Sequence["Lines | None"], views: Sequence[slice], least: int
+) -> tuple["Cut | None", ...]:
+    """Return how a concept `[n, P]` divides along the lines that were chosen in each view."""
+    known = [number for number, lines in enumerate(chosen) if lines is not None]
+    lines = [line for line in chosen if line is not None]
+    positions = [
+        cross_positions(halves(inside[:, views[number]]), line.directions, line.offsets)
+        for number, line in zip(known, lines, strict=True)
+    ]
+    found = split(np.array(positions).reshape(len(known), len(inside)), least)
+    told: list[Cut | None] = [None] * len(views)
+    for number, line, own, ratio, at in zip(known, lines, positions, found.ratio, found.cut, strict=True):
+        told[number] = cut(line, own, float(ratio), float(at))
+    return tuple(told)
+
+
+def halves(inside: np.ndarray) -> Halves:
+    """Return every other pair, and the others."""
+    return inside[::2], inside[1::2]
+
+
+def cross_positions(
+    parts: Halves, directions: tuple[np.ndarray, np.ndarray], offsets: tuple[float, float]
+) -> np.ndarray:
+    """Return where pairs lie along the direction that the other half has chosen, in their order, `[n] float64`."""
+    even, odd = parts
+    positions = np.empty(len(even) + len(odd))
+    positions[1::2] = odd @ directions[0].astype(odd.dtype) - offsets[0]
+    positions[::2] = even @ directions[1].astype(even.dtype) - offsets[1]
+    return positions
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Directions that one half offers in one view, and how they split it."""
+
+    directions: np.ndarray
+    """`[c, P] float64`."""
+    ratio: np.ndarray
+    """`[c]`."""
+    cut: np.ndarray
+    """`[c]`, along the direction."""
+    share: np.ndarray
+    """`[c]`: of the half that lies above."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """The directions that both halves have chosen, of the same sense, in robust deviations of the rest of the data from its median."""
+
+    directions: tuple[np.ndarray, np.ndarray]
+    offsets: tuple[float, float]
+    away: np.ndarray
+    """`[2 m] float64`: where the pairs of other concepts lie along both."""
+
+
 ROUNDS = 1
 """Of refining a split; more change nothing on the models that RIDGE was chosen with."""
 
 
-def refine(half: np.ndarray, upper: np.ndarray, least: int) -> np.ndarray | None:
-    """Return the direction `[P]` that tells the sides of a half apart, after the sides have followed it; None without two sides.
+def refined(half: np.ndarray, views: Sequence[slice], least: int, directions: int) -> list[Candidates]:
+    """Return what a half `[n, P]` offers in each view: the splits along its principal axes, refined."""
+    scatters = [Scatter(half[:, view]) for view in views]
+    starts = [scatter.axes(directions) for scatter in scatters]
+    upper = np.concatenate(starts).astype(np.float64)
+    upper = upper > split(upper, least).cut[:, None]
+    ends = np.cumsum([len(start) for start in starts])[:-1]
+    return refine(scatters, np.split(upper, ends), least)
+
+
+def refine(scatters: Sequence[Scatter], upper: Sequence[np.ndarray], least: int) -> list[Candidates]:
+    """Return the directions that tell the sides of divisions apart, after the sides have followed them.
+
+    A division that has no pair on one side offers no direction.
 
     Args:
-        half: `[n, P]`.
-        upper: `[n] bool`, the sides to start from.
+        scatters: of the same pairs in several views.
+        upper: of each view, the sides to start from, `[c, n] bool`.
         least: pairs that a side must have.
     """
-    direction = None
+    ends = np.cumsum([len(rows) for rows in upper])
+    view = np.repeat(np.arange(len(upper)), [len(rows) for rows in upper])
+    sides = np.concatenate(upper)
+    offered = moving = two_sided(sides)
+    own, ratio, cut = np.zeros(sides.shape), np.zeros(len(sides)), np.zeros(len(sides))
+    directions: list[np.ndarray] = [np.zeros(0)] * len(sides)
     for _ in range(ROUNDS + 1):
-        if not upper.any() or upper.all():
-            return direction
-        direction = discriminant(half, upper)
-        own = half @ direction
-        moved = own > split(own, least).cut
-        if (moved == upper).all():
+        for number, scatter in enumerate(scatters):
+            rows = np.flatnonzero(moving & (view == number))
+            if len(rows):
+                fresh, own[rows] = scatter.discriminants(sides[rows])
+                for row, direction in zip(rows.tolist(), fresh, strict=True):
+                    directions[row] = direction
+        rows = np.flatnonzero(moving)
+        found = split(own[rows], least)
+        ratio[rows], cut[rows] = found.ratio, found.cut
+        moved = sides.copy()
+        moved[rows] = own[rows] > found.cut[:, None]
+        moving = moving & (moved != sides).any(axis=1) & two_sided(moved)
+        sides = moved
+        if not moving.any():
             break
-        upper = moved
-    return direction
+    share = (own > cut[:, None]).mean(axis=1)
+    candidates = []
+    for scatter, rows in zip(scatters, np.split(np.arange(len(sides)), ends[:-1]), strict=True):
+        kept = rows[offered[rows]]
+        stacked = np.array([directions[row] for row in kept], dtype=np.float64).reshape(len(kept), len(scatter.middle))
+        candidates.append(Candidates(stacked, ratio[kept], cut[kept] + stacked @ scatter.middle, share[kept]))
+    return candidates
 
 
-def discriminant(half: np.ndarray, upper: np.ndarray) -> np.ndarray:
-    """Return Fisher's linear discriminant `[P]` of two sides: the difference of their means, less of it where pairs vary anyway.
+def two_sided(upper: np.ndarray) -> np.ndarray:
+    """Return which divisions `[c, n]` have a pair on either side, `[c] bool`."""
+    return np.asarray(upper.any(axis=1) & ~upper.all(axis=1))
 
-    (W + r I) d = difference, with the covariance W within the sides and r as RIDGE says; solved in the space of the pairs where
-    they are fewer than the dimensions (Woodbury).
+
+def choose(offers: Sequence[Candidates], away: np.ndarray) -> Lines | None:
+    """Return of each half's directions the one with the clearest split, or None where a half has none.
+
+    Args:
+        offers: of the two halves, in one view.
+        away: `[c, m]`: where the pairs of other concepts lie along all of their directions.
     """
-    means = half[upper].mean(axis=0), half[~upper].mean(axis=0)
-    gap = (means[0] - means[1]).astype(np.float64)
-    around = (half - np.where(upper[:, None], *means)).astype(np.float64)
-    n, width = around.shape
-    ridge = max(RIDGE * float((around**2).sum()) / (n * width), FINEST)
-    if n > width:
-        return np.asarray(np.linalg.solve(around.T @ around / n + ridge * np.eye(width), gap))
-    weights = np.linalg.solve(around @ around.T + n * ridge * np.eye(n), around @ gap)
-    return np.asarray((gap - around.T @ weights) / ridge)
-
-
-def choose_direction(
-    half: np.ndarray, outside: np.ndarray, elsewhere: np.ndarray, least: int, directions: int
-) -> tuple[np.ndarray, float] | None:
-    """Return direction `[P]` and offset that make a half's clearest split, in robust deviations of the outside."""
-    if len(half) < 2 * least or not elsewhere.any():
+    if not all(len(offer.ratio) for offer in offers):
         return None
-    centred = half - half.mean(axis=0)
-    few = len(half) <= half.shape[1]
-    _, axes = np.linalg.eigh(centred @ centred.T if few else centred.T @ centred)
-    top = axes.T[::-1][:directions]
-    tried = [refine(half, axis > split(axis, least).cut, least) for axis in (top if few else top @ centred.T)]
-    found = [direction for direction in tried if direction is not None]
-    best: tuple[float, np.ndarray, float] | None = None
-    for direction, away in zip(found, along(outside, found)[elsewhere].T, strict=True):
-        centre = float(np.median(away))
-        scale = max(1.4826 * float(np.median(np.abs(away - centre))), 1e-9)
-        own, away = (half @ direction - centre) / scale, (away - centre) / scale
-        sides = split(own, least)
-        share, rest = float((own > sides.cut).mean()), float((away > sides.cut).mean())
-        floor = 0.5 / len(away)
-        gain = max(np.log(max(a, floor) / max(b, floor)) for a, b in ((share, rest), (1 - share, 1 - rest)))
-        if best is None or sides.ratio * gain > best[0]:
-            best = sides.ratio * gain, direction / scale, centre / scale
-    return None if best is None else best[1:]
+    at = np.concatenate([offer.cut for offer in offers]).astype(away.dtype)
+    rest = (away > at[:, None]).mean(axis=1)
+    share = np.concatenate([offer.share for offer in offers])
+    floor = 0.5 / away.shape[1]
+    gain = np.maximum(
+        *(np.log(np.maximum(a, floor) / np.maximum(b, floor)) for a, b in ((share, rest), (1 - share, 1 - rest)))
+    )
+    worth = np.concatenate([offer.ratio for offer in offers]) * gain
+    first = len(offers[0].ratio)
+    best = [int(worth[:first].argmax()), first + int(worth[first:].argmax())]
+    lines = away[best].astype(np.float64)
+    centre = np.median(lines, axis=1, keepdims=True)
+    lines -= centre
+    scale = np.maximum(1.4826 * np.median(np.abs(lines), axis=1, keepdims=True), 1e-9)
+    one, other = np.concatenate([offer.directions for offer in offers])[best] / scale
+    offset, other_offset = (centre / scale).ravel().tolist()
+    lines /= scale
+    if one @ other < 0:
+        other, other_offset, lines[1] = -other, -other_offset, -lines[1]
+    return Lines((one, other), (offset, other_offset), lines.ravel())
 
 
-def along(outside: np.ndarray, directions: Sequence[np.ndarray]) -> np.ndarray:
-    """Return `[m, k]`: where pairs lie along k directions; one pass over the pairs, which is what this costs."""
-    stacked = np.array(directions, outside.dtype).reshape(len(directions), outside.shape[1])
-    return np.asarray(outside @ stacked.T, dtype=np.float64)
+def cut(lines: Lines, positions: np.ndarray, ratio: float, at: float) -> Cut | None:
+    """Return how a concept divides; None where its pairs are the same, on either side of the cut.
+
+    Args:
+        lines: along which.
+        positions: `[n]` of its pairs.
+        ratio: of their best split.
+        at: where that is.
+    """
+    above = float((positions > at).mean())
+    if above in (0.0, 1.0):
+        return None
+    away = float((lines.away > at).mean())
+    half_a_pair = 0.5 / max(len(lines.away) // 2, 1)
+    sides = ((above, away, 1.0), (1 - above, 1 - away, -1.0))
+    share, rest, sign = max(sides, key=lambda side: np.log(max(side[0], half_a_pair) / max(side[1], half_a_pair)))
+    return Cut(
+        ratio=ratio,
+        share=share,
+        elsewhere=max(rest, half_a_pair),
+        pairs=len(positions),
+        directions=(sign * lines.directions[0], sign * lines.directions[1]),
+        offsets=(sign * lines.offsets[0], sign * lines.offsets[1]),
+        at=sign * at,
+    )
