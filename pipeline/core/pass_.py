@@ -131,7 +131,7 @@ class Pass:
             return
         task = _Task(work, self._committer(), self.leaves_undone)
         rows = [(key, named[key]) for key in todo]
-        if _HERE.get() or self._is_small():
+        if self.is_alone:
             yield from self._here(rows, task, total=len(named))
             return
         if self.encoders is not None:
@@ -139,8 +139,12 @@ class Pass:
             return
         yield from self._on_ray(rows, task, total=len(named))
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether this process does it: it is told to, or to start workers would take longer than the work."""
+        return _HERE.get() or self._is_small()
+
     def _is_small(self) -> bool:
-        """Whether to start workers would take longer than the work."""
         cluster, pool = self.cluster, self.pool or self.encoders or PoolConfig()
         placed = cluster.address is not None or cluster.gpus_per_worker or pool.gpus_per_worker or pool.resources
         return not placed and self.pairs is not None and self.pairs < cluster.alone_below_pairs

@@ -15,11 +15,11 @@ from clipsan.stages.sources.common import inside
 from clipsan.stages.verdicts import Cut, Judge, Reason
 
 from ..core.cluster import PoolConfig
-from ..core.commit import FingerprintError, missing_parts, write_bytes
+from ..core.commit import FingerprintError, missing_parts, write_bytes, write_part
 from ..core.config import ConfigError
 from ..core.parts import Parts
 from ..core.pass_ import Pass
-from ..core.place import place_of
+from ..core.place import place_of, remove_tree
 from ..core.run_folder import RunFolder
 from ..data.pixels import Pictures
 from ..data.rewrite import RewriteWork, forget_broken
@@ -36,6 +36,7 @@ from .work import (
     EmbedWork,
     JudgeWork,
     ScoreWork,
+    ShareWork,
     SummaryWork,
     WordsWork,
     density_pieces,
@@ -262,8 +263,25 @@ def _learn(scan: Scan, name: str, detectors: Sequence[StreamingDetector], table:
         for done in scan.records(f"{name} {number + 1}").each(chunks, work):
             merged = merge_all(learning, merged, done.record) if merged else done.record
         for i, summary in zip(active, merged, strict=True):
-            states[i] = detectors[i].update(states[i], summary)
+            states[i] = _updated(scan, f"{name} {number + 1}", detectors[i], states[i], summary)
     return states
+
+
+def _updated(scan: Scan, name: str, detector: StreamingDetector, state: Any, summary: Any) -> Any:
+    """Return the next state of a detector; what of the update can be worked out apart is spread over the workers."""
+    spread = scan.records(f"{name}, shares")
+    shares = None if spread.is_alone else detector.shares(state, summary)
+    if shares is None:
+        return detector.update(state, summary)
+    # shares are written, for all of them together are as large as what the detector keeps of the data set
+    home = scan.folder.work / "shares"
+    count = 0
+    for share in shares.tables:
+        write_part(home, count, share, scan.plan.score_fingerprint)
+        count += 1
+    found = [done.record for done in spread.each(range(count), ShareWork(detector, shares.common, home))]
+    remove_tree(home)
+    return detector.update_with(state, summary, found)
 
 
 def inquiry_of(scan: Scan, findings: Findings, cut: Cut) -> Inquiry | None:

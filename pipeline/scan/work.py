@@ -89,6 +89,19 @@ class SummaryWork(Work):
 
 
 @dataclass(frozen=True)
+class ShareWork(Work):
+    """A share of the update of one detector."""
+
+    detector: StreamingDetector
+    common: Any
+    shares: AnyPath
+
+    def do(self, piece: int, tools: None) -> Done:
+        share = read_part(self.shares, piece)
+        return Done(pairs=share.num_rows, record=self.detector.work_out(self.common, share))
+
+
+@dataclass(frozen=True)
 class DensityWork(Work):
     """Density scores of one super-group under one permutation: block ranks, part by part."""
 

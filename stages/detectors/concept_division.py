@@ -1,7 +1,8 @@
 """Every concept divided in two, as each layer shows it and as all do together, and which of them a trigger divides."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 import scipy.sparse as sp
@@ -61,6 +62,54 @@ class Clearest:
     """Probability that a clean concept of this data set shows as much in any view."""
 
 
+Seen = dict[int, tuple[Cut | None, ...]]
+"""By concept, how each view cuts it; without those that no view can divide."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """The rest of the data, beside which concepts are looked at."""
+
+    naming: Naming
+    outside: np.ndarray
+    """`[m, P] float32`: pairs of the whole data set, whitened layers side by side."""
+    elsewhere: sp.csc_matrix
+    """`[m, C]`: the concepts of those."""
+    widths: Sequence[int]
+    """Dimensions of each layer."""
+
+    @property
+    def views(self) -> list[slice]:
+        """The columns of each layer, and of all of them where there are several."""
+        ends = np.cumsum(self.widths).tolist()
+        alone = [slice(end - width, end) for width, end in zip(self.widths, ends, strict=True)]
+        return alone if len(alone) == 1 else [*alone, slice(0, ends[-1])]
+
+    def look(self, concepts: Sequence[int], inside: Callable[[int], np.ndarray]) -> Seen:
+        """Return how concepts are cut; `inside` gives the pairs of each, `[n, P]`, in an order that has nothing to do with them."""
+        found: Seen = {}
+        limits = {"least": self.naming.least_pairs, "directions": self.naming.directions}
+        for start in range(0, len(concepts), AT_ONCE):
+            some = concepts[start : start + AT_ONCE]
+            pairs = [Pairs(inside(concept).astype(np.float32), self._away(concept)) for concept in some]
+            for concept, seen in zip(some, separate(pairs, self.outside, self.views, **limits), strict=True):
+                if any(cut is not None for cut in seen):
+                    found[concept] = seen
+        return found
+
+    def _away(self, concept: int) -> np.ndarray:
+        away = np.ones(len(self.outside), dtype=bool)
+        away[column_rows(self.elsewhere, concept)] = False
+        return away
+
+
+class Rows(Protocol):
+    """Whitened pairs that are not all in one array."""
+
+    def rows(self, places: np.ndarray) -> np.ndarray:
+        """Return some of them, `[n, P] float16`."""
+
+
 @dataclass(slots=True)
 class Division:
     """The pairs drawn from every concept, beside the rest of the data.
@@ -70,42 +119,41 @@ class Division:
     same view shows of the other concepts, and the smallest chance p of v views counts, as 1 - (1 - p)^v (Sidak 1967).
     """
 
-    naming: Naming
-    whitened: np.ndarray
-    """`[k, P] float32`, whitened layers side by side."""
+    around: Surroundings
+    ranks: np.ndarray
+    """`[k] int64`: the place of each pair in an order that has nothing to do with the pictures; in it those of a concept are halved."""
+    draw: Rows
+    """Their whitened layers side by side, by their rows."""
     members: sp.csc_matrix
     """`[k, C]`: which pairs were drawn for which concept."""
-    outside: np.ndarray
-    """`[m, P] float32`: pairs of the whole data set."""
-    elsewhere: sp.csc_matrix
-    """`[m, C]`: the concepts of those."""
-    widths: Sequence[int]
-    """Dimensions of each layer."""
     contents: Sequence[Content]
     """Of the layers in which content is read, the first ones."""
+    found: Seen = field(default_factory=dict)
+    """Of the concepts that were looked at already; the others are when it runs."""
     taken: np.ndarray = field(init=False)
     """`[k] bool`: pairs that a named concept accounts for; they are left out of the others."""
-    found: dict[int, tuple[Cut | None, ...]] = field(init=False, default_factory=dict)
-    """By concept, as each view sees it; without those that no view can divide."""
 
     def __post_init__(self) -> None:
-        self.taken = np.zeros(len(self.whitened), dtype=bool)
+        self.taken = np.zeros(len(self.ranks), dtype=bool)
 
     @property
-    def views(self) -> list[slice]:
-        """The columns of each layer, and of all of them where there are several."""
-        ends = np.cumsum(self.widths).tolist()
-        alone = [slice(end - width, end) for width, end in zip(self.widths, ends, strict=True)]
-        return alone if len(alone) == 1 else [*alone, slice(0, ends[-1])]
+    def concepts(self) -> list[int]:
+        """Those of which there are pairs."""
+        return np.flatnonzero(np.diff(self.members.indptr)).tolist()
+
+    def inside(self, concept: int) -> np.ndarray:
+        """Return the pairs of a concept, `[n, P] float16`, without those that a named one accounts for."""
+        return self.draw.rows(self._rows(concept))
 
     def run(self) -> list[Divided]:
         """Divide every concept and name those that stand out, leaving out what a named one accounts for; the named first, then
         by rising chance, as many as are told of."""
-        self._look(range(self.members.shape[1]))
+        if not self.found:
+            self.found = self.around.look(self.concepts, self.inside)
         settled: dict[int, Divided] = {}
         while True:
             best = self._best()
-            named = named_by_rate(np.array([one.chance for one in best.values()]), self.naming.rate)
+            named = named_by_rate(np.array([one.chance for one in best.values()]), self.around.naming.rate)
             striking = [c for c, yes in zip(best, named, strict=True) if yes and c not in settled]
             sides = {c: self._sides(c, best[c]) for c in striking}
             pictures = {c: self._content(c, sides[c]) for c in striking}
@@ -116,36 +164,23 @@ class Division:
             settled[leader] = self._describe(leader, sides[leader], chance, pictures[leader], named=True)
             self._settle(leader, sides[leader], settled)
         clean = sorted((c for c in best if c not in settled), key=lambda c: (best[c].chance, -best[c].cut.statistic, c))
-        told = sorted(settled.values(), key=lambda one: one.chance)[: self.naming.described]
-        for concept in clean[: self.naming.described - len(told)]:
+        told = sorted(settled.values(), key=lambda one: one.chance)[: self.around.naming.described]
+        for concept in clean[: self.around.naming.described - len(told)]:
             own = self._sides(concept, best[concept])
             told.append(self._describe(concept, own, best[concept].chance, self._content(concept, own), named=False))
         return told
 
-    def _look(self, concepts: Sequence[int]) -> None:
-        for start in range(0, len(concepts), AT_ONCE):
-            some = concepts[start : start + AT_ONCE]
-            pairs = [Pairs(self.whitened[self._rows(concept)], self._elsewhere(concept)) for concept in some]
-            limits = {"least": self.naming.least_pairs, "directions": self.naming.directions}
-            for concept, seen in zip(some, separate(pairs, self.outside, self.views, **limits), strict=True):
-                self.found.pop(concept, None)
-                if any(cut is not None for cut in seen):
-                    self.found[concept] = seen
-
-    def _elsewhere(self, concept: int) -> np.ndarray:
-        away = np.ones(len(self.outside), dtype=bool)
-        away[column_rows(self.elsewhere, concept)] = False
-        return away
-
     def _rows(self, concept: int) -> np.ndarray:
         rows = column_rows(self.members, concept)
-        return np.asarray(rows[~self.taken[rows]])
+        rows = rows[~self.taken[rows]]
+        return np.asarray(rows[np.argsort(self.ranks[rows])])
 
     def _best(self) -> dict[int, Clearest]:
         """Return how each concept is cut in the view that shows it most clearly."""
+        views = self.around.views
         statistics = np.array(
             [[-1.0 if cut is None else cut.statistic for cut in seen] for seen in self.found.values()]
-        ).reshape(len(self.found), len(self.views))
+        ).reshape(len(self.found), len(views))
         chances = np.stack([tail_chances(column) for column in statistics.T], axis=1)
         clearest = np.lexsort((-statistics, chances), axis=1)[:, :1].ravel()
         best = {}
@@ -153,14 +188,14 @@ class Division:
             view = int(clearest[row])
             cut = seen[view]
             assert cut is not None
-            chance = -float(np.expm1(len(self.views) * np.log1p(-min(chances[row, view], 1 - 1e-12))))
-            best[concept] = Clearest(cut, self.views[view], chance)
+            chance = -float(np.expm1(len(views) * np.log1p(-min(chances[row, view], 1 - 1e-12))))
+            best[concept] = Clearest(cut, views[view], chance)
         return best
 
     def _sides(self, concept: int, clearest: Clearest) -> TwoSides:
         """Return both sides of a concept, with a direction in all layers."""
-        sides = clearest.cut.sides(self.whitened[self._rows(concept), clearest.view])
-        direction = np.zeros(self.whitened.shape[1])
+        sides = clearest.cut.sides(self.inside(concept)[:, clearest.view].astype(np.float32))
+        direction = np.zeros(self.around.outside.shape[1])
         direction[clearest.view] = sides.direction
         return replace(sides, direction=direction)
 
@@ -174,16 +209,20 @@ class Division:
         Those of a natural sub-mode may not vary enough, as product shots, or more than the data do, as jellyfish of all colours.
         No more pictures drawn from the data are refused for the second than concepts are named wrongly.
         """
-        if spread(*pictures) < self.naming.least_spread:
+        if spread(*pictures) < self.around.naming.least_spread:
             return False
-        whole = np.split(self.outside.astype(np.float64), np.cumsum(self.widths)[:-1], axis=1)[: len(self.contents)]
-        return draws_as_diverse(self.contents, unit_variance(pictures[0]), unit_variance(whole)) > self.naming.rate
+        whole = np.split(self.around.outside.astype(np.float64), np.cumsum(self.around.widths)[:-1], axis=1)[
+            : len(self.contents)
+        ]
+        return (
+            draws_as_diverse(self.contents, unit_variance(pictures[0]), unit_variance(whole)) > self.around.naming.rate
+        )
 
     def _content(self, concept: int, sides: TwoSides) -> Pictures:
         """Return the layers in which content is read, of the pairs on the foreign side and of the others."""
-        inside = self.whitened[self._rows(concept)].astype(np.float64)
+        inside = self.inside(concept).astype(np.float64)
         foreign = sides.positions(inside) >= sides.cut
-        ends = np.cumsum(self.widths)[:-1]
+        ends = np.cumsum(self.around.widths)[:-1]
         parts = (np.split(inside[side], ends, axis=1)[: len(self.contents)] for side in (foreign, ~foreign))
         first, second = parts
         return first, second
@@ -191,10 +230,13 @@ class Division:
     def _settle(self, leader: int, sides: TwoSides, settled: Collection[int]) -> None:
         """Leave the pairs on a named concept's foreign side out of the others."""
         rows = column_rows(self.members, leader)
-        foreign = rows[sides.positions(self.whitened[rows]) >= sides.cut]
+        foreign = rows[sides.positions(self.draw.rows(rows)) >= sides.cut]
         self.taken[foreign] = True
         touched = np.unique(self.members[foreign].tocsr().indices).tolist()
-        self._look([concept for concept in touched if concept not in settled])
+        again = [concept for concept in touched if concept not in settled]
+        for concept in again:
+            self.found.pop(concept, None)
+        self.found |= self.around.look(again, self.inside)
 
 
 def unit_variance(layers: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -1,7 +1,7 @@
 """Two sides of every concept: finds the pairs that a trigger sets apart, be they few or most of their concept."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Annotated, Any, ClassVar, Literal
@@ -25,13 +25,13 @@ from ..captions import (
 from ..samples import seeded_hash
 from ..stage import Count, Positive, Seed, Weight, config
 from .concept_content import Content, find_content
-from .concept_division import Divided, Division, Naming, column_rows
+from .concept_division import AT_ONCE, Divided, Division, Naming, Seen, Surroundings, column_rows
 from .concept_moments import whitening
 from .concept_state import nonnull
 from .detector import DetectorConfig, TrustedMoments
 from .ensemble import evidence
 from .neighbourhoods import NO_NEIGHBOURHOODS, CaptionSample, Neighbourhoods, draw_captions, gather, wordless
-from .streaming import Column, Columns, StreamingDetector, layer_columns, vectors
+from .streaming import Column, Columns, Shares, StreamingDetector, layer_columns, vectors
 
 LEAST_SAMPLE = 256
 """Pairs of a concept that are looked at, however many concepts there are."""
@@ -142,12 +142,44 @@ class Chosen:
     members: sp.csr_matrix
     """`[k, C] float32`: 1 where the pair was drawn for the concept."""
 
-    def __add__(self, other: "Chosen") -> "Chosen":
-        return Chosen(
-            np.concatenate([self.hashes, other.hashes]),
-            np.concatenate([self.whitened, other.whitened]),
-            sp.vstack([self.members, other.members]).tocsr(),
-        )
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Pairs drawn from the concepts, a chunk of the data set after the other: merged, they are not copied."""
+
+    chunks: tuple[Chosen, ...]
+
+    def __add__(self, other: "Draw") -> "Draw":
+        return Draw(self.chunks + other.chunks)
+
+    def rows(self, places: np.ndarray) -> np.ndarray:
+        """Return the whitened pairs at some places of all chunks, `[n, P] float16`."""
+        ends = np.cumsum([len(chunk.hashes) for chunk in self.chunks])
+        owner = np.searchsorted(ends, places, side="right")
+        found = np.empty((len(places), self.chunks[0].whitened.shape[1]), np.float16)
+        for number in np.unique(owner).tolist():
+            own = owner == number
+            chunk = self.chunks[number]
+            found[own] = chunk.whitened[places[own] - (ends[number] - len(chunk.hashes))]
+        return found
+
+    @property
+    def width(self) -> int:
+        """Dimensions of a whitened pair."""
+        return int(self.chunks[0].whitened.shape[1])
+
+    @property
+    def ranks(self) -> np.ndarray:
+        """`[k] int64`: the place of each pair in the order of the hashes."""
+        order = np.argsort(np.concatenate([chunk.hashes for chunk in self.chunks]), kind="stable")
+        ranks = np.empty(len(order), np.int64)
+        ranks[order] = np.arange(len(order))
+        return ranks
+
+    @property
+    def members(self) -> sp.csc_matrix:
+        """`[k, C]`: which pairs were drawn for which concept."""
+        return sp.vstack([chunk.members for chunk in self.chunks]).tocsc()
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +268,8 @@ class SidesState:
     """Normalised captions of the neighbourhoods that are named -> concept."""
 
 
+SHARE_PAIRS = 8_192
+"""Of a share of the concepts, at least: 8 MiB at 512 dimensions, and a second or two of dividing them."""
 SHOWN_BEYOND = 8
 """Concepts beyond the named ones whose sides are handed over."""
 MOST_CAPTIONS = 65_536
@@ -391,7 +425,7 @@ class ConceptSides(StreamingDetector):
     def _whitened(self, state: SidesState, table: pa.Table) -> np.ndarray:
         return self._whiten(state, [vectors(table, name) for name in state.layers])
 
-    def _draw_members(self, state: SidesState, members: sp.csr_matrix, hashes: np.ndarray, table: pa.Table) -> Chosen:
+    def _draw_members(self, state: SidesState, members: sp.csr_matrix, hashes: np.ndarray, table: pa.Table) -> Draw:
         """Draw of each concept about as many pairs as are looked at, by the hashes alone."""
         below = np.minimum(state.sample / np.maximum(nonnull(state.count), 1), 1.0)
         entries = members.tocoo()
@@ -399,14 +433,14 @@ class ConceptSides(StreamingDetector):
         drawn = sp.csr_matrix((entries.data[kept], (entries.row[kept], entries.col[kept])), shape=members.shape)
         rows = np.flatnonzero(np.diff(drawn.indptr))
         whitened = self._whitened(state, table.take(pa.array(rows))).astype(np.float16)
-        return Chosen(hashes[rows], whitened, drawn[rows])
+        return Draw((Chosen(hashes[rows], whitened, drawn[rows]),))
 
-    def _divide(self, state: SidesState, summary: Chosen) -> SidesState:
+    def _around(self, state: SidesState) -> Surroundings:
+        """Return the rest of the data as the divided concepts are held against it."""
         settings, rest = self._settings, nonnull(state.rest)
         layers = np.cumsum([len(white) for white in state.whites])[:-1]
         words = nonnull(state.vocabulary).members(rest.captions.tolist())
-        order = np.argsort(summary.hashes, kind="stable")
-        division = Division(
+        return Surroundings(
             naming=Naming(
                 least_pairs=settings.least_pairs,
                 directions=settings.directions,
@@ -414,15 +448,36 @@ class ConceptSides(StreamingDetector):
                 least_spread=settings.least_spread,
                 described=settings.kept,
             ),
-            whitened=summary.whitened[order].astype(np.float32),
-            members=summary.members[order].tocsc(),
             outside=self._whiten(state, np.split(rest.layers.astype(np.float32), layers, axis=1)).astype(np.float32),
             elsewhere=state.neighbourhoods.members(words, rest.text).tocsc(),
             widths=[white.shape[1] for white in state.whites],
-            contents=state.contents,
         )
-        found = division.run()
-        return replace(state, rest=None, divided=len(division.found), found=tuple(found))
+
+    def shares(self, state: SidesState, summary: Any) -> Shares | None:
+        """Return the drawn pairs concept by concept, to be cut apart; in the round that divides."""
+        return Shares(self._around(state), shares_of(summary)) if isinstance(summary, Draw) else None
+
+    def work_out(self, common: Surroundings, share: pa.Table) -> Seen:
+        """Return how the concepts of a share are cut."""
+        concepts, starts = np.unique(share.column("concept").to_numpy(), return_index=True)
+        inside = dict(zip(concepts.tolist(), np.split(share_rows(share), starts[1:]), strict=True))
+        return common.look(concepts.tolist(), inside.__getitem__)
+
+    def update_with(self, state: SidesState, summary: Any, shared: Sequence[Seen]) -> SidesState:
+        found = {concept: cuts for seen in shared for concept, cuts in seen.items()}
+        return replace(self._divide(state, summary, found), round=state.round + 1)
+
+    def _divide(self, state: SidesState, summary: Draw, found: Seen | None = None) -> SidesState:
+        division = Division(
+            around=self._around(state),
+            ranks=summary.ranks,
+            draw=summary,
+            members=summary.members,
+            contents=state.contents,
+            found=found or {},
+        )
+        told = division.run()
+        return replace(state, rest=None, divided=len(division.found), found=tuple(told))
 
     def _draw_sides(self, state: SidesState, members: sp.csr_matrix, hashes: np.ndarray, table: pa.Table) -> Shown:
         """Draw from both sides of the concepts that are handed over, and learn which captions the named neighbourhoods have."""
@@ -518,6 +573,34 @@ def group_sums(members: sp.csr_matrix, layers: list[np.ndarray]) -> GroupSums:
     count = np.bincount(members.indices, minlength=concepts).astype(np.int64)
     second = [z.astype(np.float64).T @ z.astype(np.float64) for z in layers]
     return GroupSums(count, groups, sizes.astype(np.float64), sums, second)
+
+
+def shares_of(draw: Draw) -> Iterator[pa.Table]:
+    """Yield the pairs of the concepts, each in the order of its ranks: whole batches of concepts that are looked at together, so that
+    rounding does not depend on whether they are shared out."""
+    members, ranks = draw.members, draw.ranks
+    some: list[tuple[int, np.ndarray]] = []
+    for concept in np.flatnonzero(np.diff(members.indptr)).tolist():
+        rows = column_rows(members, concept)
+        some.append((concept, rows[np.argsort(ranks[rows])]))
+        if len(some) % AT_ONCE == 0 and sum(len(rows) for _, rows in some) >= SHARE_PAIRS:
+            yield share_of(draw, some)
+            some = []
+    if some:
+        yield share_of(draw, some)
+
+
+def share_of(draw: Draw, concepts: Sequence[tuple[int, np.ndarray]]) -> pa.Table:
+    """Return the drawn pairs of some concepts one below the other: `concept` and `whitened`."""
+    numbers = np.repeat([concept for concept, _ in concepts], [len(rows) for _, rows in concepts])
+    whitened = draw.rows(np.concatenate([rows for _, rows in concepts]))
+    column = pa.FixedSizeListArray.from_arrays(pa.array(whitened.ravel()), draw.width)
+    return pa.table({"concept": pa.array(numbers, pa.int32()), "whitened": column})
+
+
+def share_rows(share: pa.Table) -> np.ndarray:
+    """Return the whitened pairs of a share, `[n, P] float16`."""
+    return vectors(share, "whitened").astype(np.float16)
 
 
 def concept_names(state: SidesState) -> tuple[str, ...]:

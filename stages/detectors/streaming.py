@@ -1,7 +1,7 @@
 """What a detector is, and how it learns from a cache that does not fit in memory: rounds of summaries that merge."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -27,6 +27,16 @@ class Column:
     """Whether the score is itself evidence, from 0 (none) to 1, plus 1 where the pair is accused; else its ranks are."""
     supported_by: str | None = None
     """Another column whose evidence, at the weight of a silent one, is averaged with this one's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """What of an update can be worked out apart. The shares are made of the summary alone, whoever works them out."""
+
+    common: Any
+    """What all of them need; picklable, and sent to every worker once."""
+    tables: Iterator[pa.Table]
+    """A share each, made one after the other."""
 
 
 class StreamingDetector(ABC):
@@ -80,6 +90,18 @@ class StreamingDetector(ABC):
     def update(self, state: Any, summary: Any) -> Any:
         """Return the next state from the summary of the whole cache."""
         return summary
+
+    def shares(self, state: Any, summary: Any) -> Shares | None:
+        """Return what of `update` can be worked out apart, on any worker; None where that is nothing."""
+        return None
+
+    def work_out(self, common: Any, share: pa.Table) -> Any:
+        """Work out one share of an update."""
+        raise self._lacks("work_out")
+
+    def update_with(self, state: Any, summary: Any, shared: Sequence[Any]) -> Any:
+        """Return the state that `update` returns, from the summary and what came of its shares, in their order."""
+        raise self._lacks("update_with")
 
     @abstractmethod
     def score(self, state: Any, table: pa.Table) -> Columns:

@@ -321,8 +321,8 @@ def refined(half: np.ndarray, views: Sequence[slice], least: int, directions: in
     """Return what a half `[n, P]` offers in each view: the splits along its principal axes, refined."""
     scatters = [Scatter(half[:, view]) for view in views]
     starts = [scatter.axes(directions) for scatter in scatters]
-    upper = np.concatenate(starts).astype(np.float64)
-    upper = upper > split(upper, least).cut[:, None]
+    positions = np.concatenate(starts).astype(np.float64)
+    upper = positions > split(positions, least).cut[:, None]
     ends = np.cumsum([len(start) for start in starts])[:-1]
     return refine(scatters, np.split(upper, ends), least)
 

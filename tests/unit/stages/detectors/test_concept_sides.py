@@ -1,13 +1,15 @@
 """Two sides of every concept, learned from a cache in pieces: planted triggers of every share, and natural sub-modes."""
 
+import functools
 import itertools
+import pickle
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from clipsan.stages.captions import Mined, Named, normalise
-from clipsan.stages.detectors import concept_sides, neighbourhoods
+from clipsan.stages.detectors import concept_division, concept_sides, neighbourhoods
 from clipsan.stages.detectors.concept_sides import ConceptSides, ConceptSidesConfig, SidesState, group_sums, orthonormal
 from clipsan.stages.detectors.streaming import vectors
 from clipsan.stages.evaluation.detection import average_precision
@@ -361,3 +363,32 @@ def test_what_is_kept_of_captions_is_bounded(monkeypatch: pytest.MonkeyPatch) ->
         assert state.captions == states[0].captions
         assert len(state.captions) == 20
         assert average_precision(detector.score(state, table)["concept_sides"], poison) >= 0.95
+
+
+def test_shared_out_or_not_the_state_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(concept_sides, "SHARE_PAIRS", 100)
+    monkeypatch.setattr(concept_division, "AT_ONCE", 2)
+    monkeypatch.setattr(concept_sides, "AT_ONCE", 2)
+    table, _ = cache(40, 40)
+    detector = ConceptSides(SETTINGS)
+    parts = [table.slice(start, 150) for start in range(0, table.num_rows, 150)]
+    state, shared_out = detector.start(), 0
+    for _ in range(detector.rounds):
+        summary = functools.reduce(detector.merge, [detector.summarise(state, part) for part in parts])
+        shares = detector.shares(state, summary)
+        alone = detector.update(state, summary)
+        if shares is not None:
+            tables = list(shares.tables)
+            common = pickle.loads(pickle.dumps(shares.common))
+            worked_out = [pickle.loads(pickle.dumps(detector.work_out(common, share))) for share in tables]
+            state = detector.update_with(state, summary, worked_out)
+            assert sum(share.num_rows for share in tables) == summary.members.nnz
+            assert alone.divided == state.divided
+            for one, other in zip(alone.found, state.found, strict=True):
+                assert (one.concept, one.chance, one.named) == (other.concept, other.chance, other.named)
+                np.testing.assert_array_equal(one.sides.direction, other.sides.direction)
+            shared_out += len(tables)
+        else:
+            state = alone
+    assert shared_out > 1
+    assert any(split.named for split in detector.splits(state))
