@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.linalg import eigh
 
 BINS = 1024
 BIN_STEP = 0.02
@@ -131,8 +130,8 @@ def top_directions(moments: ConceptMoments, how_many: int) -> tuple[np.ndarray, 
         covariance = np.zeros((width, width))
         covariance[upper] = moments.second[c] / n
         covariance = covariance + np.triu(covariance, 1).T - np.outer(mean, mean)
-        values, basis = eigh(covariance, subset_by_index=[width - how_many, width - 1], check_finite=False)
-        directions[c] = basis[:, ::-1].T
+        values, basis = np.linalg.eigh(covariance)
+        directions[c] = basis[:, ::-1][:, :how_many].T
         offsets[c] = directions[c] @ mean
         excess[c] = values[-1] / (1 + np.sqrt(width / n)) ** 2
     return directions, offsets, excess

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-TILE_ROWS = 256
-"""Rows of the distance matrix held at once on a CPU: 256 x 4,096 float32 is 4 MiB, which stays near a core. A GPU holds 16 times as
+TILE_ROWS = 1_024
+"""Rows of the distance matrix held at once on a CPU: 1,024 x 4,096 float32 is 16 MiB. A GPU holds 4 times as
 many."""
 LEAST_GROUPS = 128
 """Groups of columns, at least, whose minima bound the k-th smallest of a row."""
@@ -88,12 +88,13 @@ class _Search:
         # Distances do not move with the origin, but the rounding error of the product grows with the norms.
         self._centred = (self._exact - self._exact.mean(0)).float()
         self._squares = torch.einsum("ij,ij->i", self._centred, self._centred)
+        self._with_squares = torch.cat([self._centred, self._squares[:, None]], dim=1)
         norms = self._squares.sqrt()
         factor = 4.0 * (points.shape[1] + 8) * UNIT_ROUNDOFF
         self._slack = factor * (norms + norms.max()) ** 2
         self._queries = torch.from_numpy(queries).to(device)
         self._forbidden = _forbidden_places(queries, excluded)
-        self.size = min(len(queries), TILE_ROWS * (1 if device.type == "cpu" else 16))
+        self.size = min(len(queries), TILE_ROWS * (1 if device.type == "cpu" else 4))
         self._tile = torch.empty(self.size, len(points), device=device)
 
     def tile(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
@@ -109,7 +110,11 @@ class _Search:
     def _proposals(self, own: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         """Return `[n, P] float32`, squared distances less the squared norm of the query; infinite where forbidden."""
         tile = self._tile[: stop - start]
-        torch.addmm(self._squares, self._centred[own], self._centred.T, alpha=-2.0, out=tile)
+        if self.device.type == "cpu":  # the squares as one more dimension: NumPy's product has no sum to begin with
+            queries = torch.cat([-2.0 * self._centred[own], torch.ones(len(own), 1)], dim=1)
+            np.matmul(queries.numpy(), self._with_squares.numpy().T, out=tile.numpy())
+        else:
+            torch.addmm(self._squares, self._centred[own], self._centred.T, alpha=-2.0, out=tile)
         first, last = np.searchsorted(self._forbidden[:, 0], (start, stop))
         rows, columns = torch.from_numpy(self._forbidden[first:last]).to(self.device).unbind(1)
         tile[rows - start, columns] = torch.inf
@@ -126,6 +131,7 @@ class _Search:
         groups = max(LEAST_GROUPS, 1 << (GROUPS_A_NEIGHBOUR * self._k - 1).bit_length())
         many = proposed.shape[1] // groups
         if many >= 2:
+            groups = proposed.shape[1] // many  # as many as there are, so that few columns are left over
             whole = many * groups
             minima = proposed[:, :whole].reshape(len(proposed), many, groups).amin(1)
             if whole < proposed.shape[1]:
