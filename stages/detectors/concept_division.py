@@ -10,7 +10,8 @@ import scipy.sparse as sp
 from .concept_content import Content, draws_as_diverse, mean_diversity
 from .discriminants import FINEST
 from .false_discoveries import named_by_rate, tail_chances
-from .two_sides import Cut, Pairs, TwoSides, separate
+from .separation import Cut, Pairs, separate
+from .two_sides import TwoSides
 
 Pictures = tuple[list[np.ndarray], list[np.ndarray]]
 """Of the foreign side and of the others, the layers in which content is read, `[n, P]` each."""
