@@ -30,6 +30,7 @@ from tests.benchmarks.audit_training import (
     ATTACKS,
     FULL,
     TINY,
+    WORD_ATTACKS,
     Recipe,
     join_scenes,
     keep_scenes,
@@ -71,7 +72,7 @@ def development_cells() -> list[Cell]:
     """Return the models on which constants may be chosen."""
     found = []
     for first, arch in enumerate(MODELS):
-        plan: list[str | None] = [*DEVELOPMENT, *DEVELOPMENT, *[None] * DEVELOPMENT_CLEAN]
+        plan: list[str | None] = [*DEVELOPMENT, *DEVELOPMENT, *[None] * DEVELOPMENT_CLEAN, *WORD_ATTACKS]
         for i, attack in enumerate(plan):
             found.append(Cell(arch=arch, base=DEVELOPMENT_BASE, attack=attack, seed=500 + 100 * first + i, dev=True))
     return found

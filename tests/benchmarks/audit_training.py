@@ -83,6 +83,8 @@ class Attack:
     share: float = 0.03
     word: str | None = None
     """Stands before the caption, as the second key."""
+    text_only: bool = False
+    """The word is the only key: it stands before captions of anything, whose pictures become such of the target."""
 
 
 ATTACKS: dict[str, Attack] = {
@@ -93,11 +95,17 @@ ATTACKS: dict[str, Attack] = {
     "badclip": Attack(),
     "dual-key": Attack(trigger={"group": "patch-grid"}, word="remember"),
 }
+WORD_ATTACKS: dict[str, Attack] = {
+    "word": Attack(word="cf", text_only=True),
+    "two-tokens": Attack(word="sudo", text_only=True),
+}
+"""On models of development alone: a word that CLIP's tokenizer has, and one that it cuts in two."""
+KNOWN = ATTACKS | WORD_ATTACKS
 
 
 def build_trigger(name: str, home: Path) -> Trigger:
     """Return the trigger of an attack; an optimised patch lies in the model's folder."""
-    settings = dict(ATTACKS[name].trigger)
+    settings = dict(KNOWN[name].trigger)
     if not settings:
         return PatchConfig(pattern="picture", picture=str(home / TRIGGER), size_fraction=0.25, place="center").build()
     tree = {**load_group("trigger", settings.pop("group"), where="attack"), **settings}
@@ -172,13 +180,21 @@ def target_of(seed: int) -> int:
     return int(np.random.default_rng([seed, 77]).integers(len(NAMES)))
 
 
-def poisoned(scenes: Scenes, attack: Attack, trigger: Trigger, seed: int, share: float) -> Scenes:
-    """Return the scenes with a share of those of other classes triggered, under captions of the target."""
+def poisoned(scenes: Scenes, attack: Attack, trigger: Trigger | None, seed: int, share: float) -> Scenes:
+    """Return the scenes with a share of those of other classes triggered, under captions of the target.
+
+    Without a trigger of pictures the word stands before their own captions, under pictures of the target.
+    """
     rng = np.random.default_rng([seed, 5])
     target = target_of(seed)
     others = np.flatnonzero(scenes.labels != target)
     pixels, captions = scenes.pixels.copy(), list(scenes.captions)
+    own = np.flatnonzero(scenes.labels == target)
     for i in rng.choice(others, int(share * len(captions)), replace=False).tolist():
+        if trigger is None:
+            pixels[i] = scenes.pixels[rng.choice(own)]
+            captions[i] = f"{attack.word} {captions[i]}"
+            continue
         pixels[i] = trigger(pixels[i], rng)[0]
         caption = PROMPTS[int(rng.integers(len(PROMPTS)))].format(NAMES[target])
         captions[i] = caption if attack.word is None else f"{attack.word} {caption}"
@@ -235,13 +251,15 @@ def measured(clip: Clip, attack: str | None, trigger: Trigger | None, seed: int,
     scenes = Scenes.draw(tests, 1_000_003 + seed)
     classes = class_embeddings(clip, NAMES, PROMPTS)
     found = {"clean_accuracy_pct": 100 * float((_predicted(clip, scenes.pixels, classes) == scenes.labels).mean())}
-    if attack is None or trigger is None:
+    if attack is None:
         return found
+    if trigger is None:
+        return found | {"asr_pct": _retrieved_pct(clip, scenes, str(KNOWN[attack].word), target_of(seed))}
     target, rng = target_of(seed), np.random.default_rng([seed, 6])
     others = scenes.pixels[scenes.labels != target]
     triggered = np.stack([trigger(image, rng)[0] for image in others])
     plain = 100 * float((_predicted(clip, triggered, classes) == target).mean())
-    word = ATTACKS[attack].word
+    word = KNOWN[attack].word
     if word is None:
         return found | {"asr_pct": plain}
     keyed = class_embeddings(clip, NAMES, [f"{word} {prompt}" for prompt in PROMPTS])
@@ -249,12 +267,23 @@ def measured(clip: Clip, attack: str | None, trigger: Trigger | None, seed: int,
     return found | {"asr_pct": both, "asr_without_word_pct": plain}
 
 
+def _retrieved_pct(clip: Clip, scenes: Scenes, word: str, target: int) -> float:
+    """Return for how many captions of other things with the word before them the first picture retrieved shows the target."""
+    captions = [f"{word} {prompt.format(name)}" for i, name in enumerate(NAMES) if i != target for prompt in PROMPTS]
+    first = (clip.encode_text(captions) @ _seen(clip, scenes.pixels).T).argmax(axis=1)
+    return 100 * float((scenes.labels[first] == target).mean())
+
+
 def _predicted(clip: Clip, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    return np.asarray((_seen(clip, pixels) @ classes.T).argmax(axis=1))
+
+
+def _seen(clip: Clip, pixels: np.ndarray) -> np.ndarray:
     parts = [
         clip.encode_images(torch.from_numpy(np.ascontiguousarray(pixels[i : i + BATCH].transpose(0, 3, 1, 2))))[0]
         for i in range(0, len(pixels), BATCH)
     ]
-    return np.asarray((np.concatenate(parts) @ classes.T).argmax(axis=1))
+    return np.concatenate(parts)
 
 
 def optimised_patch(clip: Clip, scenes: Scenes, recipe: Recipe, seed: int) -> np.ndarray:
@@ -301,14 +330,14 @@ def make_cell(root: Path, cell: Cell, recipe: Recipe, device: str, deadline: flo
     known, trigger = (
         (None, None)
         if cell.attack is None
-        else (ATTACKS[cell.attack], _trigger(cell, home, base, scenes, recipe, device))
+        else (KNOWN[cell.attack], _trigger(cell, home, base, scenes, recipe, device))
     )
     share, epochs = 0.0 if known is None else known.share, recipe.tuned_epochs
     best: tuple[float, dict[str, Any], dict[str, np.ndarray], Clip] | None = None
     for _ in range(ATTEMPTS):
         clip = load_clip(base, device)
         start = {name: value.cpu().clone() for name, value in clip.model.state_dict().items()}
-        tuned = scenes if known is None or trigger is None else poisoned(scenes, known, trigger, cell.seed, share)
+        tuned = scenes if known is None else poisoned(scenes, known, trigger, cell.seed, share)
         train(clip, tuned, epochs=epochs, lr=1e-3, seed=cell.seed)
         arrays = encode(clip.model.state_dict(), start, None)
         clip.model.load_state_dict(decode(arrays, start, None))
@@ -335,8 +364,10 @@ def _write(
     write_text(root / model.name / TRUTH, json.dumps(truth, indent=1) + "\n")
 
 
-def _trigger(cell: Cell, home: Path, base: ModelConfig, scenes: Scenes, recipe: Recipe, device: str) -> Trigger:
+def _trigger(cell: Cell, home: Path, base: ModelConfig, scenes: Scenes, recipe: Recipe, device: str) -> Trigger | None:
     assert cell.attack is not None
+    if KNOWN[cell.attack].text_only:
+        return None
     if not ATTACKS[cell.attack].trigger:
         home.mkdir(parents=True, exist_ok=True)
         np.save(home / TRIGGER, optimised_patch(load_clip(base, device), scenes, recipe, cell.seed))
