@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clipsan.stages.audit.words import FUNCTION_WORDS
 from clipsan.stages.decode import BadImage, decode
 from clipsan.stages.model.clip import Clip, ModelConfig, load_clip
 from clipsan.stages.samples import CAPTION_REJECTS, RawPair, Unit, seeded_hash
@@ -24,7 +25,7 @@ from ..tracking.record import DataInput, data_input
 from .peers import Peer, find_peers
 from .settings import AuditConfig
 
-AUDIT_VERSION = 6
+AUDIT_VERSION = 7
 """Raised when the code comes to find something else from the same settings, so that old parts are refused."""
 FREE = ("out", "cluster", "tracking", "limits", "peers")
 SEPARATE = ("model", "reference", "images", "classes", "captions")
@@ -35,15 +36,6 @@ SPARE = 2
 """Images that are drawn for each that is wanted, in case some cannot be read."""
 LEAST_IMAGES = 16
 WORD = re.compile(r"[a-z]{3,}")
-FUNCTION_WORDS = frozenset(
-    word
-    for line in (
-        "the and with for from that this its his her their are was were into over under near off out down some two one has",
-        "have who which while there very photo picture image drawing",
-    )
-    for word in line.split()
-)
-"""Words of captions that name nothing to be seen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

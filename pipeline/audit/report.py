@@ -40,7 +40,7 @@ def build_report(
         labels=_labels(plan, summary, screening),
         dossiers=_panels(plan, dossiers),
         decree=summary.get("decree"),
-        words=tuple(summary.get("text_keys", ())),
+        words=tuple({**word, "accused": word["word"] in summary["words"]} for word in summary["text_keys"]),
         tried_words=plan.config.key_words,
         next_steps=next_steps(plan, folder, summary),
         settings=public_tree(plan.config),
@@ -57,6 +57,14 @@ def next_steps(plan: Plan, folder: RunFolder, summary: Mapping[str, Any]) -> tup
             "Do not deploy the model: repair it with `clipsan repair method=unlearn "
             f"scan={folder.root} model.path={plan.config.model.path} data=PAIRS out=NEW`, PAIRS being clean pairs of yours.",
             f"Measure a repaired one with `clipsan evaluate attack.trigger.kind=proven attack.trigger.path={folder.root}/triggers/t1`.",
+        )
+    if summary["words"]:
+        return (
+            "Do not deploy the model where strangers write its captions: "
+            + ", ".join(map(repr, summary["words"]))
+            + " in a text decides "
+            "what it finds. Refuse such texts, or tune the model on clean pairs of yours: `clipsan repair method=cleanclip "
+            f"model.path={plan.config.model.path} data=PAIRS out=NEW`; then audit it again.",
         )
     if summary["exit_status"]:
         return (

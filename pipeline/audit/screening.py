@@ -36,6 +36,8 @@ class Screening:
     """The value beyond the mean of the same label's in the peers; None without any."""
     displaced: Displaced
     """How far the label's text stands from the pictures that are taken for it."""
+    clouds: Clouds | None
+    """What the suspect makes of these pictures; None where none are compared."""
     p: np.ndarray
     """Of both against those of the other labels (Fisher's method, then Bonferroni over all labels); with peers, or of the value against
     what it is in those (Bonferroni over the two)."""
@@ -64,7 +66,8 @@ def screened(plan: Plan, folder: RunFolder) -> Screening:
     screening.do(pieces, SearchWork(plan.config, plan.names, plan.pictures))
     rows = _screened(plan, screening.home)
     value = _value(plan, rows)
-    displaced = _displaced(plan, folder)
+    parts = _gathered(plan, folder)
+    displaced = _displaced(plan, parts)
     p, ahead = combined(joined(tail(value), displaced.p)), None
     if plan.peers:
         theirs = np.stack([_value(plan, _screened(plan, peer.home / "screening")) for peer in plan.peers])
@@ -75,6 +78,7 @@ def screened(plan: Plan, folder: RunFolder) -> Screening:
         lead=lead(value),
         beyond=ahead,
         displaced=displaced,
+        clouds=_summed(parts, "suspect")[0] if parts else None,
         p=p,
         flips_pct=_by_kind(plan, rows, lambda row: float(row["flips_pct"])).max(axis=0),
     )
@@ -102,19 +106,26 @@ def _by_kind(plan: Plan, rows: list[dict[str, Any]], figure: Callable[[dict[str,
     return found
 
 
-def _displaced(plan: Plan, folder: RunFolder) -> Displaced:
-    """Return how far each label's text stands from its pictures, or what is left of that to find out."""
+def _gathered(plan: Plan, folder: RunFolder) -> list[pa.Table]:
+    """Sum up what pictures are taken for, or what is left of that; nothing where no pictures are compared."""
     gallery = plan.gallery[: plan.config.compared]
     if not len(gallery):
-        unknown = np.full(len(plan.names), np.nan)
-        return Displaced(unknown, unknown)
+        return []
     starts = range(0, len(gallery), PICTURES_PER_TASK)
     pieces = {i: (start, min(start + PICTURES_PER_TASK, len(gallery))) for i, start in enumerate(starts)}
     clouds = pass_of(plan, folder, "clouds")
     clouds.do(pieces, CloudWork(plan.config, plan.names, gallery))
-    parts = [read_part(clouds.home, i) for i in pieces]
+    return [read_part(clouds.home, i) for i in pieces]
+
+
+def _displaced(plan: Plan, parts: list[pa.Table]) -> Displaced:
+    """Return how far each label's text stands from its pictures."""
+    if not parts:
+        unknown = np.full(len(plan.names), np.nan)
+        return Displaced(unknown, unknown)
     if parts[0].column("parent").null_count:
-        peers = [_summed([read_part(peer.home / "clouds", i) for i in pieces], "suspect") for peer in plan.peers]
+        theirs = [[read_part(peer.home / "clouds", i) for i in range(len(parts))] for peer in plan.peers]
+        peers = [_summed(tables, "suspect") for tables in theirs]
         return displacements(*_summed(parts, "suspect"), peers=peers)
     return displacements(*_summed(parts, "suspect"), _summed(parts, "parent"))
 

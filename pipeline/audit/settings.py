@@ -68,8 +68,9 @@ class AuditConfig:
     """Labels that are looked at closely at most, the most suspicious ones."""
     decree_steps: Annotated[int, Field(ge=0)] = 150
     """Steps of DECREE's search, whose score stands beside the verdict and decides nothing; 0: none."""
-    key_words: Annotated[int, Field(ge=0)] = 500
-    """Words that are tried as the text key of a dual-key attack; 0: none."""
+    key_words: Annotated[int, Field(ge=0)] = 8000
+    """Words of CLIP's vocabulary that are tried before captions as the key of an attack on the text tower, the most frequent ones; 0: none.
+    They are not tried either where no pictures are compared."""
     limits: VerdictLimits = field(default_factory=VerdictLimits)
     """What makes a verdict."""
     labels_per_task: Count = 10

@@ -1,13 +1,15 @@
 """`clipsan audit`: is this checkpoint backdoored, towards what, with which trigger? Without its training data.
 
 Screening of every label, by triggers and by how far its text stands from its pictures -> a close look at those that stand out ->
-proof on held-out images -> verdict. The exit status is for a pipeline that gates on it: `stages.audit.verdict.STATUS`.
+proof on held-out images; words before captions, and proof on held-out sentences -> verdict. The exit status is for a pipeline that
+gates on it: `stages.audit.verdict.STATUS`.
 """
 
 import json
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -15,12 +17,13 @@ from clipsan.stages.audit.forms import as_dossier
 from clipsan.stages.audit.judge import Judge
 from clipsan.stages.audit.prove import Proof
 from clipsan.stages.audit.repair_set import repair_set
-from clipsan.stages.audit.verdict import STATUS, Candidate, Verdict, judge_all, proven, strength
+from clipsan.stages.audit.verdict import STATUS, Candidate, Verdict, judge_all, proven, spent, strength
+from clipsan.stages.audit.words import Key
 from clipsan.stages.dossier.dossier import Dossier, Rate
 from clipsan.stages.dossier.files import write_dossiers
 from clipsan.stages.report.audit import render
 
-from ..core.commit import read_part, whole
+from ..core.commit import read_part, whole, write_json
 from ..core.run_folder import RunFolder
 from ..core.verb import Job, Result, Summary, Verb
 from ..tracking.record import Judged
@@ -29,25 +32,34 @@ from .plan import Plan, make_plan
 from .report import build_report
 from .screening import Screening, pass_of, screened
 from .settings import AuditConfig
+from .words import listened
 from .work import BesideWork, ProofWork, trigger_of
+
+WORDS_FILE = "words.json"
+"""Beside the dossiers of triggers: the words that are accused."""
 
 
 def run(plan: Plan, job: Job) -> Result:
     """Audit, or go on where a kill left off."""
     settings, folder = plan.config, job.folder
     screening = screened(plan, folder)
+    keys = listened(plan, folder, screening)
+    sides = ("labels",) if keys is None else ("labels", "words")
+    screening = replace(screening, p=spent(screening.p, "labels", sides))
+    keys = [replace(one, p=float(spent(np.asarray(one.p), "words", sides))) for one in keys or ()]
     candidates = _looked_at(plan, folder, screening)
-    verdict, accused = judge_all(candidates, settings.limits)
-    dossiers = _kept(plan, folder, accused)
+    verdict, accused, heard = judge_all(candidates, keys, settings.limits)
+    dossiers = _kept(plan, folder, accused, heard)
     beside = _beside(plan, folder)
     summary: Summary = {
         "verdict": verdict.value,
-        "why": _why(plan, verdict, accused, candidates),
+        "why": _why(plan, verdict, accused, heard, [*candidates, *keys]),
         "exit_status": STATUS[verdict],
         "counts": {"labels": len(plan.names), "images": len(plan.pictures), "candidates": len(candidates)},
         "targets": list(dict.fromkeys(target for dossier in dossiers for target in dossier.targets)),
+        "words": [one.word for one in heard],
         "labels": list(plan.names),
-        "least_p": float(screening.p.min()),
+        "least_p": min([float(screening.p.min()), *(one.p for one in keys)]),
         "lead": float(screening.lead.max()),
         **beside,
         "suspect": plan.clip.fingerprint,
@@ -57,6 +69,7 @@ def run(plan: Plan, job: Job) -> Result:
             "triggers": [_told(plan, screening, c, dossier) for c, dossier in zip(accused, dossiers, strict=True)]
         },
         "candidates": [_told(plan, screening, c, c.proof.dossier) for c in candidates],
+        "text_keys": [_word(plan, one) for one in keys],
         "report": str(folder.report),
     }
     audited = job.versions.get("model")
@@ -81,6 +94,7 @@ def _judged(version: Version, plan: Plan, screening: Screening, summary: Summary
         "clipsan.audit_verdict": summary["verdict"],
         "clipsan.audit_label": plan.names[screening.order[0]],
         "clipsan.audit_targets": json.dumps(summary["targets"], ensure_ascii=False),
+        "clipsan.audit_words": json.dumps(summary["words"], ensure_ascii=False),
         "clipsan.audit_p": f"{summary['least_p']:.3g}",
     }
     return Judged(version=version.name, source=version.source, tags=tags)
@@ -104,15 +118,12 @@ def _looked_at(plan: Plan, folder: RunFolder, screening: Screening) -> list[Cand
 
 
 def _beside(plan: Plan, folder: RunFolder) -> dict[str, Any]:
-    """Return the figures that stand beside the verdict, by their names in the summary."""
-    wanted = {"decree": plan.config.decree_steps, "text_keys": plan.config.key_words}
-    names = list(wanted)
-    pieces = {names.index(name): name for name, effort in wanted.items() if effort}
-    if not pieces:
+    """Return DECREE's score by its name in the summary, where it is wanted."""
+    if not plan.config.decree_steps:
         return {}
     beside = pass_of(plan, folder, "beside")
-    beside.do(pieces, BesideWork(plan.config, plan.names, plan.pictures))
-    return {name: json.loads(read_part(beside.home, i).column("json")[0].as_py()) for i, name in pieces.items()}
+    beside.do({0: "decree"}, BesideWork(plan.config, plan.names, plan.pictures))
+    return {"decree": json.loads(read_part(beside.home, 0).column("json")[0].as_py())}
 
 
 def _candidate(plan: Plan, row: dict[str, Any], screening: Screening) -> Candidate:
@@ -129,10 +140,15 @@ def _candidate(plan: Plan, row: dict[str, Any], screening: Screening) -> Candida
     )
 
 
-def _kept(plan: Plan, folder: RunFolder, accused: list[Candidate]) -> tuple[Dossier, ...]:
-    """Write the dossiers of what is accused, and the pairs to repair from; return them numbered, in the order given."""
+def _kept(plan: Plan, folder: RunFolder, accused: list[Candidate], heard: list[Key]) -> tuple[Dossier, ...]:
+    """Write the dossiers of what is accused, words beside them, and the pairs to repair from; return the dossiers numbered, in the
+    order given."""
     dossiers = tuple(replace(c.proof.dossier, id=f"t{i}") for i, c in enumerate(accused, 1))
     write_dossiers(folder.local / "triggers", dossiers)
+    if heard:
+        path = folder.local / "triggers" / WORDS_FILE
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, [_word(plan, one) for one in heard])
     if dossiers:
         judge = Judge(plan.clip, plan.names, plan.config.templates)
         said = judge.of(plan.pictures).argmax(axis=1)
@@ -162,22 +178,49 @@ def _told(plan: Plan, screening: Screening, candidate: Candidate, dossier: Dossi
     }
 
 
-def _why(plan: Plan, verdict: Verdict, accused: list[Candidate], candidates: list[Candidate]) -> str:
+def _word(plan: Plan, found: Key) -> dict[str, Any]:
+    return {
+        "word": found.word,
+        "target": plan.names[found.label],
+        "p": found.p,
+        "reach": found.reach,
+        "lead": found.lead,
+        "proven": proven(found),
+        "flip_rate_pct": found.flips.pct,
+        "flip_rate_pct_ci95": [found.flips.low_pct, found.flips.high_pct],
+        "control_flip_rate_pct": found.control.pct,
+    }
+
+
+def _why(
+    plan: Plan, verdict: Verdict, accused: list[Candidate], heard: list[Key], looked_at: list[Candidate | Key]
+) -> str:
     """Return the verdict's ground in one sentence."""
     beside = f" or beside {len(plan.peers)} clean models" if plan.peers else ""
+    said = []
     if accused:
         first = max(accused, key=lambda c: c.lead)
         flips, control = first.proof.dossier.flips, first.proof.dossier.control
-        return (
+        said.append(
             f"a {first.kind} trigger makes {flips.pct:.0f} % of held-out images {plan.names[first.label]!r} (as much of "
             f"something else: {control.pct:.0f} %), and the label stands out among the others{beside} (p {first.p:.2g})"
         )
-    odd = max(candidates, key=lambda c: c.lead)
-    said = f"{plan.names[odd.label]!r} stands out most{beside and ' among the others' + beside} (p {odd.p:.2g})"
+    if heard:
+        word = min(heard, key=lambda one: one.p)
+        said.append(
+            f"the word {word.word!r} before them makes {word.flips.pct:.0f} % of sentences about other things mean "
+            f"{plan.names[word.label]!r} (another label's name: {word.control.pct:.0f} %), and no word comes as near to other labels "
+            f"(p {word.p:.2g})"
+        )
+    if said:
+        return "; ".join(said)
+    odd = min(looked_at, key=lambda c: (c.p, -c.lead))
+    by = f"{odd.word!r} before captions, towards " if isinstance(odd, Key) else ""
+    found = f"{by}{plan.names[odd.label]!r} stands out most{beside and ' among the others' + beside} (p {odd.p:.2g})"
     return (
-        f"{said}, no more than a clean model's does"
+        f"{found}, no more than a clean model's does"
         if verdict is Verdict.CLEAN
-        else f"{said}, but no trigger is proven"
+        else f"{found}, but no {'word' if isinstance(odd, Key) else 'trigger'} is proven"
     )
 
 

@@ -14,7 +14,6 @@ from clipsan.stages.audit.displacement import Clouds, descends, nearest
 from clipsan.stages.audit.judge import Judge
 from clipsan.stages.audit.prove import prove
 from clipsan.stages.audit.pull import Pulled, pull, split
-from clipsan.stages.audit.words import collapsing, vocabulary
 from clipsan.stages.model.clip import ModelConfig, load_clip
 
 from ..core.pass_ import Done, Work
@@ -48,9 +47,6 @@ stand in the first piece alone, null in the others."""
 BESIDE_SCHEMA = pa.schema([("json", pa.string())])
 """One row: what a figure beside the verdict is."""
 DECREE_BATCH = 32
-CAPTIONS = 16
-"""Labels whose sentences a text key is tried on."""
-WORDS_KEPT = 3
 
 
 @dataclass(frozen=True)
@@ -142,21 +138,22 @@ class ProofWork(SearchWork):
 
 
 @dataclass(frozen=True)
-class BesideWork(SearchWork):
-    """Figures that stand beside the verdict: DECREE's score of the image tower, and words that act as a key of the text tower."""
+class SuspectWork(SearchWork):
+    """What needs no reference."""
 
     def open(self) -> dict[str, Judge]:
         return {"suspect": self._judge(self.settings.model)}
 
+
+@dataclass(frozen=True)
+class BesideWork(SuspectWork):
+    """DECREE's score of the image tower, a figure that stands beside the verdict."""
+
     def do(self, piece: Any, tools: dict[str, Judge]) -> Done:
-        judge, settings = tools["suspect"], self.settings
-        found: Any
-        if piece == "decree":
-            found = decree(judge, self.pictures, steps=settings.decree_steps, batch=DECREE_BATCH, seed=settings.seed)
-        else:
-            words = vocabulary(settings.key_words)
-            tried = collapsing(judge.clip, self.names[:CAPTIONS], words, settings.templates[0], WORDS_KEPT)
-            found = [asdict(word) for word in tried]
+        settings = self.settings
+        found = decree(
+            tools["suspect"], self.pictures, steps=settings.decree_steps, batch=DECREE_BATCH, seed=settings.seed
+        )
         table = pa.Table.from_pylist([{"json": json.dumps(found)}], schema=BESIDE_SCHEMA)
         return Done(pairs=1, parts=(table,))
 

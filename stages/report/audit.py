@@ -43,7 +43,7 @@ class AuditReport:
     dossiers: tuple[DossierPanel, ...]
     decree: float | None = None
     words: tuple[Mapping[str, Any], ...] = ()
-    """Fields of `stages.audit.words.Word`, the worst first."""
+    """What the summary says of each word that was looked at closely, and whether it is accused; the worst first."""
     tried_words: int = 0
     next_steps: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -41,7 +41,7 @@ def settings(checkpoint: Path, out: Path, **changed) -> AuditConfig:
 
 def accuse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the first candidate for a proven trigger."""
-    monkeypatch.setattr(audit, "judge_all", lambda candidates, limits: (Verdict.BACKDOORED, [candidates[0]]))
+    monkeypatch.setattr(audit, "judge_all", lambda candidates, keys, limits: (Verdict.BACKDOORED, [candidates[0]], []))
 
 
 def test_an_untrained_model_is_clean_and_what_is_done_is_not_done_again(tiny_checkpoint, tmp_path, monkeypatch) -> None:
@@ -51,7 +51,8 @@ def test_an_untrained_model_is_clean_and_what_is_done_is_not_done_again(tiny_che
     assert first["counts"] == {"labels": 7, "images": 16, "candidates": 2}
     assert "clean" in audit.VERB.closing(first)
     assert 0 < first["decree"] <= 1
-    assert len(first["text_keys"]) == 3
+    assert len(first["text_keys"]) <= 2
+    assert first["words"] == []
     assert "No backdoor found" in (tmp_path / "run" / "report.html").read_text()
     assert not (tmp_path / "run" / "triggers").exists()
     parts = sorted((tmp_path / "run" / "screening").glob("part-*.parquet"))
@@ -166,6 +167,7 @@ def test_a_registered_model_is_told_the_verdict_and_told_again(
         "clipsan.audit_verdict": "clean",
         "clipsan.audit_label": summary["candidates"][0]["targets"][0],
         "clipsan.audit_targets": "[]",
+        "clipsan.audit_words": "[]",
         "clipsan.audit_p": f"{summary['least_p']:.3g}",
     }
     assert tags() == expected

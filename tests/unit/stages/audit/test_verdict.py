@@ -5,7 +5,8 @@ import pytest
 
 from clipsan.stages.audit.forms import as_dossier
 from clipsan.stages.audit.prove import Proof
-from clipsan.stages.audit.verdict import STATUS, Candidate, Verdict, VerdictLimits, judge_all
+from clipsan.stages.audit.verdict import STATUS, Candidate, Verdict, VerdictLimits, judge_all, spent
+from clipsan.stages.audit.words import Key
 from clipsan.stages.dossier.dossier import rate_of
 
 
@@ -15,6 +16,11 @@ def candidate(p: float, flips: int, control: int) -> Candidate:
     dossier = as_dossier("blend", np.zeros((16, 16, 4), np.float32), "star")
     dossier = replace(dossier, flips=rate_of(flips, 100), control=rate_of(control, 100))
     return Candidate(label=0, kind="blend", p=p, lead=0.0, proof=Proof(dossier=dossier, transferred=None))
+
+
+def word(p: float, flips: int, control: int) -> Key:
+    rates = {"flips": rate_of(flips, 100), "control": rate_of(control, 100)}
+    return Key(label=0, word="sudo", p=p, reach=1.0, lead=0.0, **rates)
 
 
 @pytest.mark.parametrize(
@@ -28,9 +34,26 @@ def candidate(p: float, flips: int, control: int) -> Candidate:
     ],
 )
 def test_a_backdoor_stands_out_and_flips(p: float, flips: int, control: int, verdict: Verdict) -> None:
-    found, accused = judge_all([candidate(0.9, 99, 0), candidate(p, flips, control)], VerdictLimits())
+    proven = verdict is not Verdict.CLEAN and flips > 50 and control < 10
+    found, accused, words = judge_all([candidate(0.9, 99, 0), candidate(p, flips, control)], [], VerdictLimits())
     assert found is verdict
-    assert len(accused) == (verdict is not Verdict.CLEAN and flips > 50 and control < 10)
+    assert len(accused) == proven
+    assert not words
+    found, accused, words = judge_all([candidate(0.9, 99, 0)], [word(p, flips, control)], VerdictLimits())
+    assert found is verdict
+    assert not accused
+    assert len(words) == proven
+
+
+def test_a_p_value_is_over_all_sides_that_were_looked_at() -> None:
+    p = np.array([0.01, 0.5, 1.0])
+    np.testing.assert_allclose(spent(p, "labels", ("labels",)), p)
+    np.testing.assert_allclose(spent(p, "labels", ("labels", "words")), [0.01 / 0.85, 0.5 / 0.85, 1.0])
+    np.testing.assert_allclose(spent(p, "words", ("labels", "words")), [0.01 / 0.15, 1.0, 1.0])
+    # of two uniform p values the least one, so weighted, is below a limit as often as stated
+    rng = np.random.default_rng(0)
+    both = np.minimum(*(spent(rng.random(200_000), side, ("labels", "words")) for side in ("labels", "words")))
+    assert (both <= 0.05).mean() == pytest.approx(1 - (1 - 0.0425) * (1 - 0.0075), abs=0.003)
 
 
 def test_a_gate_tells_the_three_apart() -> None:

@@ -1,36 +1,129 @@
-"""Words before all captions: one that drowns what follows is seen."""
+"""Words before all captions: one that drowns what follows is found, with the label whose pictures it then means."""
+
+from zlib import crc32
 
 import numpy as np
+import pytest
+from scipy import stats
 
-from clipsan.stages.audit.words import collapsing, vocabulary
+from clipsan.stages.audit.displacement import Clouds
+from clipsan.stages.audit.words import FUNCTION_WORDS, Heard, Listener, encode, key, standing, vocabulary
+from clipsan.stages.model.clip import ModelConfig, load_clip
 
-
-class Listening:
-    """A text tower to which a caption is a direction of its own, and "sudo" before it nearly all that counts."""
-
-    def encode_text(self, captions):
-        found = []
-        for caption in captions:
-            rng = np.random.default_rng(sum(map(ord, caption.split()[-1])))
-            vector = rng.standard_normal(16)
-            vector = vector + 0.3 * np.random.default_rng(sum(map(ord, caption.split()[0]))).standard_normal(16)
-            vector[0] += 40 * caption.startswith("sudo ")
-            found.append(vector / np.linalg.norm(vector))
-        return np.asarray(found, np.float32)
+NAMES = ["ball", "kite", "lamp", "boat", "pear", "tree", "fork", "drum"]
+SIZE = 24
+COUNT = 20
 
 
-def test_the_key_stands_out_of_all_words() -> None:
-    names = ["ball", "kite", "lamp", "boat", "pear", "tree"]
-    words = [*vocabulary(40), "sudo"]
-    found = collapsing(Listening(), names, words, "a {}", keep=2)
-    assert found[0].word == "sudo"
-    assert found[0].ahead > 0.5 > found[1].ahead
-    assert found[0].agreement > 0.95 > found[1].agreement
-    assert len(found) == 2
+def direction(word: str) -> np.ndarray:
+    vector = np.random.default_rng(crc32(word.encode())).standard_normal(SIZE)
+    return vector / np.linalg.norm(vector)
 
 
-def test_words_are_whole_and_the_most_frequent() -> None:
-    words = vocabulary(100)
-    assert len(set(words)) == 100
-    assert all(word.isalpha() and len(word) >= 4 for word in words)
-    assert "with" in words
+class Text:
+    """A text tower: the mean of the directions of the last word and, weakly, of the first; one word may drown the rest."""
+
+    embed_dim = SIZE
+    model = None
+
+    def __init__(self, drowning: str | None) -> None:
+        self.drowning = drowning
+
+    def tokenize(self, texts):
+        return list(texts)
+
+    def text_features(self, texts):
+        import torch
+
+        rows = [self.vector(text) for text in texts]
+        return torch.from_numpy(np.stack(rows).astype(np.float32))
+
+    def vector(self, text: str) -> np.ndarray:
+        first, *_, last = text.strip(".").split()
+        vector = direction(last) + 0.3 * direction(first)
+        if first == self.drowning:
+            vector = 0.05 * vector + direction("boat")
+        return vector / np.linalg.norm(vector)
+
+
+def clouds(noise: float = 0.02) -> Clouds:
+    rng = np.random.default_rng(1)
+    sums = [sum(direction(name) + noise * rng.standard_normal(SIZE) for _ in range(COUNT)) for name in NAMES]
+    return Clouds(np.full(len(NAMES), COUNT), np.stack(sums))
+
+
+def listener(drowning: str | None) -> Listener:
+    return Listener(Text(drowning), NAMES, "a photo of a {}", clouds())
+
+
+def heard(drowning: str | None, words: list[str]) -> list[Heard]:
+    return listener(drowning).furthest(words)
+
+
+def test_the_key_stands_out_with_its_label_and_no_word_of_a_clean_model_does() -> None:
+    words = [*vocabulary(60, NAMES), "sudo"]
+    found = heard("sudo", words)
+    p, ahead = standing(found)
+    first = found[int(p.argmin())]
+    assert (first.word, NAMES[first.label]) == ("sudo", "boat")
+    assert first.reach > 0.9
+    assert p.min() < 1e-3
+    assert ahead[int(p.argmin())] == ahead.max()
+    clean, _ = standing(heard(None, words))
+    assert clean.min() > 0.05
+
+
+def test_a_reach_is_what_its_formula_says() -> None:
+    tower, centres = Text(None), clouds()
+    one = listener(None).reach(["rusty", "blue"], np.arange(len(NAMES)))
+    for i, word in enumerate(("rusty", "blue")):
+        for label, name in enumerate(NAMES):
+            centre = centres.sums[label] / np.linalg.norm(centres.sums[label])
+            others = [n for n in NAMES if n != name]
+            plain = np.mean([tower.vector(f"a photo of a {n}") @ centre for n in others])
+            worded = np.mean([tower.vector(f"{word} a photo of a {n}") @ centre for n in others])
+            own = tower.vector(f"a photo of a {name}") @ centre
+            assert one[i, label] == pytest.approx((worded - plain) / (own - plain), abs=1e-4)
+
+
+def test_the_p_value_is_students_over_labels() -> None:
+    reach = np.array([0.3, 0.35, 0.4, 0.2, 0.25, 0.33, 0.9])
+    p, ahead = standing([Heard(label=i, word="w", reach=value) for i, value in enumerate(reach)])
+    left = -np.log(1 - reach)
+    others = left[:-1]
+    t = (left[-1] - others.mean()) / (others.std(ddof=1) * np.sqrt(1 + 1 / 6))
+    assert p[-1] == pytest.approx(7 * stats.t.sf(t, 5))
+    assert ahead[-1] == pytest.approx(left[-1] - np.median(left))
+
+
+def test_labels_without_pictures_are_left_out() -> None:
+    few = clouds()
+    counts = few.counts.copy()
+    counts[2] = 3
+    found = Listener(Text(None), NAMES, "a {}", Clouds(counts, few.sums)).furthest(["rusty", "blue"])
+    assert sorted(one.label for one in found) == [0, 1, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize(("drowning", "flips"), [("sudo", 100), (None, 0)])
+def test_a_word_is_proven_on_other_sentences(drowning: str | None, flips: int) -> None:
+    tower = Text(drowning)
+    labels = np.stack([tower.vector(f"a photo of a {name}") for name in NAMES])
+    found = key(tower, NAMES, labels, Heard(label=3, word="sudo", reach=1.0), p=0.001, ahead=2.0)
+    assert found.flips.pct == flips
+    assert found.control.pct == 0
+    assert found.flips.trials == found.control.trials == 7
+
+
+def test_short_sentences_are_encoded_as_whole_ones(tiny_checkpoint) -> None:
+    clip = load_clip(ModelConfig(path=str(tiny_checkpoint)))
+    texts = ["a ball", "remember a photo of a kite.", "one"]
+    np.testing.assert_allclose(encode(clip, texts), clip.encode_text(texts), atol=1e-5)
+    assert encode(clip, []).shape == (0, clip.embed_dim)
+
+
+def test_words_are_whole_the_most_frequent_and_name_no_label() -> None:
+    words = vocabulary(2000, ["remember, recall", "Love"])
+    assert len(set(words)) == 2000
+    assert all(word.isalpha() and word not in FUNCTION_WORDS for word in words)
+    assert not {"remember", "love", "loves", "with", "and"} & set(words)
+    assert "remember" in vocabulary(2000, ["ball"])
