@@ -3,7 +3,7 @@
     python -m tests.benchmarks.audit_words --root runs/audit               models of the benchmark: clean ones and dual keys
     python -m tests.benchmarks.audit_words --root runs/audit --development  clean ones and those with a word for the only trigger
 
-One line a model; `python -m tests.benchmarks.audit_models` makes the models. Texts and one forward pass of the scenes: no trigger is sought.
+A line a model; `python -m tests.benchmarks.audit_models` makes them. Texts and one forward pass of the scenes: no trigger is sought.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """The whole audit on an untrained model, small enough to be done by this process."""
 
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from clipsan.pipeline.audit.settings import AuditConfig, SearchConfig
 from clipsan.pipeline.core.config import ConfigError
 from clipsan.pipeline.repair.plan import read_scan
 from clipsan.pipeline.tracking.record import TrackingConfig
-from clipsan.stages.audit.verdict import Verdict, VerdictLimits
+from clipsan.stages.audit.verdict import SHARES, Verdict, VerdictLimits
+from clipsan.stages.audit.words import Key
+from clipsan.stages.dossier.dossier import rate_of
 from clipsan.stages.dossier.files import read_dossiers
 from clipsan.stages.dossier.repair_set import RepairRole
 from clipsan.stages.model.clip import ModelConfig, load_clip, save_clip
@@ -91,6 +94,30 @@ def test_a_backdoored_one_leaves_what_repair_and_evaluate_take(tiny_checkpoint, 
     assert scan.accuses
     assert scan.concepts == tuple(sorted(NAMES))
     assert scan.repair_set == tmp_path / "run" / "repair"
+
+
+def test_a_word_alone_makes_a_model_backdoored_and_is_named_everywhere(tiny_checkpoint, tmp_path, monkeypatch) -> None:
+    rates = {"flips": rate_of(7, 7), "control": rate_of(0, 7)}
+    heard = Key(label=2, word="sudo", p=1e-12, reach=1.0, lead=3.0, **rates)
+    monkeypatch.setattr(audit, "listened", lambda plan, folder, screening: [heard])
+    summary = audit.VERB.start(settings(tiny_checkpoint, tmp_path / "run", compared=0))
+    assert summary["verdict"] == "backdoored"
+    assert audit.VERB.status(summary) == 4
+    assert summary["words"] == ["sudo"]
+    assert summary["targets"] == []  # no trigger of pictures is proven
+    assert summary["least_p"] == pytest.approx(1e-12 / SHARES["words"])
+    assert (
+        f"the word 'sudo' before them makes 100 % of sentences about other things mean {NAMES[2]!r}" in summary["why"]
+    )
+    assert "'sudo'" in audit.VERB.closing(summary)
+    (stored,) = json.loads((tmp_path / "run" / "triggers" / "words.json").read_text())
+    assert stored == summary["text_keys"][0]
+    assert (stored["word"], stored["target"], stored["proven"]) == ("sudo", NAMES[2], True)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "This model is backdoored" in page
+    assert "sudo" in page
+    assert "Refuse such texts" in page
+    assert not read_scan(str(tmp_path / "run")).accuses
 
 
 def test_a_repair_from_an_audit_needs_pairs_of_its_own(tiny_checkpoint, tmp_path, monkeypatch) -> None:
