@@ -44,7 +44,7 @@ class Plan:
 
     config: AuditConfig
     names: tuple[str, ...]
-    """The vocabulary."""
+    """The vocabulary; empty until it is sought."""
     clip: Clip
     reference_fingerprint: str | None
     gallery: np.ndarray
@@ -70,12 +70,13 @@ class Plan:
         """Return the plan as text for --dry-run."""
         c = self.config
         shown = ", ".join(self.names[:5]) + (", ..." if len(self.names) > 5 else "")
+        named = f"{len(self.names)}: {shown}" if self.names else f"{c.sought} at most, sought"
         lines = [
             f"suspect    {self.clip.fingerprint[:12]} {c.model.path}, {self.clip.image_size} px (only read)",
             f"reference  {'none' if self.reference_fingerprint is None else self.reference_fingerprint[:12]}",
             *([f"peers      {len(self.peers)} clean models"] if self.peers else []),
             f"images     {len(self.pictures)} ({'rendered scenes' if c.images is None else c.images.kind})",
-            f"labels     {len(self.names)}: {shown}; compared on {min(c.compared, len(self.gallery))} images",
+            f"labels     {named}; compared on {min(c.compared, len(self.gallery))} images",
             f"screening  {', '.join(c.screening_kinds)}; {c.screening.steps} steps of {c.screening.images_per_label} images a label, "
             f"{len(self.tasks)} tasks",
             f"inversion  of {c.candidates} labels at most as {', '.join(c.kinds)}; {c.inversion.steps} steps of "
@@ -120,6 +121,8 @@ def make_plan(settings: AuditConfig) -> Plan:
 
 
 def _vocabulary(settings: AuditConfig) -> tuple[str, ...]:
+    if settings.sought:
+        return ()
     if settings.captions is not None:
         names = _mined(settings.captions, settings.words)
     else:

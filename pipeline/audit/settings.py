@@ -48,6 +48,9 @@ class AuditConfig:
     """A text file with a caption a line, whose words make the vocabulary."""
     words: Annotated[int, Field(ge=2)] = 100
     """Words of `captions` at most, the most frequent ones."""
+    sought: Annotated[int, Field(ge=0)] = 0
+    """Labels at most that are sought where neither classes nor captions name any: the words of CLIP's vocabulary that the model takes most
+    pictures for. 0: none are."""
     templates: tuple[str, ...] = ("a photo of a {}.", "a {}")
     """Sentences with {} where a name goes."""
     reference: ModelConfig | None = None
@@ -93,6 +96,12 @@ class AuditConfig:
         if self.peers and not self.compared:
             raise ValueError(
                 "compared=0: by these images it is told that peers were tuned from the suspect's model; set more, or no peers"
+            )
+        if self.sought and (self.classes is not None or self.captions is not None):
+            raise ValueError("sought, and classes or captions, both give the vocabulary; set one of them")
+        if self.sought and self.peers:
+            raise ValueError(
+                "sought: peers are compared label by label, and other labels are found in each; name them by classes"
             )
         for name in ("screening_kinds", "kinds"):
             kinds = getattr(self, name)

@@ -32,6 +32,7 @@ from .plan import Plan, make_plan
 from .report import build_report
 from .screening import Screening, pass_of, screened
 from .settings import AuditConfig
+from .sought import with_labels
 from .words import listened
 from .work import BesideWork, ProofWork, trigger_of
 
@@ -42,6 +43,7 @@ WORDS_FILE = "words.json"
 def run(plan: Plan, job: Job) -> Result:
     """Audit, or go on where a kill left off."""
     settings, folder = plan.config, job.folder
+    plan = with_labels(plan, folder)
     screening = screened(plan, folder)
     keys = listened(plan, folder, screening)
     sides = ("labels",) if keys is None else ("labels", "words")

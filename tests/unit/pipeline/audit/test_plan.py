@@ -56,6 +56,17 @@ def test_a_vocabulary_of_one(tiny_checkpoint, tmp_path) -> None:
         make_plan(settings(tiny_checkpoint, tmp_path, classes=["banana"]))
 
 
+def test_labels_that_are_sought_are_no_labels_that_are_given(tiny_checkpoint, tmp_path) -> None:
+    plan = make_plan(settings(tiny_checkpoint, tmp_path, sought=12))
+    assert plan.names == ()
+    assert "12 at most, sought" in plan.describe()
+    for others in ({"classes": ["ball", "kite"]}, {"captions": "captions.txt"}):
+        with pytest.raises(ValueError, match="both give the vocabulary"):
+            settings(tiny_checkpoint, tmp_path, sought=12, **others)
+    with pytest.raises(ValueError, match="sought: peers are compared label by label"):
+        settings(tiny_checkpoint, tmp_path, sought=12, peers=("runs/clean",))
+
+
 def test_a_label_twice(tiny_checkpoint, tmp_path) -> None:
     with pytest.raises(ConfigError, match="'banana' is named twice"):
         make_plan(settings(tiny_checkpoint, tmp_path, classes=["banana", "Banana", "pear"]))
