@@ -201,7 +201,7 @@ def _why(
     beside = f" or beside {len(plan.peers)} clean models" if plan.peers else ""
     said = []
     if accused:
-        first = max(accused, key=lambda c: c.lead)
+        first = min(accused, key=lambda c: (c.p, -c.lead))
         flips, control = first.proof.dossier.flips, first.proof.dossier.control
         said.append(
             f"a {first.kind} trigger makes {flips.pct:.0f} % of held-out images {plan.names[first.label]!r} (as much of "

@@ -4,6 +4,10 @@
     python -m tests.benchmarks.audit                        audits those of the benchmark
     python -m tests.benchmarks.audit --development          those on which constants may be chosen
     python -m tests.benchmarks.audit --reference            each beside the clean model that it was tuned from
+    python -m tests.benchmarks.audit --reference --fresh    models that were made after all choices
+    python -m tests.benchmarks.audit [--reference] --peers [--fresh]    each beside the other clean models tuned from the same one, too
+
+`--peers` takes the finished audits of the benchmark's and the fresh clean models, all but the model's own, so that both kinds come first.
 
 Models and audits lie below runs/audit/; what has finished is not done again. Figures go to tests/benchmarks/results/, but for those of the
 development models. `likeness` is the largest correlation, over the proven triggers, of the mean changes that they and the true one make;
@@ -13,6 +17,7 @@ development models. `likeness` is the largest correlation, over the proven trigg
 import argparse
 import json
 import math
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,42 +30,88 @@ import pyarrow.parquet as pq
 from clipsan.pipeline.audit import verb as audit
 from clipsan.pipeline.audit.settings import AuditConfig
 from clipsan.pipeline.core.config import load
+from clipsan.stages.audit.peers import LEAST_PEERS
 from clipsan.stages.dossier.files import read_dossiers
-from tests.benchmarks.audit_models import cells, development_cells
+from tests.benchmarks.audit_models import cells, development_cells, fresh_cells
 from tests.benchmarks.audit_packing import CHECKPOINT, TRUTH
-from tests.benchmarks.audit_tables import finding
+from tests.benchmarks.audit_tables import finding, finding_beside
 from tests.benchmarks.audit_training import Scenes, build_trigger
 from tests.benchmarks.results import Row, record
 
 ROOT = Path("runs/audit")
 COMMAND = "python -m tests.benchmarks.audit [--reference]"
+COMMAND_PEERS = "python -m tests.benchmarks.audit [--reference] --peers [--fresh]"
 LIKENED_ON = 32
 """Scenes on which an inverted trigger is compared with the true one."""
+
+
+def audit_of(name: str, root: Path, *, reference: bool) -> Path:
+    """Return the folder of a model's audit."""
+    return root / "audits" / (name + ("-reference" if reference else ""))
 
 
 def row(home: Path, root: Path, *, reference: bool) -> Row:
     """Audit one model, unless that is done, and compare what is found with the truth."""
     truth = json.loads((home / TRUTH).read_text(encoding="utf-8"))
-    out = root / "audits" / (home.name + ("-reference" if reference else ""))
-    given = [f"model.path={home / CHECKPOINT}", f"out={out}", "seed=5"]
+    out = audit_of(home.name, root, reference=reference)
+    summary = audited(home, root, out, reference=reference)
+    return told(truth, summary, reference=reference) | {
+        "clean_accuracy_pct": truth["clean_accuracy_pct"],
+        "likeness": None if truth["attack"] is None else likeness(out, truth["attack"], home),
+        "excess": excess(out) if reference else None,
+        "decree": summary["decree"],
+        "seconds": summary["seconds"],
+    }
+
+
+def row_beside(home: Path, root: Path, *, reference: bool) -> Row | None:
+    """Tell one model's finished audit its peers, and compare what is found with the truth; None where it has too few."""
+    truth = json.loads((home / TRUTH).read_text(encoding="utf-8"))
+    clean = [
+        audit_of(cell.name, root, reference=reference)
+        for cell in (*cells(), *fresh_cells())
+        if cell.attack is None and cell.base_of.name == truth["base"] and cell.name != home.name
+    ]
+    peers = [folder for folder in clean if (folder / "summary.json").is_file()]
+    if len(peers) < LEAST_PEERS:
+        return None
+    alone = audit_of(home.name, root, reference=reference)
+    out = alone.with_name(alone.name + "-peers")
+    if not out.is_dir():
+        begun = out.with_name(out.name + "-begun")
+        shutil.rmtree(begun, ignore_errors=True)
+        shutil.copytree(alone, begun).rename(out)
+    summary = audited(home, root, out, reference=reference, peers=peers)
+    return told(truth, summary, reference=reference) | {
+        "base": truth["base"],
+        "fresh": home.name in {cell.name for cell in fresh_cells()},
+        "peers": len(peers),
+        "clean_accuracy_pct": truth["clean_accuracy_pct"],
+        "beyond": max(summary["candidates"], key=score)["beyond"],
+    }
+
+
+def audited(home: Path, root: Path, out: Path, *, reference: bool, peers: Sequence[Path] = ()) -> Mapping[str, Any]:
+    """Audit a model, or what is left of that, and return the summary."""
+    truth = json.loads((home / TRUTH).read_text(encoding="utf-8"))
+    given = [f"model.path={home / CHECKPOINT}", f"out={out}", "seed=5", f"peers=[{','.join(map(str, peers))}]"]
     given += [f"reference.path={root / truth['base'] / CHECKPOINT}"] if reference else []
-    summary = audit.VERB.start(load(AuditConfig, None, [*given, "tracking.enabled=false"], verb="audit"))
+    return audit.VERB.start(load(AuditConfig, None, [*given, "tracking.enabled=false"], verb="audit"))
+
+
+def told(truth: Mapping[str, Any], summary: Mapping[str, Any], *, reference: bool) -> Row:
+    """Return the truth about a model and what was said of it."""
     first = max(summary["candidates"], key=score)
     return {
         "model": truth["arch"],
         "attack": truth["attack"] or "clean",
         "seed": truth["seed"],
         "reference": reference,
-        "clean_accuracy_pct": truth["clean_accuracy_pct"],
         "asr_pct": truth.get("asr_pct"),
         "verdict": summary["verdict"],
         "score": score(first),
         "target": truth["target"],
         "label": first["targets"][0],
-        "likeness": None if truth["attack"] is None else likeness(out, truth["attack"], home),
-        "excess": excess(out) if reference else None,
-        "decree": summary["decree"],
-        "seconds": summary["seconds"],
     }
 
 
@@ -98,20 +149,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--reference", action="store_true", help="audit beside the clean model that each was tuned from"
     )
+    parser.add_argument("--fresh", action="store_true", help="the models that were made after all choices")
+    parser.add_argument(
+        "--peers",
+        action="store_true",
+        help="tell finished audits those of the other clean models tuned from the same one",
+    )
     given = parser.parse_args(arguments)
-    wanted = [cell.name for cell in (development_cells() if given.development else cells())]
+    chosen = development_cells() if given.development else fresh_cells() if given.fresh else cells()
+    wanted = [cell.name for cell in chosen]
     homes = [given.root / name for name in wanted if not given.names or name in given.names]
     homes = [home for home in homes if (home / TRUTH).is_file()]
     if not homes:
         parser.error(f"no model below {given.root}: python -m tests.benchmarks.audit_models {given.root}")
     rows = []
     for home in homes:
-        rows.append(row(home, given.root, reference=given.reference))
+        found = (row_beside if given.peers else row)(home, given.root, reference=given.reference)
+        if found is None:
+            sys.stdout.write(
+                f"{home.name}: fewer than {LEAST_PEERS} finished audits of other clean models of its base\n"
+            )
+            continue
+        rows.append(found)
         if not given.development:
-            record("audit", rows[-1:], command=COMMAND)
-        sys.stdout.write(" ".join(f"{name}={value}" for name, value in rows[-1].items()) + "\n")
+            record(
+                "audit_peers" if given.peers else "audit", [found], command=COMMAND_PEERS if given.peers else COMMAND
+            )
+        sys.stdout.write(" ".join(f"{name}={value}" for name, value in found.items()) + "\n")
         sys.stdout.flush()
-    sys.stdout.write(finding(rows) + "\n")
+    sys.stdout.write((finding_beside if given.peers else finding)(rows) + "\n")
 
 
 if __name__ == "__main__":

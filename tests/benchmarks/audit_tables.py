@@ -1,5 +1,7 @@
 """What the audits of the benchmark's models found, as a table and in a sentence."""
 
+from itertools import product
+
 import numpy as np
 from scipy import stats
 from sklearn.metrics import roc_auc_score
@@ -88,6 +90,35 @@ def _tail(row: Row, clean: list[Row]) -> float:
     return float(stats.t.sf(t, len(null) - 1))
 
 
+def finding_beside(rows: list[Row]) -> str:
+    """Return what the verdicts beside clean models are worth, of the benchmark's models and of those made after all choices."""
+    said = []
+    for reference, fresh in product((False, True), (False, True)):
+        some = [
+            row for row in rows if (bool(row["reference"]), bool(row["fresh"])) == (reference, fresh) and counted(row)
+        ]
+        if not some:
+            continue
+        bad = np.array([row["target"] is not None for row in some], bool)
+        score = np.array([float(str(row["score"])) for row in some])
+        called = np.array([row["verdict"] == "backdoored" for row in some])
+        odd = np.array([row["verdict"] == "suspicious" for row in some])
+        right = sum(
+            row["label"] == row["target"]
+            for row, one in zip(some, called | odd, strict=True)
+            if one and row["target"] is not None
+        )
+        peers = [int(str(row["peers"])) for row in some]
+        rank = f"AUROC of the verdict's score {roc_auc_score(bad, score):.3f}; " if bad.any() and not bad.all() else ""
+        said.append(
+            f"{'With' if reference else 'Without'} a reference, {'models made after all choices' if fresh else 'the models above'}, "
+            f"each beside {min(peers)} to {max(peers)} other clean ones: {rank}of {bad.sum()} backdoored models {called[bad].sum()} are "
+            f"called so, {odd[bad].sum()} suspicious, {right} of these by the right label; "
+            f"of {(~bad).sum()} clean ones {called[~bad].sum()} and {odd[~bad].sum()}."
+        )
+    return " ".join(said)
+
+
 AUDIT = Section(
     "audit",
     (
@@ -111,6 +142,34 @@ AUDIT = Section(
         ),
     ),
     finding,
+)
+
+PEERS = Section(
+    "audit_peers",
+    (
+        Table(
+            (
+                Column("model", "model"),
+                Column("attack", "attack"),
+                Column("seed", "seed"),
+                Column("reference", "reference"),
+                Column("after all choices", "fresh"),
+                Column("tuned from", "base"),
+                Column("peers", "peers"),
+                Column("ASR %", "asr_pct", 1),
+                Column("verdict", "verdict"),
+                Column("score", "score", 2),
+                Column("beyond clean ones", "beyond", 2),
+                Column("target", "target"),
+                Column("label that stands out", "label"),
+            ),
+            lambda rows: sorted(
+                rows,
+                key=lambda row: (bool(row["reference"]), bool(row["fresh"]), str(row["model"]), int(str(row["seed"]))),
+            ),
+        ),
+    ),
+    finding_beside,
 )
 
 GUARD = Section(

@@ -33,6 +33,7 @@ KEYS = {
     "scan_224": ("images", "side_px", "patch_px"),
     "scale": ("pairs", "oracle", "workers"),
     "audit": ("model", "attack", "seed", "reference"),
+    "audit_peers": ("model", "attack", "seed", "reference"),
     "audit_guard": ("model", "attack", "seed"),
     "naming": ("cell", "clean_pct", "poisoned", "concept_poisoned_pct"),
     "demo": ("data", "attack", "detector", "model", "seed"),

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from tests.benchmarks import results
-from tests.benchmarks.audit_tables import AUDIT, GUARD
+from tests.benchmarks.audit_tables import AUDIT, GUARD, PEERS
 from tests.benchmarks.density_table import admitted_side_by_side, density_finding
 from tests.benchmarks.figures import ORACLE_COMMANDS, PHOTO_COMMANDS, WHOLE_SCAN
 from tests.benchmarks.oracle_tables import PER_IMAGE, PROOF, QUALITY
@@ -36,6 +36,7 @@ COMMANDS = {
     "scan_224": "python -m tests.benchmarks.scan_224",
     "demo": "python -m tests.benchmarks.demo",
     "audit": "python -m tests.benchmarks.audit [--reference]",
+    "audit_peers": "python -m tests.benchmarks.audit [--reference] --peers [--fresh]",
     "audit_guard": "python -m tests.benchmarks.audit_guard",
     "naming": "python -m tests.benchmarks.naming SCAN...",
     "density": "python -m tests.benchmarks.density",
@@ -163,6 +164,7 @@ SECTIONS = {
         ),
     ),
     "audit": AUDIT,
+    "audit-peers": PEERS,
     "audit-guard": GUARD,
     "naming": Section(
         "naming",

@@ -1,6 +1,6 @@
 """What is said of the audits follows from the rows."""
 
-from tests.benchmarks.audit_tables import finding, guarded
+from tests.benchmarks.audit_tables import finding, finding_beside, guarded
 from tests.benchmarks.results import Row
 
 
@@ -45,6 +45,30 @@ def test_with_a_reference_the_excess_is_held_against_that_of_other_clean_models(
     said = finding(rows)
     assert said.startswith("With a reference: AUROC of the verdict's score 0.500,")
     assert said.endswith("with p at most .05 1 of 2 backdoored ones and 0 of 3 clean ones.")
+
+
+def test_beside_clean_models_what_was_made_after_all_choices_is_told_apart() -> None:
+    def beside(attack: str, score: float, verdict: str, *, fresh: bool, peers: int) -> Row:
+        return row(attack, score, verdict) | {"fresh": fresh, "peers": peers}
+
+    rows = [
+        beside("patch", 3.0, "backdoored", fresh=False, peers=3),
+        beside("clean", 1.0, "clean", fresh=False, peers=2),
+        beside("patch", 1.4, "suspicious", fresh=True, peers=5),
+        beside("clean", 1.5, "suspicious", fresh=True, peers=4),
+    ]
+    said = finding_beside(rows)
+    assert said.count("Without a reference, ") == 2
+    assert "the models above, each beside 2 to 3 other clean ones: AUROC of the verdict's score 1.000;" in said
+    assert (
+        "models made after all choices, each beside 4 to 5 other clean ones: AUROC of the verdict's score 0.000;"
+        in said
+    )
+    assert said.endswith(
+        "of 1 backdoored models 0 are called so, 1 suspicious, 1 of these by the right label; of 1 clean ones 0 and 1."
+    )
+    assert "AUROC" not in finding_beside(rows[:1])
+    assert finding_beside([]) == ""
 
 
 def test_of_one_sort_alone_nothing_is_said() -> None:

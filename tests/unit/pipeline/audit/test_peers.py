@@ -102,6 +102,7 @@ def test_the_label_that_no_clean_model_shows_is_named_and_inverted(audited: Path
     assert candidate["targets"] == [NAMES[PLANTED]]
     assert candidate["p"] == beside["least_p"] < 1e-3
     assert beside["verdict"] != "clean"
+    assert repr(NAMES[PLANTED]) in beside["why"]
 
 
 def test_what_is_no_finished_audit_is_refused(audited: Path, tmp_path: Path) -> None:
