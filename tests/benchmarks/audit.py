@@ -5,7 +5,7 @@
     python -m tests.benchmarks.audit --development          those on which constants may be chosen
     python -m tests.benchmarks.audit --reference            each beside the clean model that it was tuned from
     python -m tests.benchmarks.audit --reference --fresh    models that were made after all choices
-    python -m tests.benchmarks.audit [--reference] --peers [--fresh]    each beside the other clean models tuned from the same one, too
+    python -m tests.benchmarks.audit --peers [--reference] [--fresh]    each beside the other clean models tuned from the same one, too
 
 `--peers` takes the finished audits of the benchmark's and the fresh clean models, all but the model's own, so that both kinds come first.
 
@@ -40,7 +40,7 @@ from tests.benchmarks.results import Row, record
 
 ROOT = Path("runs/audit")
 COMMAND = "python -m tests.benchmarks.audit [--reference]"
-COMMAND_PEERS = "python -m tests.benchmarks.audit [--reference] --peers [--fresh]"
+COMMAND_PEERS = "python -m tests.benchmarks.audit --peers"
 LIKENED_ON = 32
 """Scenes on which an inverted trigger is compared with the true one."""
 

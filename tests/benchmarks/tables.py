@@ -36,7 +36,7 @@ COMMANDS = {
     "scan_224": "python -m tests.benchmarks.scan_224",
     "demo": "python -m tests.benchmarks.demo",
     "audit": "python -m tests.benchmarks.audit [--reference]",
-    "audit_peers": "python -m tests.benchmarks.audit [--reference] --peers [--fresh]",
+    "audit_peers": "python -m tests.benchmarks.audit --peers",
     "audit_guard": "python -m tests.benchmarks.audit_guard",
     "naming": "python -m tests.benchmarks.naming SCAN...",
     "density": "python -m tests.benchmarks.density",
