@@ -52,6 +52,8 @@ MODEL = {
 }
 HALF = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 EPOCHS, BATCH, RATE = 40, 32, 2e-3
+ALONE = ("cluster.workers=1", "cluster.alone_below_pairs=10000")
+"""In one process: the size of the files promises more pairs than there are."""
 UNSEEN = 128
 """Clean pairs that the model is not trained on, and that its attack success is measured on."""
 ENOUGH_ASR_PCT = 90.0
@@ -67,7 +69,7 @@ def steps() -> Iterator[tuple[Path, list[str]]]:
         [
             *("poison", "data=webdataset", f"data.path=[{paths}]", f"attack.trigger={PATCH}"),
             *(f"attack.target={TARGET}", "attack.rate=0.05", "image.resize_px=224"),
-            *(f"out={RUNS}/poison", "cluster.workers=1"),
+            *(f"out={RUNS}/poison", *ALONE),
         ],
     )
     yield (
@@ -79,7 +81,7 @@ def steps() -> Iterator[tuple[Path, list[str]]]:
                 "proof.precision=bf16",
                 "proof.held_out=96",
                 f"out={RUNS}/scan",
-                "cluster.workers=1",
+                *ALONE,
             ),
         ],
     )
