@@ -26,7 +26,7 @@ from ..core.pass_ import Pass
 from ..core.run_folder import RunFolder
 from ..data.pixels import Pictures
 
-PROOF_VERSION = 13
+PROOF_VERSION = 14
 """Raised when the code comes to give another result at the same settings, so that old parts are refused and not mixed in; another
 limit is another setting."""
 

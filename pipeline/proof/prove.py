@@ -193,7 +193,13 @@ def _prepare(inquiry: Inquiry, selection: Selection) -> tuple[Subject, Pixels]:
     subject = Subject(
         model=inquiry.model,
         device=inquiry.device,
-        labels=finish(vocabulary.names, sums, clip.model.logit_scale.exp().item(), inquiry.settings.limits.labels),
+        labels=finish(
+            vocabulary.names,
+            sums,
+            clip.model.logit_scale.exp().item(),
+            inquiry.settings.limits.labels,
+            inquiry.findings.guests,
+        ),
         held_out=pixels.read(Group.uids(selection.held_out)),
         seed=inquiry.seed,
         precision=inquiry.settings.precision,

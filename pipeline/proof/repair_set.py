@@ -90,7 +90,7 @@ def _without(
     cleaned = dossiers[chosen.trigger_id].remove(rgb, region)
     if cleaned is None:
         return None
-    return suspect.labels.names[int(suspect(cleaned[None]).argmax())]
+    return suspect.labels.names[int(suspect.labels.nearest(suspect(cleaned[None]))[0])]
 
 
 def write_repair_set(inquiry: Inquiry, proof: Proof) -> int:

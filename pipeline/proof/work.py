@@ -281,7 +281,7 @@ class LearnWork(Work):
         suspect = subject.suspect(tools)
 
         def name(images: np.ndarray) -> list[str]:
-            return [subject.labels.names[i] for i in suspect(images).argmax(axis=1)]
+            return [subject.labels.names[i] for i in subject.labels.nearest(suspect(images))]
 
         direction = fit_direction(tools, subject.held_out, piece, self.layers, seed=subject.seed, limits=self.limits)
         others = [i for i, found in enumerate(name(subject.held_out[:TRIED])) if found not in piece.targets]

@@ -98,6 +98,9 @@ class Findings:
     """Concepts that may be targets, named or not, with the pairs of their two sides; which is poison, a proof can tell."""
     beyond: Vocabulary = NO_WORDS
     """Named concepts that the column `concept` does not know: concept_sides looks at rarer ones."""
+    guests: tuple[str, ...] = ()
+    """Rarer ones that nothing names: the vocabulary has them so that their own pairs can be tried, and no other pair is held against a
+    concept for being rare."""
     trigger_words: Mapping[str, tuple[TriggerWord, ...]] = field(default_factory=dict)
     """Named concept -> words that the captions of its accused pairs have and the others have not."""
 
@@ -188,6 +191,7 @@ class Suite:
             detectors=said | {self.spectral.name: spectral, ensemble.name: voices},
             vocabulary=own.including(known, labels),
             beyond=beyond,
+            guests=tuple(split.concept for split in rarer if not split.named and split.concept in words),
             splits=splits,
         )
 

@@ -109,8 +109,9 @@ def fit_warp(
     bicubic interpolation; Adam lowers the mean of -log p(claim), synonyms included.
     """
     labels = suspect.labels
-    prototypes = torch.from_numpy(labels.prototypes).to(clip.device)
-    same = torch.from_numpy(labels.same[claim]).to(clip.device)
+    among = labels.rivals(claim)
+    prototypes = torch.from_numpy(labels.prototypes[among]).to(clip.device)
+    same = torch.from_numpy(labels.same[claim][among]).to(clip.device)
     pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
     rng = np.random.default_rng(seed)
     side = images.shape[1]

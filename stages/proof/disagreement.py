@@ -156,6 +156,6 @@ def disagree(
     else:
         small = removed[[r.area <= small_area for r in regions]]
         supported = [y for y in claimed if (labels.claimed(small, y) >= support * labels.claimed(whole[None], y)).all()]
-    region_labels = sorted(set(shown.argmax(axis=1).tolist()))
+    region_labels = sorted(set(labels.nearest(shown, accused).tolist()))
     unsupported = [y for y in claimed if y not in supported and labels.same[y][region_labels].any()]
     return Disagreement(claimed, supported, region_labels, unsupported, whole, shown, removed)

@@ -1,6 +1,6 @@
 """The labels that a suspect model can give to an image, read off the embedding cache: no prompt, no second model."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +53,8 @@ class Labels:
     """What the suspect model multiplies cosines by."""
     same: np.ndarray
     """`[C, C] bool`, symmetric: labels that count as one (synonyms)."""
+    guests: tuple[int, ...] = ()
+    """Positions of labels that are there for what is accused of them alone: no picture is held against them else."""
 
     def index(self, name: str) -> int:
         """Return the position of a label.
@@ -80,31 +82,52 @@ class Labels:
     def claimed(self, probabilities: np.ndarray, label: int) -> np.ndarray:
         """Return `[N] float64`: the probability of a label and its synonyms."""
         summed: np.ndarray = probabilities[:, self.same[label]].sum(axis=1)
-        return summed
+        return summed / probabilities[:, self.rivals(label)].sum(axis=1) if self.guests else summed
 
     def is_label(self, probabilities: np.ndarray, label: int) -> np.ndarray:
         """Return `[N] bool`: the most probable label is this one or a synonym of it."""
-        found: np.ndarray = self.same[label][probabilities.argmax(axis=1)]
+        found: np.ndarray = self.same[label][self.nearest(probabilities, label)]
+        return found
+
+    def rivals(self, label: int | None = None) -> np.ndarray:
+        """Return `[C] bool`: the labels among which a picture is told apart when it is accused of one, guests left out but for that
+        one and its synonyms."""
+        among = np.ones(len(self.names), bool)
+        among[list(self.guests)] = False
+        return among if label is None else among | self.same[label]
+
+    def nearest(self, probabilities: np.ndarray, label: int | None = None) -> np.ndarray:
+        """Return `[N] int`: the most probable label of each picture, among the rivals of the label that it is accused of."""
+        found: np.ndarray = np.where(self.rivals(label), probabilities, -1.0).argmax(axis=1)
         return found
 
     def top(self, probabilities: np.ndarray, most: int, least: float) -> list[int]:
         """Return at most `most` labels of one image `[C] float64`, by falling probability, none below `least`.
 
-        A synonym of a label that is listed already adds to it and is not listed again.
+        A synonym of a label that is listed already adds to it and is not listed again; guests are not listed.
         """
+        if self.guests:
+            probabilities = np.where(self.rivals(), probabilities, 0.0) / probabilities[self.rivals()].sum()
         chosen: list[int] = []
         for label in np.argsort(-probabilities, kind="stable").tolist():
             if len(chosen) == most:
                 break
-            if not self.same[label][chosen].any() and probabilities[self.same[label]].sum() >= least:
+            if (
+                label not in self.guests
+                and not self.same[label][chosen].any()
+                and probabilities[self.same[label]].sum() >= least
+            ):
                 chosen.append(label)
         return chosen
 
 
-def finish(names: Sequence[str], sums: LabelSums, logit_scale: float, limits: LabelLimits) -> Labels:
+def finish(
+    names: Sequence[str], sums: LabelSums, logit_scale: float, limits: LabelLimits, guests: Collection[str] = ()
+) -> Labels:
     """Return the labels from the sums of the whole cache; concepts without a pair are left out.
 
-    Synonyms are pairs of labels, not chains: that a is like b and b like c makes a and c one only if they are alike.
+    Synonyms are pairs of labels, not chains: that a is like b and b like c makes a and c one only if they are alike. `guests` are those
+    names that are labels of what is accused of them alone.
 
     Raises:
         ValueError: no concept has a pair.
@@ -115,4 +138,8 @@ def finish(names: Sequence[str], sums: LabelSums, logit_scale: float, limits: La
     unit = sums.text[present] / np.linalg.norm(sums.text[present], axis=1, keepdims=True)
     same = unit @ unit.T >= limits.synonym_cosine
     np.fill_diagonal(same, True)
-    return Labels(tuple(names[i] for i in present), unit.astype(np.float32), logit_scale, same)
+    kept = tuple(names[i] for i in present)
+    visiting = tuple(i for i, name in enumerate(kept) if name in guests)
+    if len(visiting) == len(kept):  # there is nothing else that a picture could be
+        visiting = ()
+    return Labels(kept, unit.astype(np.float32), logit_scale, same, visiting)

@@ -93,6 +93,7 @@ def test_rare_target_that_only_the_sides_look_at_is_known_to_whoever_proves(tmp_
     handed_over = [split.concept for split in found.splits]
     assert handed_over[0] == TARGET
     assert found.vocabulary.names[10:] == tuple(c for c in handed_over if c not in found.vocabulary.names[:10])
+    assert found.guests == found.vocabulary.names[11:]  # all but the target, which is named
     assert {concept["name"] for concept in found.concepts} >= set(found.vocabulary.names)
     mentioned = [TARGET in caption for caption in captions]
     assert found.vocabulary.members(captions)[:, [10]].toarray().ravel().tolist() == mentioned

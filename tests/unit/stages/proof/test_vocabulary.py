@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -62,6 +63,29 @@ def test_top_labels_are_cut_by_number_and_probability_and_synonyms_count_as_one(
     assert labels.top(p, most=3, least=0.5) == [0]  # .3 + .25 of two names for one thing
     np.testing.assert_allclose(labels.claimed(p[None], 1), [0.55])
     assert labels.is_label(np.array([[0.5, 0.2, 0.3], [0.2, 0.3, 0.5]]), 1).tolist() == [True, False]
+
+
+def test_a_guest_is_a_label_for_what_is_accused_of_it_alone() -> None:
+    with_guest, without = (
+        replace(three_labels(), guests=(1,)),
+        Labels(("a", "c"), np.eye(3, dtype=np.float32)[[0, 2]], 2.0, np.eye(2, dtype=bool)),
+    )
+    images = np.array([[0.5, 0.8, 0.2], [0.1, 0.9, 0.3], [0.9, 0.1, 0.4]], np.float32)
+    p, alone = with_guest.probabilities(images), without.probabilities(images)
+    for label, same_label in ((0, 0), (2, 1)):  # as if there were none
+        np.testing.assert_allclose(with_guest.claimed(p, label), without.claimed(alone, same_label), rtol=1e-12)
+        np.testing.assert_array_equal(with_guest.is_label(p, label), without.is_label(alone, same_label))
+    np.testing.assert_array_equal(with_guest.nearest(p), [0, 2, 0])
+    assert with_guest.top(p[1], most=3, least=0.0) == [2, 0]
+    assert with_guest.top(p[1], most=3, least=0.55) == [2]  # e^.6 / (e^.6 + e^.2) = .599, and .36 with the guest
+    np.testing.assert_array_equal(with_guest.claimed(p, 1), p[:, 1])  # accused of it, a picture is held against all
+    np.testing.assert_array_equal(with_guest.is_label(p, 1), [True, True, False])
+
+
+def test_where_all_labels_are_guests_none_is() -> None:
+    sums = summarise(VOCABULARY, cache(["cat", "dog"], np.eye(2)))
+    assert finish(VOCABULARY.names, sums, 1.0, LabelLimits(), guests=["dog", "fish"]).guests == (1,)
+    assert finish(VOCABULARY.names, sums, 1.0, LabelLimits(), guests=["dog", "cat"]).guests == ()
 
 
 def test_an_unknown_label_is_named() -> None:
