@@ -4,8 +4,7 @@ import json
 import sys
 from collections import Counter
 
-import pyarrow.parquet as pq
-
+from .core.commit import parquet_table
 from .core.place import AnyPath, place_of
 from .core.run_folder import UNREAD, RunFolder, read_run_yaml, read_summary, rows_of
 
@@ -67,5 +66,5 @@ def _rejections(folder: AnyPath) -> Counter[str]:
     counts: Counter[str] = Counter()
     for path in folder.glob("part-*.parquet"):
         with path.open("rb") as source:
-            counts.update(pq.read_table(source, columns=["reason"]).column("reason").to_pylist())
+            counts.update(parquet_table(source, ["reason"]).column("reason").to_pylist())
     return counts

@@ -225,8 +225,19 @@ def read_part(folder: AnyPath, key: Key, columns: Collection[str] | None = None)
     if columns is not None and any("*" in column for column in columns):
         names = pq.read_schema(pa.BufferReader(content)).names
         columns = [name for name in names if any(fnmatchcase(name, column) for column in columns)]
-    # A file object: pq.read_table on a path would try to read the folder as a partitioned data set.
-    return pq.read_table(pa.BufferReader(content), columns=None if columns is None else list(columns))
+    # A file object: of a path the folder would be read as a partitioned data set.
+    return parquet_table(pa.BufferReader(content), columns)
+
+
+def parquet_table(source: Any, columns: Collection[str] | None = None) -> pa.Table:
+    """Read a Parquet file, or some of its columns, in this thread alone.
+
+    Arrow's own threads are at times still at work after its reader has returned, and a command that ends then is aborted, its work done
+    (https://github.com/apache/arrow/issues/39862).
+    """
+    return pq.read_table(
+        source, columns=None if columns is None else list(columns), use_threads=False, pre_buffer=False
+    )
 
 
 def _is_committed(path: AnyPath, fingerprint: str) -> bool:

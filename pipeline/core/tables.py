@@ -1,9 +1,8 @@
 """The tables of a run folder, by name."""
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from .commit import read_part
+from .commit import parquet_table, read_part
 from .place import AnyPath, below
 from .run_folder import RunFolder
 
@@ -29,7 +28,7 @@ def read_table(folder: RunFolder, name: str) -> pa.Table:
     """
     whole = folder.root / f"{name}.parquet"
     if whole.is_file():
-        return pq.read_table(pa.BufferReader(whole.read_bytes()))
+        return parquet_table(pa.BufferReader(whole.read_bytes()))
     parts = [read_part(folder.root, key).replace_schema_metadata(None) for key in _keys(folder, name)]
     return pa.concat_tables(parts, promote_options="default")
 

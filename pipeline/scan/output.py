@@ -15,7 +15,7 @@ from clipsan.stages.samples import Reject, uid_array, uid_rows
 from clipsan.stages.selection import ALLOWED, FLAGGED, REJECTED
 from clipsan.stages.verdicts import ACCUSING, Reason, Verdict
 
-from ..core.commit import whole
+from ..core.commit import parquet_table, whole
 from ..core.config import ConfigError
 from ..core.parts import Parts, has_any, value_counts
 from .losses import Losses
@@ -108,7 +108,7 @@ def manifest_uids(path: str) -> pa.Array:
     """
     try:
         names = set(pq.read_schema(path).names)
-        table = pq.read_table(path, columns=["uid", *names & {"target"}])
+        table = parquet_table(path, ["uid", *names & {"target"}])
         if "target" in names and table.column("target").null_count < table.num_rows:
             table = table.filter(pc.is_valid(table.column("target")))
         return table.column("uid").combine_chunks()
