@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from clipsan.stages.captions import Mined, Named, normalise
-from clipsan.stages.detectors import concept_division, concept_sides, neighbourhoods
+from clipsan.stages.detectors import concept_division, concept_draw, concept_sides, neighbourhoods
 from clipsan.stages.detectors.concept_sides import ConceptSides, ConceptSidesConfig, SidesState, group_sums, orthonormal
 from clipsan.stages.detectors.streaming import vectors
 from clipsan.stages.evaluation.detection import average_precision
@@ -366,9 +366,9 @@ def test_what_is_kept_of_captions_is_bounded(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_shared_out_or_not_the_state_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(concept_sides, "SHARE_PAIRS", 100)
+    monkeypatch.setattr(concept_draw, "SHARE_PAIRS", 100)
     monkeypatch.setattr(concept_division, "AT_ONCE", 2)
-    monkeypatch.setattr(concept_sides, "AT_ONCE", 2)
+    monkeypatch.setattr(concept_draw, "AT_ONCE", 2)
     table, _ = cache(40, 40)
     detector = ConceptSides(SETTINGS)
     parts = [table.slice(start, 150) for start in range(0, table.num_rows, 150)]
