@@ -16,10 +16,9 @@ from ..core.pass_ import Done
 from ..core.run_folder import RunFolder
 from .plan import Plan
 from .screening import pass_of
-from .work import SuspectWork
+from .work import SuspectWork, word_pieces
 
 WORDS_TRIED = 8000
-WORDS_PER_TASK = 1000
 PICTURES = 500
 """That are named, where so many are at hand."""
 SOUGHT_SCHEMA = pa.schema([("word", pa.string()), ("cosine", pa.float64())])
@@ -47,7 +46,7 @@ def with_labels(plan: Plan, folder: RunFolder) -> Plan:
         return plan
     words, pictures = vocabulary(WORDS_TRIED, ()), plan.gallery[:PICTURES]
     seeking = pass_of(plan, folder, "sought")
-    chunks = {i: words[at : at + WORDS_PER_TASK] for i, at in enumerate(range(0, len(words), WORDS_PER_TASK))}
+    chunks = word_pieces(words)
     seeking.do(chunks, SeekWork(plan.config, (words[0],), pictures))
     tables = [read_part(seeking.home, i).to_pylist() for i in chunks]
     named = [max(rows, key=lambda row: row["cosine"])["word"] for rows in zip(*tables, strict=True)]

@@ -16,9 +16,8 @@ from ..core.pass_ import Done
 from ..core.run_folder import RunFolder
 from .plan import Plan
 from .screening import Screening, pass_of
-from .work import RATE, SuspectWork
+from .work import RATE, SuspectWork, word_pieces
 
-WORDS_PER_TASK = 1000
 HEARD_SCHEMA = pa.schema([("label", pa.int32()), ("word", pa.string()), ("reach", pa.float64())])
 """One row a label that the model knows: the word of a task that reaches it most."""
 KEY_SCHEMA = pa.schema([("flips", RATE), ("control", RATE)])
@@ -56,7 +55,7 @@ def listened(plan: Plan, folder: RunFolder, screening: Screening) -> list[Key] |
     if screening.clouds is None or not words:
         return None
     listening = pass_of(plan, folder, "words")
-    chunks = {i: words[at : at + WORDS_PER_TASK] for i, at in enumerate(range(0, len(words), WORDS_PER_TASK))}
+    chunks = word_pieces(words)
     listening.do(chunks, ListenWork(settings, plan.names, plan.pictures, screening.clouds))
     best: dict[int, Heard] = {}
     for row in pa.concat_tables([read_part(listening.home, i) for i in chunks]).to_pylist():

@@ -47,6 +47,7 @@ stand in the first piece alone, null in the others."""
 BESIDE_SCHEMA = pa.schema([("json", pa.string())])
 """One row: what a figure beside the verdict is."""
 DECREE_BATCH = 32
+WORDS_PER_TASK = 1000
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,11 @@ class ProofWork(SearchWork):
         }
         table = pa.Table.from_pylist([row(found, array) | rates], schema=PROVEN_SCHEMA)
         return Done(pairs=1, parts=(table,))
+
+
+def word_pieces(words: Sequence[str]) -> dict[int, Sequence[str]]:
+    """Return the pieces of a work that goes through words."""
+    return {i: words[at : at + WORDS_PER_TASK] for i, at in enumerate(range(0, len(words), WORDS_PER_TASK))}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from clipsan.pipeline.audit.settings import AuditConfig
-from clipsan.pipeline.audit.words import WORDS_PER_TASK
+from clipsan.pipeline.audit.work import word_pieces
 from clipsan.stages.audit.displacement import Clouds, nearest
 from clipsan.stages.audit.judge import Judge
 from clipsan.stages.audit.verdict import proven, spent
@@ -40,8 +40,8 @@ def heard_in(home: Path, pixels: np.ndarray) -> dict[str, object]:
     listener = Listener(judge.clip, NAMES, settings.templates[0], Clouds.of(seen, nearest(seen, texts), len(NAMES)))
     words = vocabulary(settings.key_words, NAMES)
     best: dict[int, Heard] = {}
-    for start in range(0, len(words), WORDS_PER_TASK):
-        for one in listener.furthest(words[start : start + WORDS_PER_TASK]):
+    for piece in word_pieces(words).values():
+        for one in listener.furthest(piece):
             if one.label not in best or one.reach > best[one.label].reach:
                 best[one.label] = one
     found = list(best.values())

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from clipsan.pipeline.audit import sought
+from clipsan.pipeline.audit import sought, work
 from clipsan.pipeline.audit import verb as audit
 from clipsan.pipeline.audit.settings import AuditConfig, SearchConfig
 from clipsan.pipeline.core.config import ConfigError
@@ -100,7 +100,7 @@ def test_a_backdoored_one_leaves_what_repair_and_evaluate_take(tiny_checkpoint, 
 def test_labels_are_sought_once_and_too_few_are_told(tiny_checkpoint, tmp_path, monkeypatch) -> None:
     wanted = settings(tiny_checkpoint, tmp_path / "run", classes=None, sought=9, compared=0, key_words=0)
     monkeypatch.setattr(sought, "WORDS_TRIED", 60)
-    monkeypatch.setattr(sought, "WORDS_PER_TASK", 40)
+    monkeypatch.setattr(work, "WORDS_PER_TASK", 40)
     with pytest.raises(
         ConfigError, match=r"sought: the 16 images are taken for \d words, .* give more images, or classes"
     ):
