@@ -25,7 +25,7 @@ test-all: setup
 	$(MAKE) -j2 VENV=$(VENV) SLOW=1 test-ray test-rest
 
 test-ray test-rest: setup
-	$(BIN)/python -m pytest --durations 15 -m "$(if $(filter test-ray,$@),ray,not ray)$(if $(SLOW),, and not slow)"
+	$(BIN)/python -m pytest --durations 15 $(PYTEST_ARGS) -m "$(if $(filter test-ray,$@),ray,not ray)$(if $(SLOW),, and not slow)"
 
 lint: setup links
 	$(BIN)/ruff check .

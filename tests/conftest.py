@@ -4,6 +4,7 @@ import io
 import json
 import os
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +42,32 @@ def assets() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real photos are not on this machine ({folder}; CLIPSAN_ASSETS names another place)")
     return folder
+
+
+_BEGAN = time.monotonic()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a run with a time limit say how long drills may begin."""
+    parser.addoption(
+        "--drills-within",
+        type=float,
+        metavar="MINUTES",
+        help="skip the drills (slow) whose turn comes later than this after the start",
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the drills last: what takes seconds tells of a fault first."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a drill for which no time is left, before anything is set up for it."""
+    limit = item.config.getoption("--drills-within")
+    if limit is not None and item.get_closest_marker("slow") and time.monotonic() - _BEGAN > 60 * limit:
+        pytest.skip(f"no time left for this drill (--drills-within {limit:g})")
 
 
 @pytest.fixture(scope="session")
