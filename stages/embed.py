@@ -76,8 +76,8 @@ class EmbedConfig:
     """Pairs a forward pass; null: 64 on a CPU, 1,024 on a GPU. A batch never spans two pieces, so the result does not depend on
     the workers."""
     precision: Literal["auto", "f32", "bf16"] = "auto"
-    """Of the forward passes; auto: bf16 on a GPU, where it is several times faster, f32 elsewhere. Sums over
-    positions, norms and what is stored are the same for both."""
+    """Of the forward passes; auto: bf16 on a GPU, where it is several times faster, f32 elsewhere; a
+    processor that has no bf16 computes in f32 whatever is said. Sums over positions, norms and what is stored are the same for both."""
     layers: list[str] | None = None
     """Blocks of the image tower whose pooled output is kept; null chooses up to four, evenly."""
     max_pixels: MaxPixels = MAX_PIXELS

@@ -138,7 +138,7 @@ class ReboundConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random crops and flips."""
     precision: Literal["f32", "bf16"] = "f32"
-    """Of the forward pass."""
+    """Of the forward pass. bf16 is taken where the device has it, else f32."""
     seed: int = 0
     """Of the order of the pairs."""
 

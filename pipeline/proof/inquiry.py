@@ -50,7 +50,7 @@ class ProofConfig:
     """Pictures of each side of such a concept."""
     precision: Literal["f32", "bf16"] = "f32"
     """Of the suspect model's forward passes, which are nearly all of the cost. bf16 halves it on processors and GPUs that have
-    it; what features a trigger moves is learned in f32, as they were embedded."""
+    it, others compute in f32; what features a trigger moves is learned in f32, as they were embedded."""
     limits: ProofLimits = field(default_factory=ProofLimits)
     """What is looked for, and from which figure on something counts; the defaults are those of every published figure."""
     repair_set: RepairSetConfig = field(default_factory=RepairSetConfig)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clipsan.stages.model.clip import ModelConfig, load_clip
+from clipsan.stages.precision import told
 from clipsan.stages.samples import Unit
 from clipsan.stages.sources import ParquetSource, SourceConfig, identity, list_pieces
 from clipsan.stages.training.batch import Role
@@ -173,6 +174,7 @@ class Plan:
     def describe(self) -> str:
         """Return the plan as text for --dry-run."""
         c, method = self.config, self.config.method
+        precision = told(c.precision, c.cluster.device)
         length = f"{method.epochs} epochs" if c.steps is None else f"{c.steps} steps"
         more = f", {c.accumulate} a step" if c.accumulate > 1 else ""
         lines = [
@@ -180,7 +182,7 @@ class Plan:
             f"data       {self.main.name}: {len(self.main.units)} units ({self.main.source.kind})"
             + "".join(f"; beside them {some.name}" for some in self.beside),
             f"scan       {'none' if self.scan is None else f'{self.scan.root}, {self.scan.finding}'}",
-            f"method     {method.kind}, {length}, batch {method.batch_size}{more}, lr {method.lr:g}, {c.precision}, seed {c.seed}",
+            f"method     {method.kind}, {length}, batch {method.batch_size}{more}, lr {method.lr:g}, {precision}, seed {c.seed}",
             *(held.describe() for held in (self.blind, self.gentle) if held is not None),
             f"evaluate   {'nothing' if c.evaluate is None else 'before and after'}",
             f"workers    {c.cluster.describe()}",

@@ -164,7 +164,8 @@ class RepairConfig:
     """Batches whose gradients are averaged in one optimiser step. Each is its own world: its rows are negatives of each
     other only, and means (PAR's threshold) are taken over it alone."""
     precision: Literal["f32", "bf16"] = "f32"
-    """Of the forward pass; weights and loss are float32 either way."""
+    """Of the forward pass; weights and loss are float32 either way. bf16 is taken where the device has it: a processor that would only
+    imitate it computes in f32."""
     seed: int = 0
     """Of order, sample, augmentation and new weights."""
     early_stop: EarlyStop | None = None

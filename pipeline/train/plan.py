@@ -8,6 +8,7 @@ from pydantic import Field
 
 from clipsan.stages.decode import MAX_PIXELS, MaxPixels
 from clipsan.stages.model.clip import ModelConfig, load_clip
+from clipsan.stages.precision import told
 from clipsan.stages.samples import Unit
 from clipsan.stages.sources import SourceConfig, identity, list_pieces
 from clipsan.stages.stage import config
@@ -49,7 +50,8 @@ class TrainConfig:
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     """AdamW's, on matrices and kernels."""
     precision: Literal["f32", "bf16"] = "f32"
-    """Of the forward pass; weights and loss are float32 either way."""
+    """Of the forward pass; weights and loss are float32 either way. bf16 is taken where the device has it: a processor that would only
+    imitate it computes in f32."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random crops and flips."""
     seed: int = 0
@@ -93,13 +95,14 @@ class Plan:
     def describe(self) -> str:
         """Return the plan as text for --dry-run."""
         c = self.config
+        precision = told(c.precision, c.cluster.device)
         start = "from scratch" if c.model.path is None else f"from {c.model.path}"
         length = f"{c.epochs} epochs" if c.steps is None else f"{c.steps} steps"
         lines = [
             f"data       {len(self.units)} units of {len({u.shard for u in self.units})} shards ({c.data.kind})",
             f"model      {self.model_fingerprint[:12]} {start}, {self.image_size} px",
             f"out        {c.out}",
-            f"training   {length}, batch {c.batch_size}, lr {c.lr:g} {c.schedule.kind}, {self.loss} loss, {c.precision}, seed {c.seed}",
+            f"training   {length}, batch {c.batch_size}, lr {c.lr:g} {c.schedule.kind}, {self.loss} loss, {precision}, seed {c.seed}",
             f"workers    {c.cluster.describe()}",
             f"passes     checked -> rejected/, training -> checkpoint/  ({self.fingerprint[:12]})",
         ]

@@ -19,6 +19,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preproc
 from PIL import Image
 from torchvision.transforms import Compose
 
+from ..precision import autocast
 from .checkpoints import (
     ModelConfig,
     ModelError,
@@ -210,7 +211,7 @@ class Clip:
             return torch.nn.functional.normalize(features.float(), dim=-1)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16")
+        return autocast(self.device, bf16=self._precision == "bf16")
 
     def in_precision(self, precision: Literal["f32", "bf16"]) -> "Clip":
         """Return the same model, with forward passes of another precision; both share the weights."""

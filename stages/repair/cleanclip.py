@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..model.clip import Clip
+from ..precision import autocast
 from ..stage import config
 from ..training.batch import Batch
 from ..training.objective import Objective, Setting, freeze_text
@@ -198,7 +199,7 @@ class CleanClipSupervisedObjective(Objective[CleanClipSupervised]):
         """Return this rank's share of the mean cross-entropy."""
         pixels = self.pixels(batch.images)
         if self.head is not None:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.setting.bf16):
+            with autocast(self.device, bf16=self.setting.bf16):
                 features = self.model.encode_image(pixels)
             logits = self.head(features.float())
         else:

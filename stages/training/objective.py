@@ -35,6 +35,7 @@ from torch.nn import functional as F
 from ..evaluation.zero_shot import class_prompts
 from ..model.checkpoints import save_clip
 from ..model.clip import Clip
+from ..precision import autocast
 from .batch import Batch
 from .optimise import Schedule
 
@@ -57,7 +58,8 @@ class Setting:
     seed: int = 0
     """Of the values that a method starts from (a linear head, prompts)."""
     bf16: bool = False
-    """Run the encoders under bfloat16 autocast. Weights, features and losses stay float32; the loop adds no autocast."""
+    """Run the encoders under bfloat16 autocast, where the device has it. Weights, features and losses stay float32; the loop adds no
+    autocast."""
 
 
 class Settings(Protocol):
@@ -158,13 +160,13 @@ class Objective(nn.Module, ABC, Generic[S]):
 
     def image_features(self, pixels: torch.Tensor, model: Any = None) -> torch.Tensor:
         """Return `[n, D] float32`, unit norm, by the trained model or a given one."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.setting.bf16):
+        with autocast(self.device, bf16=self.setting.bf16):
             features = (model or self.model).encode_image(pixels)
         return F.normalize(features.float(), dim=-1)
 
     def text_features(self, tokens: torch.Tensor, model: Any = None) -> torch.Tensor:
         """Return `[n, D] float32`, unit norm, by the trained model or a given one."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.setting.bf16):
+        with autocast(self.device, bf16=self.setting.bf16):
             features = (model or self.model).encode_text(tokens)
         return F.normalize(features.float(), dim=-1)
 

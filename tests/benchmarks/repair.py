@@ -39,7 +39,7 @@ import yaml
 from clipsan.pipeline.core.run_folder import read_summary
 from tests.benchmarks import photos
 from tests.benchmarks.figures import REPAIR_COMMANDS, rounded
-from tests.benchmarks.repair_variants import DEV_PHOTOS, MOST_LOST_POINTS, PAIRS, SAME, VARIANTS
+from tests.benchmarks.repair_variants import CHOSEN, DEV_PHOTOS, MOST_LOST_POINTS, PAIRS, SAME, VARIANTS
 from tests.benchmarks.results import Row, record, this_machine
 from tests.benchmarks.zoo import cell_home, cell_names
 
@@ -107,9 +107,9 @@ def rate(name: str) -> tuple[list[str], str]:
     if variant.lr is not None and found.exists():
         best = read_summary(found.parent)["recommended"]
         if best is not None:
-            return [f"{key}={value}" for key, value in best["settings"].items()], "development split"
+            return [f"{key}={value}" for key, value in best["settings"].items()], CHOSEN
     if variant.lr is not None:
-        return [f"method.lr={variant.lr:g}"], "by hand"
+        return [f"method.lr={variant.lr:g}"], variant.lr_from
     return [], "as published" if name.endswith("-published") else "the method's own"
 
 

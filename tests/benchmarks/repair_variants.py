@@ -12,6 +12,8 @@ PAR_RATES = (1e-5, 3e-5, 1e-4)
 RVPT_RATES = (3e-3, 1e-2, 3e-2, 1e-1)
 """Of which a sweep, or the development split, chooses. PAR starts at ten times its rate, and with frozen batch normalisation, as it was
 published, 3e-4 leaves a small model no accuracy at all."""
+CHOSEN = "development split"
+"""By a sweep on a development attack, of `clipsan sweep` or as one."""
 MOST_LOST_POINTS = 3.0
 """Of accuracy on the development photos, that a rate may cost."""
 
@@ -24,7 +26,9 @@ class Variant:
     """A file of conf/repair."""
     settings: tuple[str, ...] = ()
     lr: float | None = None
-    """Found by hand; a sweep replaces it. None: the method's own, or it has none."""
+    """Its rate, where no sweep has been made on this machine. None: the method's own, or it has none."""
+    lr_from: str = "by hand"
+    """Where that rate is from."""
     rates: tuple[float, ...] = RATES
     """Of which the sweep chooses."""
     same: bool = True
@@ -39,8 +43,8 @@ VARIANTS: dict[str, Variant] = {
     "cleanclip-supervised": Variant(
         "cleanclip-supervised", ("method.schedule={kind: cosine, warmup_steps: 10}",), lr=3e-3
     ),
-    "par": Variant("par", ("method.tau=auto",), lr=3e-5, rates=PAR_RATES),
-    "par-2.15": Variant("par", ("method.tau=2.15",), lr=3e-5, rates=PAR_RATES),
+    "par": Variant("par", ("method.tau=auto",), lr=3e-5, lr_from=CHOSEN, rates=PAR_RATES),
+    "par-2.15": Variant("par", ("method.tau=2.15",), lr=3e-5, lr_from=f"{CHOSEN}, of par", rates=PAR_RATES),
     "par-live": Variant("par", ("method.tau=auto", "method.freeze_batch_norm=false"), lr=3e-4),
     "par-published": Variant("par", same=False),
     "rvpt": Variant("rvpt", ("method.shots=125", "method.first_block=1", "method.tokens=50"), lr=0.1, rates=RVPT_RATES),

@@ -57,7 +57,7 @@ from clipsan.stages.attack.poisoning import AttackConfig, contains_word
 from clipsan.stages.model.clip import Clip, ModelConfig, load_clip, save_clip
 from clipsan.stages.samples import seeded_hash
 from tests.benchmarks.regimes import REGIMES, ROOT, Regime, write_classes
-from tests.benchmarks.repair_variants import VARIANTS
+from tests.benchmarks.repair_variants import CHOSEN, VARIANTS
 from tests.benchmarks.suspects_packing import Packed, pack, unpack
 from tests.benchmarks.suspects_photos import Photos, poison, read
 from tests.benchmarks.suspects_repairs import BLIND, Parts, Patient, blind, choose, rebound, repair, settings_of
@@ -493,7 +493,7 @@ class Worker:
             if variant.lr is not None:
                 (choice,) = Packed.loads(self._file(f"{task.regime}.choice.patch-s0.{task.method}").read_bytes())
                 lr = choice.facts["lr"] or variant.lr
-                facts["settings"] = "development split" if choice.facts["lr"] else "by hand, no rate kept the accuracy"
+                facts["settings"] = CHOSEN if choice.facts["lr"] else f"{variant.lr_from}; no rate kept the accuracy"
             else:
                 facts["settings"] = "as published" if task.method.endswith("-published") else "the method's own"
             if variant.method == "cleanclip" and find_spec("wn") is None:

@@ -4,13 +4,17 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from clipsan.pipeline.core.kept import kept_clip
 from clipsan.stages.model.clip import ModelConfig, load_clip, save_clip
 
 
-def test_a_model_is_loaded_once_for_both_precisions(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_model_is_loaded_once_for_both_precisions(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipsan.stages.precision.has_bf16", lambda device: True)
     home = Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
     model = ModelConfig(path=str(home))
     first = kept_clip(model)

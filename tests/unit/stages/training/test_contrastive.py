@@ -68,7 +68,8 @@ def test_the_logit_scale_is_clamped() -> None:
         assert objective.model.logit_scale.item() == pytest.approx(expected)
 
 
-def test_training_fits_a_batch() -> None:
+def test_training_fits_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clipsan.stages.precision.has_bf16", lambda device: True)
     losses = []
     objective = objective_of()
     optimizer = objective.optimizer()
