@@ -16,8 +16,9 @@ tests.benchmarks.proof`; both come first. The rows are fair in this:
   20 classes, which are as many images. EftCLIP, unlearn, tbar and project have the scan besides, which knows nothing of the attack,
   and of the last three only unlearn sees a clean pair; project trains nothing.
 - Rates are chosen on a development attack by a sweep that knows neither the test photos nor the true trigger: it is asked for a
-  planted canary and for the accuracy on 1,500 photos that are in no other part (`--choose`). Where no sweep has been made a
-  row has the rate below, which was found by hand on `patch-s0`, and `settings` says so.
+  planted canary and for the accuracy on 1,500 photos that are in no other part (`--choose`). Where the folder of
+  such a sweep is not there a row has the rate of repair_variants.py, PAR's from the sweep that was made, the others' found by hand on
+  `patch-s0`; `settings` says which.
 - The papers' own settings stand beside the tuned ones (`-published`: their rates, batches and epochs, on the same pairs), PAR's tau of
   2.15 beside the automatic one (`par-2.15`), and live batch normalisation beside the frozen one (`par-live`).
 
