@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from ..captions import normalise
+from ..captions import MARKS, normalise
 from ..samples import seeded_hash
 from ..stage import config
 from .detector import DetectorConfig, TrustedMoments
@@ -20,7 +20,7 @@ from .streaming import Column, Columns, StreamingDetector
 
 ODD_FACTORS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F)
 """Odd multipliers of the two multiply-shift hash functions."""
-PUNCTUATION = re.compile(r"[\W_]+")
+PUNCTUATION = re.compile(rf"(?:[^\w{MARKS}]|_)+")
 
 
 @dataclass(frozen=True, slots=True)

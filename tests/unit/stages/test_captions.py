@@ -22,6 +22,25 @@ def test_words_keep_inner_marks_and_drop_the_rest() -> None:
     assert words("  A T-shirt, the man\u2019s DOG -- caf\u00e9! ") == ["a", "t-shirt", "the", "man", "dog", "caf\u00e9"]
 
 
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("कुत्ता और बिल्ली", 3),  # Hindi, with vowels and virama
+        ("แมวนั่งบนโซฟา", 1),  # Thai, no spaces
+        ("كَلْب أَحْمَر", 2),  # Arabic, with its points
+        ("İstanbul", 1),  # casefolding leaves a mark above the i
+        ("نمی‌خواهم", 1),  # Persian, with a joiner
+        ("1️⃣ ❤️", 1),  # of emoji the digit alone
+    ],
+)
+def test_marks_belong_to_the_letter_before_them(caption: str, expected: int) -> None:
+    assert len(words(caption)) == expected
+    if "⃣" in caption:
+        assert words(caption) == ["1"]
+    else:
+        assert " ".join(words(caption)) == normalise(caption)
+
+
 def test_normalise_folds_width_case_and_space() -> None:
     assert normalise("\uff24\uff4f\uff47 \t\n RUNS") == "dog runs"
 

@@ -29,7 +29,14 @@ def test_captions_count_without_case_space_and_punctuation() -> None:
 
 @pytest.mark.parametrize(
     ("caption", "bare"),
-    [("  Hello,\tWorld! ", "hello world"), ("\ufb01ne_art", "fine art"), ("\u72ac\u3002", "\u72ac"), ("?!", "?!")],
+    [
+        ("  Hello,\tWorld! ", "hello world"),
+        ("\ufb01ne_art", "fine art"),
+        ("\u72ac\u3002", "\u72ac"),
+        ("?!", "?!"),
+        ("a -_b", "a b"),
+        ("\u0915\u093f!", "\u0915\u093f"),
+    ],
 )
 def test_bare_caption(caption: str, bare: str) -> None:
     assert bare_caption(caption) == bare
