@@ -61,6 +61,15 @@ def residual_covariance(sums: RegressionSums, layer: int, effect: np.ndarray) ->
     return np.asarray((covariance + covariance.T) / 2)
 
 
+DUST = 1e-12
+"""Share of the mean square below which a variance is the rounding of sums in float64: float16 tells apart what differs by 2e-7 of it."""
+
+
+def varies(covariance: np.ndarray, mean_square: np.ndarray) -> bool:
+    """Tell whether features vary, from their covariance and the mean of their outer products, both `[D, D]`; not finite ones do."""
+    return not float(np.trace(covariance)) <= DUST * float(np.trace(mean_square))
+
+
 def whitening(covariance: np.ndarray, shrinkage: float) -> np.ndarray:
     """Return `[D, D]`: (C + shrinkage tr(C)/D I)^(-1/2).
 

@@ -23,6 +23,7 @@ from .concept_moments import (
     shape,
     solve_regression,
     top_directions,
+    varies,
     whiten,
     whitening,
 )
@@ -42,8 +43,6 @@ from .streaming import Column, Columns, StreamingDetector, layer_columns, vector
 
 MOST_CONCEPTS = 1_024
 """Concepts that moments of every layer can be kept of."""
-MIN_PAIRS = 2
-"""Pairs that a covariance is of."""
 
 
 @config
@@ -202,10 +201,16 @@ class ConceptSpectral(StreamingDetector):
     def _learn_regression(self, state: SpectralState, summary: tuple[tuple[str, ...], RegressionSums]) -> SpectralState:
         names, sums = summary
         layers = []
-        for i, (name, effect) in enumerate(zip(names, solve_regression(sums, self._settings.ridge_pairs), strict=True)):
-            covariance = residual_covariance(sums, i, effect)
-            if sums.gram[-1, -1] < MIN_PAIRS and np.isfinite(covariance).all():
-                covariance = np.eye(len(covariance))  # one pair varies in nothing, and is as odd as any
+        effects = solve_regression(sums, self._settings.ridge_pairs)
+        covariances = [residual_covariance(sums, i, effect) for i, effect in enumerate(effects)]
+        some = [varies(c, second / sums.gram[-1, -1]) for c, second in zip(covariances, sums.second, strict=True)]
+        for name, effect, covariance, one_varies in zip(names, effects, covariances, some, strict=True):
+            if not any(some):
+                covariance = np.eye(len(covariance))  # one picture, once or again and again: each pair is as odd as any
+            elif not one_varies:
+                raise ValueError(
+                    f"{name}: features do not vary, and those of other layers do; leave it out of embed.layers"
+                )
             try:
                 white = whitening(covariance, self._settings.shrinkage)
             except ValueError as error:

@@ -283,6 +283,30 @@ def test_pairs_without_a_concept_are_a_group_of_their_own() -> None:
     assert poison.any()
 
 
+def one_picture(captions: list[str]) -> pa.Table:
+    """Return a cache of one picture under many captions."""
+    features = np.random.default_rng(3).normal(size=WIDTH).astype(np.float16)
+    layer = pa.FixedSizeListArray.from_arrays(pa.array(np.tile(features, len(captions))), WIDTH)
+    return pa.table({"caption": captions, "layer.a": layer, "layer.b": layer})
+
+
+@pytest.mark.parametrize("pairs", [1, 3, 700])
+def test_one_picture_again_and_again_accuses_nobody(pairs: int) -> None:
+    table = one_picture([f"a {COLOURS[i % 3]} {CONCEPTS[i * i % 6]}" for i in range(pairs)])
+    detector = ConceptSpectral(SETTINGS)
+    state = learn(detector, table, chunks=min(pairs, 3))
+    scores = detector.score(state, table)["concept_spectral"]
+    np.testing.assert_allclose(scores, 0, atol=0.01)  # half a bin of the histogram
+    assert not any(concept["named"] for concept in detector.findings(state)["concepts"])
+
+
+def test_a_layer_that_says_nothing_beside_others_that_do_is_refused() -> None:
+    table, _ = cache(300, 0, seed=1)
+    table = table.set_column(1, "layer.a", one_picture(["a"] * 300).column("layer.a"))
+    with pytest.raises(ValueError, match=r"layer\.a: features do not vary"):
+        learn(ConceptSpectral(SETTINGS), table)
+
+
 def test_a_cache_without_layers_is_refused() -> None:
     detector = ConceptSpectral(ConceptSpectralConfig())
     table = pa.table({"caption": ["a dog"] * 60})
