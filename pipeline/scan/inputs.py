@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from clipsan.stages.decode import BadImage, decode
-from clipsan.stages.samples import RawPair, Unit
+from clipsan.stages.samples import RawPair, Reject, Unit
 from clipsan.stages.sources import SourceConfig, read_unit
 
 from ..core.commit import part_path, read_part, write_json, write_part
@@ -30,6 +30,8 @@ KEPT = frozenset({"embeddings", "rejected", "work"})
 KEPT_WORK = frozenset({"trusted"})
 """The same of its folder work/."""
 NAMED = 5
+NOT_OF_BYTES = frozenset({Reject.DECODE_TIMEOUT.value, Reject.WORKER_DIED.value})
+"""Reasons that depend on the machine and on limits, too: another try may end otherwise with the same bytes, or kill a worker."""
 
 
 def difference(folder: RunFolder, units: Sequence[Unit]) -> str | None:
@@ -89,7 +91,10 @@ def check_unchanged(
 
 @dataclass(frozen=True)
 class SameWork(Work):
-    """Holds the pairs of a unit against what is committed of it; the record names the first that is another."""
+    """Holds the pairs of a unit against what is committed of it; the record names the first that is another.
+
+    A picture that took too long or killed its process is not decoded again: nothing but its place is held against what is committed.
+    """
 
     source: SourceConfig
     max_pixels: int
@@ -100,25 +105,27 @@ class SameWork(Work):
         embedded = self.embeddings.read(piece.index, ["uid", "image_sha256", "caption"]).to_pylist()
         rejected = self.rejected.read(piece.index, ["uid", "reason"]).to_pylist()
         known = {row["uid"]: row for row in embedded}
-        left = [row["uid"] for row in rejected]
+        left: dict[str, list[str]] = {}
+        for row in rejected:
+            left.setdefault(row["uid"], []).append(row["reason"])
         count = 0
         for pair in read_unit(self.source, piece):
             count += 1
             row = known.pop(pair.uid, None) if pair.reject is None else None
             if row is not None and (row["image_sha256"], row["caption"]) == (_digest(pair), pair.caption):
                 continue
-            if row is not None or pair.uid not in left or not self._is_bad(pair):
+            if row is not None or not left.get(pair.uid) or not self._is_bad(pair, left[pair.uid][0]):
                 return Done(
                     pairs=count,
                     record=f"{piece.shard} changed since this run read it, and {pair.uid} is another pair now",
                 )
-            left.remove(pair.uid)
-        missing = next(iter((*known, *left)), None)
+            del left[pair.uid][0]
+        missing = next(iter((*known, *(uid for uid, reasons in left.items() if reasons))), None)
         record = None if missing is None else f"{piece.shard} changed since this run read it, and {missing} is gone"
         return Done(pairs=count, record=record)
 
-    def _is_bad(self, pair: RawPair) -> bool:
-        if pair.reject is not None or pair.image is None or pair.caption is None:
+    def _is_bad(self, pair: RawPair, reason: str) -> bool:
+        if pair.reject is not None or pair.image is None or pair.caption is None or reason in NOT_OF_BYTES:
             return True
         try:
             decode(pair.image, self.max_pixels)
