@@ -337,13 +337,16 @@ def write_copy(scan: Scan, kind: Literal["clean", "quarantine"]) -> None:
     )
     write = scan.over_parts(f"write {kind}", f"work/write-{kind}", plan.verdict_fingerprint)
     forget_broken(write.home, work.out)
-    write.do({unit.index: (unit, _parts_of(unit, plan.pairs.units)) for unit in units}, work)
+    parts = parts_of(units, plan.pairs.units)
+    write.do({unit.index: (unit, parts[unit.index]) for unit in units}, work)
 
 
-def _parts_of(unit: Unit, pieces: Sequence[Unit]) -> list[int]:
-    """Return the pieces that a unit was cut into: a copy has the files that its data set has."""
-    return [
-        piece.index
-        for piece in pieces
-        if piece.path == unit.path and piece.shard == unit.shard and inside(unit, piece.start)
-    ]
+def parts_of(units: Sequence[Unit], pieces: Sequence[Unit]) -> dict[int, list[int]]:
+    """Return the pieces that each unit was cut into, by its index: a copy has the files that its data set has."""
+    of_shard: dict[tuple[str, str], list[Unit]] = {}
+    for piece in pieces:
+        of_shard.setdefault((piece.path, piece.shard), []).append(piece)
+    return {
+        unit.index: [piece.index for piece in of_shard.get((unit.path, unit.shard), ()) if inside(unit, piece.start)]
+        for unit in units
+    }

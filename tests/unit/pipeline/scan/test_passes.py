@@ -10,8 +10,9 @@ import pyarrow as pa
 import pytest
 
 from clipsan.pipeline.core.pass_ import Done, Work
-from clipsan.pipeline.scan.passes import _updated
+from clipsan.pipeline.scan.passes import _updated, parts_of
 from clipsan.stages.detectors.streaming import Shares, StreamingDetector
+from clipsan.stages.samples import Unit
 
 
 class Sums(StreamingDetector):
@@ -64,3 +65,15 @@ def test_shares_are_worked_out_by_a_pass_and_leave_nothing_behind(
     assert _updated(scan, "learn 3", Sums(), 4, numbers) == 4 + 10 * sum(numbers)
     assert spread.done == ([] if alone else list(range(len(numbers))))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_unit_has_the_pieces_that_begin_in_it_and_every_piece_has_a_unit() -> None:
+    def cut(shard: str, *bounds: int) -> list[tuple[str, int, int]]:
+        return [(shard, start, stop) for start, stop in zip(bounds, [*bounds[1:], -1], strict=True)]
+
+    def numbered(cuts: list[tuple[str, int, int]]) -> list[Unit]:
+        return [Unit(i, shard, f"/data/{shard}", start, stop, 9) for i, (shard, start, stop) in enumerate(cuts)]
+
+    units = numbered([*cut("a.tar", 0), *cut("b.tar", 0, 100), *cut("c.tar", 0)])
+    pieces = numbered([*cut("a.tar", 0, 7), *cut("b.tar", 0, 40, 100, 130), *cut("c.tar", 0)])
+    assert parts_of(units, pieces) == {0: [0, 1], 1: [2, 3], 2: [4, 5], 3: [6]}
