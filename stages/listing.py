@@ -99,6 +99,20 @@ def roots_of(patterns: str | Sequence[str]) -> list[str]:
     return list(dict.fromkeys(roots))
 
 
+def takes_in(patterns: str | Sequence[str], folder: str) -> str | None:
+    """Return the folder that is listed to any depth, by a pattern that names it or by `**`, and in which another lies; None where none is.
+
+    What is written to that other folder later would be listed with what is there now.
+    """
+    place = split_query(absolute(folder))[0].rstrip("/") + "/"
+    for pattern in _expanded(patterns):
+        base, deep = split_query(pattern)[0].rstrip("/"), "**" in pattern
+        root = _fixed(base, ADDRESS_WILDCARD if is_address(pattern) else WILDCARD) if deep else base
+        if place.startswith(root + "/") and (deep or kind(pattern) == fs.FileType.Directory):
+            return root
+    return None
+
+
 def find(patterns: str | Sequence[str], suffixes: tuple[str, ...]) -> list[Found]:
     """List the files of a data set, sorted by their path relative to the data set's root.
 

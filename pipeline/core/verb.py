@@ -8,10 +8,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Generic, Protocol, TypeVar
 
 from clipsan.stages.files import is_address
+from clipsan.stages.listing import takes_in
+from clipsan.stages.sources import SourceConfig
 
 from ..tracking.record import DataInput, Judged, ModelRecord, TrackingConfig, metrics_of, version_tags
 from ..tracking.send import below, log_folder, log_run, registered, untracked
@@ -211,9 +213,10 @@ class Verb(Generic[C, P]):
         """Return where the run folder lies.
 
         Raises:
-            ConfigError: on an object store, which is no place for this verb's.
+            ConfigError: on an object store, which is no place for this verb's; or where the data would take in what it writes.
         """
         out = str(plan.config.out)
+        check_apart(plan.config)
         if not self.on_stores and is_address(out.removeprefix("file://")):
             raise ConfigError(
                 f"out={masked(out)}: the run folder of `clipsan {self.name}` lies on a local or shared file system; those of scan, train, "
@@ -264,3 +267,20 @@ class Verb(Generic[C, P]):
             return registered(logged) if result.model is not None else None
         where = dict(log_folder(tracking, folder.root))
         return registered(where.get(folder.root / result.step_with_model)) if result.step_with_model else None
+
+
+def check_apart(settings: Any) -> None:
+    """Refuse a run folder that lies in a folder of the data which is listed whole: the same command again would take the run's own
+    files for data.
+
+    Raises:
+        ConfigError: it lies there.
+    """
+    for one in fields(settings):
+        source = getattr(settings, one.name)
+        folder = takes_in(source.path, settings.out) if isinstance(source, SourceConfig) else None
+        if folder is not None:
+            raise ConfigError(
+                f"out={masked(settings.out)}: it lies in {masked(folder)}, all of which is data ({one.name}.path), so that another run "
+                f"would take this one's files for data; give another `out`, or name the files, as {masked(folder)}/*.SUFFIX"
+            )

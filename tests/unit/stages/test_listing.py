@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from clipsan.stages.files import PathError
-from clipsan.stages.listing import expand_braces, find, find_folders, list_folder
+from clipsan.stages.listing import expand_braces, find, find_folders, list_folder, takes_in
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -77,3 +77,28 @@ def test_a_loop_of_links_ends_and_links_elsewhere_are_followed(tmp_path: Path) -
     assert relative(find(str(tmp_path / "a"), (".tar",))) == ["b/y.tar", "x.tar"]
     hidden = [entry.path for entry in list_folder(str(tmp_path / "a"), recursive=True, hidden=True) if entry.is_file]
     assert hidden == ["_z.tar", "b/y.tar", "x.tar"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "out", "inside"),
+    [
+        ("data", "data/run", True),
+        ("data/", "data/deep/run", True),
+        ("data", "data", True),
+        ("data/**/*.tar", "data/run", True),
+        ("{data,other}", "other/run", True),
+        ("data", "data-run", False),
+        ("data", "run", False),
+        ("data/run/copy", "data/run", False),
+        ("data/*.tar", "data/run", False),
+        ("data/0.tar", "data/run", False),
+    ],
+)
+def test_a_folder_that_is_listed_whole_takes_in_what_lies_below(
+    pattern: str, out: str, inside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "data/0.tar", "other/1.tar", "data/run/copy/2.tar")
+    monkeypatch.chdir(tmp_path)
+    found = takes_in(pattern, str(tmp_path / out))
+    assert found == (str(tmp_path / out.partition("/")[0]) if inside else None)
+    assert takes_in(str(tmp_path / pattern), out) == found
