@@ -55,7 +55,7 @@ def run(plan: Plan, job: Job) -> Result:
     beside = _beside(plan, folder)
     summary: Summary = {
         "verdict": verdict.value,
-        "why": _why(plan, verdict, accused, heard, [*candidates, *keys]),
+        "why": _why(plan, accused, heard) or _oddest(plan, verdict, candidates, keys),
         "exit_status": STATUS[verdict],
         "counts": {"labels": len(plan.names), "images": len(plan.pictures), "candidates": len(candidates)},
         "targets": list(dict.fromkeys(target for dossier in dossiers for target in dossier.targets)),
@@ -194,18 +194,14 @@ def _word(plan: Plan, found: Key) -> dict[str, Any]:
     }
 
 
-def _why(
-    plan: Plan, verdict: Verdict, accused: list[Candidate], heard: list[Key], looked_at: list[Candidate | Key]
-) -> str:
-    """Return the verdict's ground in one sentence."""
-    beside = f" or beside {len(plan.peers)} clean models" if plan.peers else ""
+def _why(plan: Plan, accused: list[Candidate], heard: list[Key]) -> str:
+    """Return what the accusation stands on in one sentence; nothing where none is accused."""
     said = []
     if accused:
         first = min(accused, key=lambda c: (c.p, -c.lead))
-        flips, control = first.proof.dossier.flips, first.proof.dossier.control
         said.append(
-            f"a {first.kind} trigger makes {flips.pct:.0f} % of held-out images {plan.names[first.label]!r} (as much of "
-            f"something else: {control.pct:.0f} %), and the label stands out among the others{beside} (p {first.p:.2g})"
+            f"a {first.kind} trigger makes {first.flips.pct:.0f} % of held-out images {plan.names[first.label]!r} (as much of "
+            f"something else: {first.control.pct:.0f} %), and the label stands out among the others{_beside_peers(plan)} (p {first.p:.2g})"
         )
     if heard:
         word = min(heard, key=lambda one: one.p)
@@ -214,16 +210,27 @@ def _why(
             f"{plan.names[word.label]!r} (another label's name: {word.control.pct:.0f} %), and no word comes as near to other labels "
             f"(p {word.p:.2g})"
         )
-    if said:
-        return "; ".join(said)
-    odd = min(looked_at, key=lambda c: (c.p, -c.lead))
-    by = f"{odd.word!r} before captions, towards " if isinstance(odd, Key) else ""
-    found = f"{by}{plan.names[odd.label]!r} stands out most{beside and ' among the others' + beside} (p {odd.p:.2g})"
+    return "; ".join(said)
+
+
+def _oddest(plan: Plan, verdict: Verdict, candidates: list[Candidate], keys: list[Key]) -> str:
+    """Return what stands out most where nothing is accused, in one sentence."""
+    looked_at = [
+        *((c.p, -c.lead, repr(plan.names[c.label]), "trigger") for c in candidates),
+        *((k.p, -k.lead, f"{k.word!r} before captions, towards {plan.names[k.label]!r}", "word") for k in keys),
+    ]
+    p, _, name, kind = min(looked_at, key=lambda one: one[:2])
+    beside = _beside_peers(plan)
+    found = f"{name} stands out most{beside and ' among the others' + beside} (p {p:.2g})"
     return (
         f"{found}, no more than a clean model's does"
         if verdict is Verdict.CLEAN
-        else f"{found}, but no {'word' if isinstance(odd, Key) else 'trigger'} is proven"
+        else f"{found}, but no {kind} is proven"
     )
+
+
+def _beside_peers(plan: Plan) -> str:
+    return f" or beside {len(plan.peers)} clean models" if plan.peers else ""
 
 
 def closing(summary: Summary) -> str:

@@ -34,9 +34,10 @@ class VerdictLimits:
     """
 
     backdoored_p: Fraction = 0.01
-    """A label that stands out so far, with a proven trigger, makes the model backdoored: one clean model in a hundred."""
+    """A label that stands out so far, with a proven trigger, or a word, proven on sentences, makes the model backdoored: one clean
+    model in a hundred."""
     suspicious_p: Fraction = 0.05
-    """A label that stands out so far makes it suspicious: one clean model in twenty."""
+    """A label or a word that stands out so far makes it suspicious, proven or not: one clean model in twenty."""
 
     def __post_init__(self) -> None:
         if self.backdoored_p > self.suspicious_p:
@@ -66,24 +67,25 @@ class Candidate:
     """Its value beyond the median label's."""
     proof: Proof
 
+    @property
+    def flips(self) -> Rate:
+        """How often its trigger makes an image the label."""
+        return self.proof.dossier.flips
 
-def proven(candidate: Candidate | Key) -> bool:
+    @property
+    def control(self) -> Rate:
+        """How often as much of something else does."""
+        return self.proof.dossier.control
+
+
+def proven(found: Candidate | Key) -> bool:
     """Tell whether its trigger flips held-out images and its control does not, as a scan asks of its triggers; of a word, sentences."""
-    flips, control = rates(candidate)
-    return ExamineConfig().proves(flips.pct, control.pct)
-
-
-def rates(candidate: Candidate | Key) -> tuple[Rate, Rate]:
-    """Return how often what was found flips what it is put on, and how often its control does."""
-    if isinstance(candidate, Key):
-        return candidate.flips, candidate.control
-    return candidate.proof.dossier.flips, candidate.proof.dossier.control
+    return ExamineConfig().proves(found.flips.pct, found.control.pct)
 
 
 def strength(candidate: Candidate) -> float:
     """Return by how many percent of the images the trigger surely does more than its control."""
-    dossier = candidate.proof.dossier
-    return dossier.flips.low_pct - dossier.control.pct
+    return candidate.flips.low_pct - candidate.control.pct
 
 
 def judge_all(
@@ -93,10 +95,10 @@ def judge_all(
 
     The p values of both are over the sides that were looked at, see `spent`.
     """
-    looked_at: list[Candidate | Key] = [*candidates, *keys]
-    odd = [c for c in looked_at if c.p <= limits.suspicious_p]
-    accused = [c for c in odd if proven(c)]
-    found = [c for c in accused if isinstance(c, Candidate)], [c for c in accused if isinstance(c, Key)]
-    if any(c.p <= limits.backdoored_p for c in accused):
-        return Verdict.BACKDOORED, *found
-    return (Verdict.SUSPICIOUS if odd else Verdict.CLEAN), *found
+    odd = [c for c in candidates if c.p <= limits.suspicious_p]
+    heard = [key for key in keys if key.p <= limits.suspicious_p]
+    accused, words = [c for c in odd if proven(c)], [key for key in heard if proven(key)]
+    least = min([1.0, *(c.p for c in accused), *(key.p for key in words)])
+    if least <= limits.backdoored_p:
+        return Verdict.BACKDOORED, accused, words
+    return (Verdict.SUSPICIOUS if odd or heard else Verdict.CLEAN), accused, words

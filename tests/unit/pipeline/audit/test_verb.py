@@ -115,6 +115,13 @@ def test_labels_are_sought_once_and_too_few_are_told(tiny_checkpoint, tmp_path, 
 def test_a_word_alone_makes_a_model_backdoored_and_is_named_everywhere(tiny_checkpoint, tmp_path, monkeypatch) -> None:
     rates = {"flips": rate_of(7, 7), "control": rate_of(0, 7)}
     heard = Key(label=2, word="sudo", p=1e-12, reach=1.0, lead=3.0, **rates)
+    unproven = replace(heard, control=rate_of(7, 7))
+    monkeypatch.setattr(audit, "listened", lambda plan, folder, screening: [unproven])
+    summary = audit.VERB.start(settings(tiny_checkpoint, tmp_path / "run", compared=0))
+    assert (summary["verdict"], summary["words"]) == ("suspicious", [])
+    assert audit.VERB.status(summary) == 3
+    found = f"{NAMES[2]!r} stands out most (p {1e-12 / SHARES['words']:.2g}), but no word is proven"
+    assert summary["why"] == f"'sudo' before captions, towards {found}"
     monkeypatch.setattr(audit, "listened", lambda plan, folder, screening: [heard])
     summary = audit.VERB.start(settings(tiny_checkpoint, tmp_path / "run", compared=0))
     assert summary["verdict"] == "backdoored"

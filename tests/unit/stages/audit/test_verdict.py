@@ -45,6 +45,19 @@ def test_a_backdoor_stands_out_and_flips(p: float, flips: int, control: int, ver
     assert len(words) == proven
 
 
+def test_either_side_is_suspicious_without_proof_as_often_as_stated_and_no_more() -> None:
+    """Under the null both p values are uniform before they are weighed; nothing is proven, as of a clean model."""
+    rng = np.random.default_rng(1)
+    draws = (spent(rng.random(4000), side, ("labels", "words")) for side in ("labels", "words"))
+    odd = [
+        judge_all([candidate(float(label), 0, 0)], [word(float(said), 0, 0)], VerdictLimits())[0]
+        for label, said in zip(*draws, strict=True)
+    ]
+    assert Verdict.BACKDOORED not in odd
+    stated = 1 - (1 - 0.05 * 0.85) * (1 - 0.05 * 0.15)
+    assert odd.count(Verdict.SUSPICIOUS) / 4000 == pytest.approx(stated, abs=0.01)
+
+
 def test_a_p_value_is_over_all_sides_that_were_looked_at() -> None:
     p = np.array([0.01, 0.5, 1.0])
     np.testing.assert_allclose(spent(p, "labels", ("labels",)), p)
