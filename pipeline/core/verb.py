@@ -166,9 +166,9 @@ class Verb(Generic[C, P]):
         versions = find_versions(settings)
         return Checked(settings, self.plan(by_paths(settings, versions)), versions)
 
-    def go(self, plan: P) -> Summary:
-        """Run a plan whose settings name no version, or what is left of it, and return the summary."""
-        return self.finish(Checked(plan.config, plan, {}))
+    def go(self, plan: P, versions: Mapping[str, Version]) -> Summary:
+        """Run a plan, or what is left of it, and return the summary; `versions` are those whose files its settings name, by the setting."""
+        return self.finish(Checked(plan.config, plan, versions))
 
     def finish(self, checked: Checked[C, P]) -> Summary:
         """Do what has been checked, or what is left of it, and return the summary."""

@@ -1,5 +1,6 @@
 """A run, every step of it checked before anything starts."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from clipsan.stages.model.clip import load_clip
@@ -8,6 +9,7 @@ from clipsan.stages.sources import identity, list_units
 
 from ..core.commit import fingerprint
 from ..tracking.record import TrackingConfig
+from ..tracking.versions import Version
 from .settings import RunConfig
 from .steps import STEPS, Step
 
@@ -26,7 +28,7 @@ class Plan:
         """Return the plan of every step as text for --dry-run."""
         settings = self.config
         lines = []
-        for step in steps_of(settings, settings.tracking):
+        for step in steps_of(settings, settings.tracking, {}):
             lines += [f"{step.name}", *(f"  {line}" for line in step.describe().splitlines())]
         limits = [
             f"{name} at most {value:g} {unit}"
@@ -48,13 +50,13 @@ def make_plan(settings: RunConfig) -> Plan:
     Raises:
         ConfigError, ValueError, OSError: with the section and the setting.
     """
-    for step in steps_of(settings, settings.tracking):
+    for step in steps_of(settings, settings.tracking, {}):
         step.check()
     units = list_units(settings.data)
     tree = {**identity(settings.data, units), "model": load_clip(settings.model).fingerprint}
     return Plan(settings, units, fingerprint(tree))
 
 
-def steps_of(settings: RunConfig, tracking: TrackingConfig) -> list[Step]:
-    """Return the steps in their order."""
-    return [step(settings, tracking) for step in STEPS]
+def steps_of(settings: RunConfig, tracking: TrackingConfig, versions: Mapping[str, Version]) -> list[Step]:
+    """Return the steps in their order; `versions` are those of a model registry that the settings named, by the setting."""
+    return [step(settings, tracking, versions) for step in STEPS]

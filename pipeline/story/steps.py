@@ -24,6 +24,7 @@ from ..scan import verb as scan
 from ..scan.losses import unread_said
 from ..scan.plan import ScanConfig
 from ..tracking.record import TrackingConfig
+from ..tracking.versions import Version
 from .settings import RunConfig
 
 T = TypeVar("T")
@@ -36,11 +37,19 @@ class Step(ABC):
     """One verb of the story."""
 
     name: ClassVar[str]
+    sections: ClassVar[Mapping[str, str]]
+    """How settings of the run begin that are settings of the step -> how they begin there."""
 
-    def __init__(self, settings: RunConfig, tracking: TrackingConfig) -> None:
+    def __init__(self, settings: RunConfig, tracking: TrackingConfig, versions: Mapping[str, Version]) -> None:
         self.settings = settings
         self.root = Path(settings.out).expanduser().resolve()
         self.tracking = tracking
+        self.versions = {
+            own + key.removeprefix(begin): version
+            for begin, own in self.sections.items()
+            for key, version in versions.items()
+            if key.startswith(begin)
+        }
 
     @property
     def folder(self) -> Path:
@@ -79,6 +88,7 @@ class ScanStep(Step):
     """Verdicts, proofs, the clean copy and the quarantine, the compact set."""
 
     name = "scan"
+    sections: ClassVar[Mapping[str, str]] = {"model": "model", "scan.": ""}
 
     def config(self) -> ScanConfig:
         s = self.settings
@@ -96,7 +106,7 @@ class ScanStep(Step):
 
     def run(self) -> dict[str, Any]:
         plan = scan.VERB.plan(self.config())
-        summary = finished(self.folder, plan.fingerprint) or scan.VERB.go(plan)
+        summary = finished(self.folder, plan.fingerprint) or scan.VERB.go(plan, self.versions)
         if UNREAD in summary:
             raise Unreachable(f"scan: {unread_said(summary)}")
         return summary
@@ -106,6 +116,7 @@ class RepairStep(Step):
     """The repaired checkpoint, measured before and after."""
 
     name = "repair"
+    sections: ClassVar[Mapping[str, str]] = {"model": "model", "repair.": "", "evaluate.": "evaluate."}
 
     def config(self) -> RepairConfig:
         s = self.settings
@@ -151,7 +162,7 @@ class RepairStep(Step):
         return None if proven(found) or self.settings.force else unproven(found)
 
     def run(self) -> dict[str, Any]:
-        return repair.VERB.start(self.config())
+        return repair.VERB.go(repair.VERB.plan(self.config()), self.versions)
 
     @property
     def _scanned(self) -> bool:

@@ -25,7 +25,7 @@ SHOWN = ("clean_accuracy_pct", "asr_pct", "accuracy_under_trigger_pct", "retriev
 def run(plan: Plan, job: Job) -> Result:
     """Do the steps, or what is left of them."""
     settings, folder = plan.config, job.folder
-    done, idle = _do(steps_of(settings, job.tracking))
+    done, idle = _do(steps_of(settings, job.tracking, job.versions))
     summary = _summary(settings, folder, done, idle)
     return Result(
         summary=summary,

@@ -12,8 +12,8 @@
 - Tags of a verdict, on the version that was audited (`Judged`): clipsan.audit and clipsan.audit_run (fingerprint and MLflow run of
   the audit), clipsan.audit_verdict, clipsan.audit_label and clipsan.audit_p (what stands out most, and how far),
   clipsan.audit_targets (JSON, those of proven triggers).
-- Tags of versions, on every run whose settings named one of a model registry, and on the version that a repair of it registers:
-  clipsan.version is the one that `model` named (models:/NAME/VERSION), clipsan.version.SETTING that of another setting.
+- Tags of versions, on every run whose settings named one of a model registry, on its steps, and on the version that a repair of it
+  registers: clipsan.version is the one that `model` named (models:/NAME/VERSION), clipsan.version.SETTING that of another setting.
 - Parameters: the resolved settings; metrics: the numbers of summary.json; both with dotted names. Artifacts: report, run.yaml,
   summary.json and what else the verb names.
 - Inputs: every data set with its digest (names and sizes of its files, and how they are read) and a context: scan, trusted,

@@ -45,7 +45,7 @@ def test_a_shard_that_vanishes_is_left_undone_and_read_by_the_same_command(
     plan = scan_verb.VERB.plan(settings)
     shard = tmp_path / "pairs" / "00002.tar"
     away = shard.rename(tmp_path / "away.tar")
-    summary = scan_verb.VERB.go(plan)
+    summary = scan_verb.VERB.go(plan, {})
     assert summary["unread_shards"]["names"] == ["00002.tar"]
     assert (summary["unread_shards"]["count"], summary["unread_shards"]["of"]) == (1, SHARDS)
     assert "no such file" in summary["unread_shards"]["why"]
@@ -105,7 +105,7 @@ def test_data_of_which_no_shard_can_be_reached_end_the_scan_before_it_says_anyth
     plan = scan_verb.VERB.plan(scan_settings(data, tiny_checkpoint, tmp_path / "run"))
     (tmp_path / "pairs").rename(tmp_path / "away")
     with pytest.raises(Unreachable, match=r"none of the shards could be read: .*no such file"):
-        scan_verb.VERB.go(plan)
+        scan_verb.VERB.go(plan, {})
     assert not (tmp_path / "run/summary.json").exists()
 
 

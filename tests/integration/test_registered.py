@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 import clipsan
 from clipsan.pipeline.cli import main
 from clipsan.pipeline.repair import verb as repair
+from clipsan.pipeline.story import verb as story
 from clipsan.pipeline.tracking import versions
 from clipsan.pipeline.tracking.record import TrackingConfig
 from clipsan.pipeline.tracking.registry import register
@@ -118,6 +119,26 @@ def test_a_repair_of_a_version_is_a_repair_of_its_folder(home: Path, tiny_checkp
     # one that was fetched into the run folder is no checkpoint that the repair could write over
     kept = shutil.copytree(tiny_checkpoint, home / "repair" / "models" / "model")
     assert repair.VERB.check(replace(settings, model=ModelConfig(path=str(kept)))).plan.fingerprint
+
+
+def test_the_steps_of_a_run_say_the_version_as_it_does(home: Path) -> None:
+    settings = story.RunConfig(
+        data=WebDataset(path="pairs"),
+        model=ModelConfig(path=NAMED),
+        scan={"decision": {"kind": "budget"}},
+        repair={"method": {"kind": "finetune"}},
+        max_asr_pct=None,
+        out="run",
+        cluster=clipsan.ClusterConfig(workers=1),
+        tracking=TrackingConfig(experiment="story"),
+    )
+    summary = story.VERB.start(settings)
+    assert summary["models"] == {"model": VERSION}
+    client = MlflowClient(f"sqlite:///{home}/mlflow.db")
+    experiment = client.get_experiment_by_name("story")
+    runs = client.search_runs([experiment.experiment_id])
+    said = {run.data.tags["clipsan.verb"]: run.data.tags.get("clipsan.version") for run in runs}
+    assert said == {"run": VERSION, "scan": VERSION}
 
 
 def test_a_guard_watches_over_a_version(home: Path, tiny_checkpoint: Path) -> None:

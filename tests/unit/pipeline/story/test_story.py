@@ -1,5 +1,6 @@
 """What `clipsan run` may be told, and what it tells a scheduler."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from clipsan.pipeline.core.config import ConfigError, load, validate
 from clipsan.pipeline.story import steps as run_steps
 from clipsan.pipeline.story.ending import judge
 from clipsan.pipeline.story.settings import RunConfig
+from clipsan.pipeline.tracking.versions import Version
 from clipsan.stages.attack.triggers import ProvenConfig
 from clipsan.stages.dossier.dossier import Rate
 from clipsan.stages.dossier.match import Cutout
@@ -123,7 +125,7 @@ def test_the_outcome_follows_from_the_demands(
 
 def test_a_repair_is_made_where_a_trigger_is_proven_or_by_force() -> None:
     step, forced = (
-        run_steps.RepairStep(given, given.tracking) for given in (config(), config(force=True, repair=BLIND))
+        run_steps.RepairStep(given, given.tracking, {}) for given in (config(), config(force=True, repair=BLIND))
     )
     assert step.idle({"scan": PROVEN}) is None
     assert step.idle({"scan": NAMED}) == "the scan names kite but proves no trigger"
@@ -169,14 +171,14 @@ def test_the_proven_triggers_become_the_attack_and_an_unknown_target_a_class(tmp
     for number, target in ((1, "Kite"), (2, "lamp")):
         dossier(target, number).save(tmp_path / "scan" / "triggers" / f"t{number}")
     (tmp_path / "scan" / "summary.json").write_text("{}")
-    step = run_steps.RepairStep(config(out=str(tmp_path)), config().tracking)
+    step = run_steps.RepairStep(config(out=str(tmp_path)), config().tracking, {})
     found = step.config().evaluate
     assert found is not None
     assert found["classes"] == ["ball", "kite", "lamp"]
     assert found["attack"]["target"] == "Kite"
     assert [strand["target"] for strand in found["attack"]["also"]] == ["lamp"]
     given = config(out=str(tmp_path), evaluate={**EVALUATE, "attack": {"target": "ball"}})
-    assert run_steps.RepairStep(given, given.tracking).config().evaluate == given.evaluate
+    assert run_steps.RepairStep(given, given.tracking, {}).config().evaluate == given.evaluate
 
 
 def test_a_change_is_good_or_bad_only_beyond_its_intervals() -> None:
@@ -188,3 +190,26 @@ def test_a_change_is_good_or_bad_only_beyond_its_intervals() -> None:
     assert found == {"Attack success rate": True, "Clean accuracy": False, "Retrieval R@1": None}
     close = compare(before, {"asr_pct": 89.0, "asr_pct_ci95": [87.0, 91.0]})
     assert [row.good for row in close] == [None]
+
+
+def test_a_step_is_told_the_versions_that_its_own_settings_named(tmp_path, monkeypatch) -> None:
+    def version(number: int) -> Version:
+        parts = {"checkpoint": "checkpoint"}
+        return Version(name=f"models:/m/{number}", source=f"s{number}", home=tmp_path, fetched=False, parts=parts)
+
+    keys = ("model", "repair.teacher", "evaluate.probe", "scan.trusted")
+    versions = {key: version(number) for number, key in enumerate(keys, 1)}
+    given = config(out=str(tmp_path))
+    scan, repair = (step(given, given.tracking, versions) for step in run_steps.STEPS)
+    assert scan.versions == {"model": versions["model"], "trusted": versions["scan.trusted"]}
+    expected = {
+        "model": versions["model"],
+        "teacher": versions["repair.teacher"],
+        "evaluate.probe": versions["evaluate.probe"],
+    }
+    assert repair.versions == expected
+    told: list[Any] = []
+    stands_in = SimpleNamespace(plan=lambda settings: settings, go=lambda plan, versions: told.append(versions))
+    monkeypatch.setattr(run_steps.repair, "VERB", stands_in)
+    repair.run()
+    assert told == [expected]
