@@ -59,6 +59,16 @@ def forgiving(uri: str, root: AnyPath) -> Iterator[None]:
         sys.stderr.write(f"MLflow at {masked(uri)} took no log ({said}); the run folder {root} keeps it\n")
 
 
+def client_of(uri: str) -> MlflowClient:
+    """Return a client of a server or a store.
+
+    Raises:
+        sqlite3.Error: see check_store.
+    """
+    check_store(uri)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
 def check_store(uri: str) -> None:
     """Ask whether an SQLite store takes a write: MLflow itself would try for minutes.
 
@@ -95,8 +105,7 @@ def begin(settings: TrackingConfig, record: Record, home: Path) -> str:
 
 def end(uri: str, run_id: str, status: str) -> None:
     """End a run: FINISHED, FAILED or KILLED."""
-    check_store(uri)
-    MlflowClient(tracking_uri=uri).set_terminated(run_id, status)
+    client_of(uri).set_terminated(run_id, status)
 
 
 def send(settings: TrackingConfig, record: Record, home: Path) -> str:
@@ -138,8 +147,7 @@ def send(settings: TrackingConfig, record: Record, home: Path) -> str:
 
 def _open(settings: TrackingConfig, beside: Path) -> tuple[MlflowClient, str]:
     uri = str(settings.uri)
-    check_store(uri)
-    client = MlflowClient(tracking_uri=uri)
+    client = client_of(uri)
     found = client.get_experiment_by_name(settings.experiment)
     if found is not None:
         return client, str(found.experiment_id)

@@ -54,14 +54,15 @@ def register(
         description: of the version.
     """
     import mlflow.pyfunc
-    from mlflow import MlflowClient
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
+
+    from .client import client_of
 
     columns = [ColSpec(DataType.binary, "image", required=False), ColSpec(DataType.string, "caption", required=False)]
     uri, run_id = logged.uri, logged.run_id
     try:
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client = client_of(uri)
         if (there := _registered_by(client, run_id)) is not None:
             return there
         # MLflow warns of an example that the model does without
@@ -97,12 +98,12 @@ def tag_version(logged: Logged, judged: Judged, more: Mapping[str, str]) -> None
         judged: the version, and its tags.
         more: tags that are known only now.
     """
-    from mlflow import MlflowClient
+    from .client import client_of
 
     uri = logged.uri
     name, _, version = judged.version.removeprefix(REGISTERED).rpartition("/")
     try:
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client = client_of(uri)
         found = client.get_model_version(name, version)
         if found.source != judged.source:
             sys.stderr.write(f"MLflow at {masked(uri)}: {judged.version} is another model there, and is not tagged\n")
@@ -139,11 +140,11 @@ def version_of(logged: Logged) -> str | None:
 
     Where the registry does not answer that is said on stderr: then None does not mean that there is no version.
     """
-    from mlflow import MlflowClient
+    from .client import client_of
 
     uri, run_id = logged.uri, logged.run_id
     try:
-        return _registered_by(MlflowClient(tracking_uri=uri, registry_uri=uri), run_id)
+        return _registered_by(client_of(uri), run_id)
     except Exception as error:  # whatever a store or an HTTP client raises: see client.forgiving
         said = one_line(error)[:200]
         sys.stderr.write(f"MLflow at {masked(uri)} does not say which model the run {run_id} has registered ({said})\n")

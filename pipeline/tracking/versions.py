@@ -149,18 +149,17 @@ def find_version(settings: TrackingConfig, root: AnyPath, named: str) -> Version
 
 
 def _check_there(uri: str) -> None:
-    from .client import check_store, file_of  # MLflow takes seconds to import
+    from .client import file_of  # MLflow takes seconds to import
 
     store = file_of(uri)
     if store is not None and not store.is_file():  # MLflow would make one
         raise ConfigError(f"there is no registry at {masked(uri)}; set tracking.uri or MLFLOW_TRACKING_URI")
-    check_store(uri)
 
 
 def _found(uri: str, name: str, version: str | None, alias: str | None) -> Version:
-    from mlflow import MlflowClient
+    from .client import client_of
 
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    client = client_of(uri)
     if alias is not None:
         version = str(client.get_model_version_by_alias(name, alias).version)
     assert version is not None

@@ -10,8 +10,9 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from clipsan.pipeline.tracking.record import Logged, TrackingConfig
-from clipsan.pipeline.tracking.registry import is_champion, register, version_of
+from clipsan.pipeline.tracking import client
+from clipsan.pipeline.tracking.record import Judged, Logged, TrackingConfig
+from clipsan.pipeline.tracking.registry import is_champion, register, tag_version, version_of
 from clipsan.pipeline.tracking.send import log_run
 from clipsan.stages.decode import decode
 from clipsan.stages.model.clip import ModelConfig, load_clip
@@ -99,10 +100,18 @@ def test_prompts_travel_with_the_checkpoint_that_they_belong_to(home: Path, tiny
     assert json.loads((home / "adapter" / "adapter_config.json").read_text())["base"] == base
 
 
-def test_a_registry_that_is_away_costs_no_result(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_registry_that_is_away_costs_no_result_and_no_wait(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(client, "MlflowClient", None)  # which would try for minutes
     away = Logged(f"sqlite:///{tmp_path}/nowhere/mlflow.db", "0")
     assert register(away, "clipsan", {"checkpoint": tiny_checkpoint}, tags={}, description="") is None
     assert version_of(away) is None
+    tag_version(away, Judged(version="models:/clipsan/1", source="", tags={}), {})
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert all("(unable to open database file)" in line for line in lines)
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_registry_that_does_not_answer_is_not_an_empty_one(
