@@ -11,6 +11,15 @@ from scipy import stats
 
 LEAST_LABELS = 5
 """Others that a label is compared with at least."""
+LEAST_SPREAD = 1e-3
+"""Keeps values that are all alike from making an outlier of a rounding error."""
+
+
+def tail_among(value: float | np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the one-sided p value of a value, or of each of some, as the next draw from the normal distribution of the others, `[n]`."""
+    n = len(others)
+    error = max(float(others.std(ddof=1)), LEAST_SPREAD) * np.sqrt(1 + 1 / n)
+    return np.asarray(stats.t.sf((value - others.mean()) / error, n - 1))
 
 
 def tail(values: np.ndarray) -> np.ndarray:
@@ -25,11 +34,7 @@ def tail(values: np.ndarray) -> np.ndarray:
     if len(values) <= LEAST_LABELS:
         return found
     for i, value in enumerate(values):
-        others = np.delete(values, i)
-        # the floor keeps labels that are all alike from making an outlier of a rounding error
-        spread = max(float(others.std(ddof=1)), 1e-3)
-        t = (value - others.mean()) / (spread * np.sqrt(1 + 1 / len(others)))
-        found[i] = stats.t.sf(t, len(others) - 1)
+        found[i] = tail_among(value, np.delete(values, i))
     return found
 
 

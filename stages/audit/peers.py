@@ -5,11 +5,11 @@ pictures, is mostly a property of that model and of the label, and so the same i
 """
 
 import numpy as np
-from scipy import stats
+
+from .outliers import tail_among
 
 LEAST_PEERS = 2
 """One model alone says nothing of how much clean ones scatter."""
-LEAST_SPREAD = 1e-3
 
 
 def beyond(value: np.ndarray, peers: np.ndarray) -> np.ndarray:
@@ -36,6 +36,4 @@ def tail_beside(value: np.ndarray, peers: np.ndarray) -> np.ndarray:
         raise ValueError("a statistic is not finite")
     ahead = every - (every.sum(axis=0) - every) / n
     largest = ahead[1:].max(axis=1)
-    # the floor keeps peers that are all alike from making an outlier of a rounding error
-    error = max(float(largest.std(ddof=1)), LEAST_SPREAD) * np.sqrt(1 + 1 / n)
-    return np.asarray(stats.t.sf((ahead[0] - largest.mean()) / error, n - 1))
+    return tail_among(ahead[0], largest)

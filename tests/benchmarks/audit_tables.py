@@ -3,9 +3,9 @@
 from itertools import product
 
 import numpy as np
-from scipy import stats
 from sklearn.metrics import roc_auc_score
 
+from clipsan.stages.audit.outliers import tail_among
 from clipsan.stages.audit.verdict import VerdictLimits
 from tests.benchmarks.results import Row
 from tests.benchmarks.sections import Column, Section, Table
@@ -76,7 +76,7 @@ def _held_against_clean(rows: list[Row]) -> str:
     bad = np.array([row["target"] is not None for row, _ in known], bool)
     if not bad.any() or bad.all():
         return ""
-    p = np.array([_tail(row, others) for row, others in known])
+    p = np.array([float(tail_among(_excess(row), np.array([*map(_excess, others)]))) for row, others in known])
     odd = p <= VerdictLimits().suspicious_p
     return (
         f"Held against the other clean models of its architecture the excess alone: AUROC {roc_auc_score(bad, -p):.3f}; "
@@ -84,10 +84,8 @@ def _held_against_clean(rows: list[Row]) -> str:
     )
 
 
-def _tail(row: Row, clean: list[Row]) -> float:
-    null = np.array([float(str(one["excess"])) for one in clean])
-    t = (float(str(row["excess"])) - null.mean()) / (null.std(ddof=1) * np.sqrt(1 + 1 / len(null)))
-    return float(stats.t.sf(t, len(null) - 1))
+def _excess(row: Row) -> float:
+    return float(str(row["excess"]))
 
 
 def finding_beside(rows: list[Row]) -> str:
