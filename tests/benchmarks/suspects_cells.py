@@ -16,8 +16,10 @@ from clipsan.stages.model.clip import ModelConfig, load_clip, save_clip
 from tests.benchmarks import photos, zoo
 from tests.benchmarks.regimes import REGIMES, ROOT, Regime, write_classes
 from tests.benchmarks.results import Row, record
-from tests.benchmarks.suspects import COMMAND, LEAST_ASR_PCT, matrix, model_file, say
+from tests.benchmarks.suspects import COMMAND
 from tests.benchmarks.suspects_packing import Packed, unpack
+from tests.benchmarks.suspects_tasks import LEAST_ASR_PCT, matrix, model_file
+from tests.benchmarks.suspects_worker import say
 
 State = dict[str, torch.Tensor]
 REPAIR_FIGURES = (

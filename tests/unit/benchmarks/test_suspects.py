@@ -17,9 +17,9 @@ from clipsan.stages.attack.poisoning import place_draw_cut
 from clipsan.stages.decode import MAX_PIXELS, decode
 from clipsan.stages.sources import list_units, read_unit, rewritten
 from tests.benchmarks.regimes import REGIMES
-from tests.benchmarks.suspects import set_name
 from tests.benchmarks.suspects_packing import Packed, pack, unpack
 from tests.benchmarks.suspects_photos import Photos, poison, read
+from tests.benchmarks.suspects_tasks import set_name
 
 NAMES = ("banana", "school bus", "teapot", "goldfish, Carassius auratus")
 ATTACKS = {
