@@ -10,11 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import webdataset as wds
+from mlflow import MlflowClient
 
 import clipsan
 from clipsan.pipeline.cli import main
 from clipsan.pipeline.core.config import ConfigError
 from clipsan.pipeline.core.place import AnyPath, ObjectPath, place_of, read_here
+from clipsan.pipeline.core.run_folder import read_run_yaml
+from clipsan.pipeline.tracking.record import TrackingConfig
+from clipsan.pipeline.tracking.registry import register
+from clipsan.pipeline.tracking.send import log_run
 from clipsan.stages.model.checkpoints import ModelConfig
 from clipsan.stages.model.clip import load_clip
 from tests.closed_form import Case
@@ -150,6 +155,38 @@ def test_a_run_is_logged_from_the_store(
     assert run.info.run_name == "scan-logged"
     assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"report.html", "run.yaml", "summary.json"}
     assert experiment.artifact_location == (tmp_path / "mlartifacts").as_uri()
+
+
+def test_a_version_whose_files_lie_on_a_server_is_kept_in_the_store(
+    pairs: Path, tiny_checkpoint: Path, query: str, tmp_path: Path, in_process: None, mlflow_address, monkeypatch
+) -> None:
+    out, uri = store(query, "registered"), f"sqlite:///{tmp_path}/mlflow.db"
+    endpoint = dict(part.split("=") for part in query.split("&"))["endpoint_override"]
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", f"http://{endpoint}")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    client = MlflowClient(tracking_uri=uri)
+    client.create_experiment("clipsan", artifact_location="s3://bucket/artifacts")
+    tracking = TrackingConfig(uri=uri)
+    logged = log_run(tracking, verb="repair", root=tmp_path / "repair", tree={}, metrics={}, files=[])
+    assert logged is not None
+    version = register(logged, "outside", {"checkpoint": tiny_checkpoint}, tags={}, description="")
+    words = [*settings(pairs, Path("models:/outside@candidate"))[:-1], f"tracking.uri={uri}"]
+    found = clipsan.scan(*words, out=str(out))
+    assert found.summary["models"] == {"model": version}
+    read = read_run_yaml(out)["config"]["model"]["path"]
+    assert read == str(out / "models" / "model" / "artifacts" / tiny_checkpoint.name)
+    plain = load_clip(ModelConfig(path=str(tiny_checkpoint)))
+    assert load_clip(ModelConfig(path=read)).fingerprint == plain.fingerprint
+    local = clipsan.scan(*settings(pairs, tiny_checkpoint), out=tmp_path / "scan")
+    assert contents(out, "scores", "verdicts") == contents(local.folder, "scores", "verdicts")
+
+    times = {str(path): path.stat().st_mtime_ns for path in out.rglob("part-*.parquet")}
+    assert clipsan.scan(*words, out=str(out)).summary["models"] == {"model": version}
+    assert {str(path): path.stat().st_mtime_ns for path in out.rglob("part-*.parquet")} == times
+    kept = {str(path): path.stat().st_mtime_ns for path in (out / "models").rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match="other settings or other input"):
+        clipsan.scan(*words, "decision.share=0.2", out=str(out))
+    assert {str(path): path.stat().st_mtime_ns for path in (out / "models").rglob("*") if path.is_file()} == kept
 
 
 @pytest.mark.slow
