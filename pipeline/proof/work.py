@@ -201,8 +201,12 @@ class FeatureWork(Work):
     def do(self, piece: Group, tools: Interior) -> Done:
         subject, limits = self.subject, self.settings.limits.features
         third = len(subject.held_out) // 3
-        others = [self._split(group, limits.most_of_side) for group in self.others if group.concept != piece.concept]
-        accused = self._split(piece, self.settings.group_size)
+        others = [
+            _split(subject, self.pixels, group, limits.most_of_side)
+            for group in self.others
+            if group.concept != piece.concept
+        ]
+        accused = _split(subject, self.pixels, piece, self.settings.group_size)
         found = prove_features(
             tools,
             subject.labels,
@@ -215,9 +219,11 @@ class FeatureWork(Work):
         )
         return Done(pairs=len(accused.first) + len(accused.second), record=found)
 
-    def _split(self, group: Group, most: int) -> Split:
-        first, second = (self.pixels.read(Group.uids(side)[:most]) for side in (group.flagged, group.rest))
-        return Split(self.subject.labels.index(group.concept), first, second)
+
+def _split(subject: Subject, pixels: Pixels, group: Group, most: int) -> Split:
+    """Return the pictures of a concept's two sides, the first of each."""
+    first, second = (pixels.read(Group.uids(side)[:most]) for side in (group.flagged, group.rest))
+    return Split(subject.labels.index(group.concept), first, second)
 
 
 @dataclass(frozen=True)
@@ -233,10 +239,9 @@ class ProfileWork(Work):
 
     def do(self, piece: Group, tools: Suspect) -> Done:
         limits = self.settings.limits.survival
-        first, second = (self.pixels.read(Group.uids(s)[: limits.most_of_side]) for s in (piece.flagged, piece.rest))
-        sides = Split(self.subject.labels.index(piece.concept), first, second)
+        sides = _split(self.subject, self.pixels, piece, limits.most_of_side)
         found = claim_profile(tools, piece.concept, sides, seed=self.subject.seed, limits=limits)
-        return Done(pairs=len(first) + len(second), record=found)
+        return Done(pairs=len(sides.first) + len(sides.second), record=found)
 
 
 @dataclass(frozen=True)

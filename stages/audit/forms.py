@@ -86,50 +86,56 @@ class PatchForm(Form):
         return torch.sigmoid(SHARPNESS * (raised - ((low + high) / 2)[:, None, None, None]))
 
 
-class AdditiveForm(Form):
-    """A pattern that is added, of at most so much energy."""
+class WholeForm(Form):
+    """A pattern over the whole picture."""
 
-    kind = "additive"
-    rate = 0.02
-    full = RMS
+    spread: ClassVar[float]
+    """Of the values that the search starts from."""
 
     def __init__(self, count: int, side: int, generator: torch.Generator, *, tight: bool = False) -> None:
         self.budget = TIGHT[self.kind] if tight else self.full
-        self._pattern = 0.02 * torch.randn(count, 3, side, side, generator=generator)
+        self._pattern = self.spread * torch.randn(count, 3, side, side, generator=generator)
         self.params = [self._pattern.requires_grad_()]
-
-    def apply(self, pixels: torch.Tensor) -> torch.Tensor:
-        return (pixels + self._bounded().to(pixels.device)[:, None]).clamp(0, 1)
 
     def arrays(self) -> list[np.ndarray]:
         with torch.no_grad():
             pattern = self._bounded()
         return list(torch.cat([pattern, torch.ones_like(pattern[:, :1])], dim=1).permute(0, 2, 3, 1).numpy())
 
+    @abstractmethod
+    def _bounded(self) -> torch.Tensor:
+        """Return `[C, 3, S, S]`, each label's pattern as pictures get it."""
+
+
+class AdditiveForm(WholeForm):
+    """A pattern that is added, of at most so much energy."""
+
+    kind = "additive"
+    rate = 0.02
+    full = RMS
+    spread = 0.02
+
+    def apply(self, pixels: torch.Tensor) -> torch.Tensor:
+        return (pixels + self._bounded().to(pixels.device)[:, None]).clamp(0, 1)
+
     def _bounded(self) -> torch.Tensor:
         size = (self._pattern**2).mean((1, 2, 3), keepdim=True).sqrt()
         return self._pattern * (self.budget / size.clamp(min=self.budget))
 
 
-class BlendForm(Form):
+class BlendForm(WholeForm):
     """A picture that replaces a share of every image."""
 
     kind = "blend"
     rate = 0.3
     full = ALPHA
-
-    def __init__(self, count: int, side: int, generator: torch.Generator, *, tight: bool = False) -> None:
-        self.budget = TIGHT[self.kind] if tight else self.full
-        self._pattern = 0.5 * torch.randn(count, 3, side, side, generator=generator)
-        self.params = [self._pattern.requires_grad_()]
+    spread = 0.5
 
     def apply(self, pixels: torch.Tensor) -> torch.Tensor:
-        return (1 - self.budget) * pixels + self.budget * torch.sigmoid(self._pattern).to(pixels.device)[:, None]
+        return (1 - self.budget) * pixels + self.budget * self._bounded().to(pixels.device)[:, None]
 
-    def arrays(self) -> list[np.ndarray]:
-        with torch.no_grad():
-            pattern = torch.sigmoid(self._pattern)
-        return list(torch.cat([pattern, torch.ones_like(pattern[:, :1])], dim=1).permute(0, 2, 3, 1).numpy())
+    def _bounded(self) -> torch.Tensor:
+        return torch.sigmoid(self._pattern)
 
 
 FORMS: dict[str, type[PatchForm | AdditiveForm | BlendForm]] = {

@@ -189,11 +189,7 @@ class CleanClipSupervisedObjective(Objective[CleanClipSupervised]):
                     parameter.copy_(torch.from_numpy(rng.uniform(-bound, bound, tuple(parameter.shape))))
         else:
             self.head = None
-            self.classes: torch.Tensor
-            self.scale: torch.Tensor
-            with torch.no_grad():
-                self.register_buffer("classes", self.class_features(), persistent=False)
-                self.register_buffer("scale", self.model.logit_scale.exp().clone(), persistent=False)
+            self.fix_classes()
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Return this rank's share of the mean cross-entropy."""

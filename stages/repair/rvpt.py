@@ -72,12 +72,7 @@ class RvptObjective(Objective[Rvpt]):
         self._base = clip.fingerprint
         self.prompts = attach(self.model, settings.first_block, settings.tokens, setting.seed)
         self._cached: dict[bytes, torch.Tensor] = {}
-        self.classes: torch.Tensor
-        self.scale: torch.Tensor
-        with torch.no_grad():
-            self.register_buffer("classes", self.class_features(), persistent=False)
-            scale = self.model.logit_scale.exp() if settings.logit_scale is None else settings.logit_scale
-            self.register_buffer("scale", torch.as_tensor(scale, device=self.device).clone(), persistent=False)
+        self.fix_classes(settings.logit_scale)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         keep = batch.labels >= 0

@@ -84,11 +84,7 @@ class UnlearnObjective(Objective[Unlearn]):
         super().__init__(settings, clip, setting)
         freeze_text(self.model)
         self._frozen = (frozen_copy(self.model),)
-        self.classes: torch.Tensor
-        self.scale: torch.Tensor
-        with torch.no_grad():
-            self.register_buffer("classes", self.class_features(), persistent=False)
-            self.register_buffer("scale", self.model.logit_scale.exp().clone(), persistent=False)
+        self.fix_classes()
 
     def forward(self, batch: Batch) -> torch.Tensor:
         pixels = self.pixels(batch.images)

@@ -94,6 +94,11 @@ class Objective(nn.Module, ABC, Generic[S]):
         setting: of the run.
     """
 
+    classes: torch.Tensor
+    """`[C, D]`, see fix_classes."""
+    scale: torch.Tensor
+    """Of the logits towards them."""
+
     def __init__(self, settings: S, clip: Clip, setting: Setting) -> None:
         super().__init__()
         self.settings = settings
@@ -180,6 +185,14 @@ class Objective(nn.Module, ABC, Generic[S]):
         vectors = self.text_features(self.clip.tokenize(prompts).to(self.device))
         sums = vectors.new_zeros(len(names), vectors.shape[1])
         return F.normalize(sums.index_add(0, torch.tensor(owners, device=self.device), vectors), dim=-1)
+
+    def fix_classes(self, scale: float | None = None) -> None:
+        """Keep the text vectors of the classes, and the scale of the logits towards them, the model's where none is given, as they are now:
+        in `classes` and `scale`, which are not saved."""
+        with torch.no_grad():
+            given = self.model.logit_scale.exp() if scale is None else scale
+            self.register_buffer("classes", self.class_features(), persistent=False)
+            self.register_buffer("scale", torch.as_tensor(given, device=self.device).clone(), persistent=False)
 
     def contrast(self, image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Return the model's own contrastive loss of this rank's rows against the whole global batch.

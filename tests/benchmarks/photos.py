@@ -106,6 +106,14 @@ def assets() -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def found_assets() -> Path | None:
+    """Return the folder of real photos; where it is not, that is said, and there is nothing to do."""
+    folder = assets()
+    if folder is None:
+        sys.stdout.write("skipped: the photos are not on this machine; CLIPSAN_ASSETS names their folder\n")
+    return folder
+
+
 def steps(cell: Cell) -> Iterator[tuple[Path, list[str]]]:
     """Yield (run folder, arguments of clipsan) of a cell, in order; `$CLIPSAN_ASSETS` stands for the folder of photos."""
     home = cell.home
@@ -289,9 +297,8 @@ def main() -> int:
             for _, arguments in steps(cell) if isinstance(cell, Cell) else [format_step(cell)]:
                 sys.stdout.write(as_shell(arguments) + "\n")
         return 0
-    folder = assets()
+    folder = found_assets()
     if folder is None:
-        sys.stdout.write("skipped: the photos are not on this machine; CLIPSAN_ASSETS names their folder\n")
         return 0
     for cell in chosen:
         if isinstance(cell, Photos):

@@ -174,9 +174,8 @@ def main() -> int:
         for cell in chosen:
             sys.stdout.write(photos.as_shell(arguments(cell)) + "\n")
         return 0
-    folder = photos.assets()
+    folder = photos.found_assets()
     if folder is None:
-        sys.stdout.write("skipped: the photos are not on this machine; CLIPSAN_ASSETS names their folder\n")
         return 0
     for cell in chosen:
         if not options.store:

@@ -224,9 +224,8 @@ def main() -> int:
     if parser.parse_args().commands:
         sys.stdout.write("".join(photos.as_shell(arguments) + "\n" for _, arguments in steps()))
         return 0
-    folder = photos.assets()
+    folder = photos.found_assets()
     if folder is None:
-        sys.stdout.write("skipped: the photos are not on this machine; CLIPSAN_ASSETS names their folder\n")
         return 0
     poison, scan = steps()
     photos.run(*poison, folder)

@@ -35,7 +35,7 @@ from clipsan.stages.samples import Unit
 from clipsan.stages.sources import ParquetSource, list_pieces
 from clipsan.stages.stage import config
 from tests.benchmarks import plain_loop
-from tests.benchmarks.photos import ROOT, assets
+from tests.benchmarks.photos import ROOT, assets, found_assets
 from tests.benchmarks.plain_loop import Piece, Task, Timing
 from tests.benchmarks.results import Row, record
 
@@ -274,8 +274,7 @@ def main() -> int:
     if options.one:
         run_once(options.one, options.limit, options.checkpoint, options.out)
         return 0
-    if assets() is None:
-        sys.stdout.write("skipped: the photos are not on this machine; CLIPSAN_ASSETS names their folder\n")
+    if found_assets() is None:
         return 0
     rows = compare(options.model, options.limit, options.runs)
     for row in rows:

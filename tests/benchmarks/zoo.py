@@ -181,9 +181,8 @@ def main() -> int:
             for _, arguments in steps(regime, options.precision):
                 sys.stdout.write(photos.as_shell(arguments) + "\n")
         return 0
-    folder = photos.assets()
+    folder = photos.found_assets()
     if folder is None:
-        sys.stdout.write("skipped: the photos are not on this machine; CLIPSAN_ASSETS names their folder\n")
         return 0
     for regime in chosen:
         if options.store:

@@ -1,7 +1,6 @@
 """Two sides of every concept, learned from a cache in pieces: planted triggers of every share, and natural sub-modes."""
 
 import functools
-import itertools
 import pickle
 
 import numpy as np
@@ -10,9 +9,10 @@ import pytest
 
 from clipsan.stages.captions import Mined, Named, normalise
 from clipsan.stages.detectors import concept_division, concept_draw, concept_sides, neighbourhoods
-from clipsan.stages.detectors.concept_sides import ConceptSides, ConceptSidesConfig, SidesState, group_sums, orthonormal
+from clipsan.stages.detectors.concept_sides import ConceptSides, ConceptSidesConfig, group_sums, orthonormal
 from clipsan.stages.detectors.streaming import vectors
 from clipsan.stages.evaluation.detection import average_precision
+from tests.streaming import learn
 
 WIDTH = 24
 WORDS = [f"{a}{b}" for a in "bcdfgklm" for b in ("anvil", "ottle", "andle", "rumble", "easel")]
@@ -48,18 +48,6 @@ def cache(genuine: int, poisoned: int, seed: int = 0, shots: int = 0, each: int 
         {"uid": [f"u{i}" for i in range(n)], "caption": [f"a photo of a {WORDS[c]}" for c in shown], **columns}
     )
     return table.take(pa.array(order)), poison[order]
-
-
-def learn(detector: ConceptSides, table: pa.Table, chunks: int = 3) -> SidesState:
-    state = detector.start()
-    edges = np.linspace(0, table.num_rows, chunks + 1).astype(int)
-    parts = [table.slice(a, b - a) for a, b in itertools.pairwise(edges)]
-    for _ in range(detector.rounds):
-        summary = detector.summarise(state, parts[0])
-        for part in parts[1:]:
-            summary = detector.merge(summary, detector.summarise(state, part))
-        state = detector.update(state, summary)
-    return state
 
 
 @pytest.mark.parametrize(("genuine", "poisoned"), [(50, 8), (50, 9), (40, 40), (20, 60)])

@@ -1,7 +1,5 @@
 """Concept spectral scores against direct float64 formulas on all rows at once, and on planted poison."""
 
-import itertools
-
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -25,6 +23,7 @@ from clipsan.stages.detectors.concept_moments import (
 from clipsan.stages.detectors.concept_spectral import ConceptSpectral, ConceptSpectralConfig, calibrate
 from clipsan.stages.detectors.concept_state import Layer, SpectralState, side_sums
 from clipsan.stages.detectors.streaming import vectors
+from tests.streaming import learn
 
 CONCEPTS = ("anvil", "bottle", "candle", "drum", "easel", "flute")
 COLOURS = ("crimson", "azure", "olive")
@@ -52,18 +51,6 @@ def cache(
     shown = np.where(poison, CONCEPTS.index(target), concept)
     captions = [f"a photo of a {COLOURS[b]} {CONCEPTS[a]}" for a, b in zip(shown, colour, strict=True)]
     return pa.table({"caption": captions, **columns}), poison
-
-
-def learn(detector: ConceptSpectral, table: pa.Table, chunks: int = 3) -> SpectralState:
-    state = detector.start()
-    edges = np.linspace(0, table.num_rows, chunks + 1).astype(int)
-    parts = [table.slice(a, b - a) for a, b in itertools.pairwise(edges)]
-    for _ in range(detector.rounds):
-        summary = detector.summarise(state, parts[0])
-        for part in parts[1:]:
-            summary = detector.merge(summary, detector.summarise(state, part))
-        state = detector.update(state, summary)
-    return state
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,14 @@
 """Disagreement with a second encoder: dirty labels rank first whatever their share, and a pair is no witness for itself."""
 
-import itertools
-
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from clipsan.stages.captions import Mined
 from clipsan.stages.detectors import DetectorsConfig, build_suite
-from clipsan.stages.detectors.reference import ReaderState, ReferenceReader, ReferenceReaderConfig
+from clipsan.stages.detectors.reference import ReferenceReader, ReferenceReaderConfig
 from clipsan.stages.evaluation.detection import auroc
+from tests.streaming import learn
 
 WIDTH = 16
 WORDS = [f"{a}{b}" for a in "bcdf" for b in ("anvil", "ottle", "andle", "rumble", "easel")]
@@ -25,18 +24,6 @@ def cache(share: float, spread: float = 3.0, each: int = 40) -> tuple[pa.Table, 
     said = np.where(dirty, 0, shown)
     column = pa.FixedSizeListArray.from_arrays(pa.array(features.astype(np.float16).ravel()), WIDTH)
     return pa.table({"caption": [f"a {WORDS[c]}" for c in said], "reference": column}), dirty
-
-
-def learn(reader: ReferenceReader, table: pa.Table, chunks: int = 3) -> ReaderState:
-    state = reader.start()
-    edges = np.linspace(0, table.num_rows, chunks + 1).astype(int)
-    parts = [table.slice(a, b - a) for a, b in itertools.pairwise(edges)]
-    for _ in range(reader.rounds):
-        summary = reader.summarise(state, parts[0])
-        for part in parts[1:]:
-            summary = reader.merge(summary, reader.summarise(state, part))
-        state = reader.update(state, summary)
-    return state
 
 
 READER = ReferenceReader(ReferenceReaderConfig(concepts=Mined(min_pairs=16)))
