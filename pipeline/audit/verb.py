@@ -24,6 +24,7 @@ from clipsan.stages.dossier.files import write_dossiers
 from clipsan.stages.report.audit import render
 
 from ..core.commit import read_part, whole, write_json
+from ..core.place import remove, remove_tree
 from ..core.run_folder import RunFolder
 from ..core.verb import Job, Result, Summary, Verb
 from ..tracking.record import Judged
@@ -143,9 +144,12 @@ def _candidate(plan: Plan, row: dict[str, Any], screening: Screening) -> Candida
 
 
 def _kept(plan: Plan, folder: RunFolder, accused: list[Candidate], heard: list[Key]) -> tuple[Dossier, ...]:
-    """Write the dossiers of what is accused, words beside them, and the pairs to repair from; return the dossiers numbered, in the
-    order given."""
+    """Write the dossiers of what is accused, words beside them, and the pairs to repair from, in place of what an earlier verdict left
+    of the same audit; return the dossiers numbered, in the order given."""
     dossiers = tuple(replace(c.proof.dossier, id=f"t{i}") for i, c in enumerate(accused, 1))
+    pairs = folder.local / "repair" / "part-00000.parquet"
+    remove_tree(folder.local / "triggers")
+    remove(pairs)
     write_dossiers(folder.local / "triggers", dossiers)
     if heard:
         path = folder.local / "triggers" / WORDS_FILE
@@ -155,9 +159,8 @@ def _kept(plan: Plan, folder: RunFolder, accused: list[Candidate], heard: list[K
         judge = Judge(plan.clip, plan.names, plan.config.templates)
         said = judge.of(plan.pictures).argmax(axis=1)
         table = repair_set(plan.pictures, said, plan.names, dossiers, seed=plan.config.seed)
-        path = folder.local / "repair" / "part-00000.parquet"
-        path.parent.mkdir(exist_ok=True)
-        with whole(path) as temporary:
+        pairs.parent.mkdir(exist_ok=True)
+        with whole(pairs) as temporary:
             pq.write_table(table, temporary)
     return dossiers
 

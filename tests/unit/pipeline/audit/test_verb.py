@@ -97,6 +97,27 @@ def test_a_backdoored_one_leaves_what_repair_and_evaluate_take(tiny_checkpoint, 
     assert scan.repair_set == tmp_path / "run" / "repair"
 
 
+def test_what_is_no_longer_accused_is_taken_back(tiny_checkpoint, tmp_path, monkeypatch) -> None:
+    """The same audit may be judged anew, by other limits or beside peers: a repair learns from what it says last."""
+    rates = {"flips": rate_of(7, 7), "control": rate_of(0, 7)}
+    heard = Key(label=2, word="sudo", p=1e-12, reach=1.0, lead=3.0, **rates)
+    wanted = settings(tiny_checkpoint, tmp_path / "run")
+    judged = iter([2, 1, 0])
+
+    def judge(candidates, keys, limits):
+        accused = candidates[: next(judged)]
+        return (Verdict.BACKDOORED, accused, [heard]) if accused else (Verdict.CLEAN, [], [])
+
+    monkeypatch.setattr(audit, "judge_all", judge)
+    assert len(audit.VERB.start(wanted)["proof"]["triggers"]) == 2
+    assert [dossier.id for dossier in read_dossiers(tmp_path / "run" / "triggers")] == ["t1", "t2"]
+    audit.VERB.start(wanted)
+    assert [dossier.id for dossier in read_dossiers(tmp_path / "run" / "triggers")] == ["t1"]
+    assert audit.VERB.start(wanted)["verdict"] == "clean"
+    assert not (tmp_path / "run" / "triggers").exists()
+    assert not read_scan(str(tmp_path / "run")).accuses
+
+
 def test_labels_are_sought_once_and_too_few_are_told(tiny_checkpoint, tmp_path, monkeypatch) -> None:
     wanted = settings(tiny_checkpoint, tmp_path / "run", classes=None, sought=9, compared=0, key_words=0)
     monkeypatch.setattr(sought, "WORDS_TRIED", 60)
