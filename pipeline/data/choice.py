@@ -160,10 +160,13 @@ class Naming:
 
 
 def class_index(classes: tuple[str, ...]) -> dict[str, int]:
-    """Return every name of every class, in lower case -> its index; of two classes with one name the first has it."""
+    """Return every name of every class, in lower case -> its index; of two classes with one name the first has it.
+
+    An audit's triggers mean a class by all of its names as they were given, "dog, hound": that is a name, too.
+    """
     index: dict[str, int] = {}
     for i, names in enumerate(classes):
-        for name in synonyms(names):
+        for name in (*synonyms(names), names):
             index.setdefault(name.casefold(), i)
     return index
 

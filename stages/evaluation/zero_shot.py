@@ -69,13 +69,15 @@ def check_templates(templates: Sequence[str]) -> None:
 
 
 def find_class(names: Sequence[str], target: str) -> int:
-    """Return the index of the class that has `target` among its synonyms, in any case.
+    """Return the index of the class that has `target` among its synonyms, or is given as that list of them, in any case.
 
     Raises:
         ValueError: no class or several have it.
     """
     wanted = target.strip().casefold()
-    found = [i for i, name in enumerate(names) if wanted in (word.casefold() for word in synonyms(name))]
+    found = [
+        i for i, name in enumerate(names) if wanted in (word.strip().casefold() for word in (*synonyms(name), name))
+    ]
     if len(found) != 1:
         raise ValueError(f"target {target!r} names {len(found)} of the {len(names)} classes; it must name one")
     return found[0]

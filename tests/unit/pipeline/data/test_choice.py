@@ -18,9 +18,13 @@ from clipsan.pipeline.data.choice import (
     Naming,
     RepairSetRoles,
     Standing,
+    class_index,
     cut_for,
     draw_numbers,
 )
+from clipsan.pipeline.repair.unseen import targets_of
+from clipsan.stages.audit.forms import as_dossier
+from clipsan.stages.audit.repair_set import repair_set
 from clipsan.stages.samples import RawPair, Unit
 from clipsan.stages.training.batch import Role
 
@@ -147,3 +151,17 @@ def test_a_sample_by_class_leaves_out_what_has_none() -> None:
     taken = [int(label) for uid, label in zip(uids, labels, strict=True) if draw.takes(uid, int(label))]
     assert sorted(taken) == [0] * 4 + [1] * 4
     assert not draw.takes(uids[0], None)
+
+
+def test_a_class_of_several_names_is_known_by_all_of_them_together(tmp_path: Path) -> None:
+    """An audit of labels with synonyms names what a trigger means as the label was given."""
+    images = np.zeros((1, 16, 16, 3), np.uint8)
+    made = as_dossier("additive", np.zeros((16, 16, 4), np.float32), CLASSES[0])
+    pq.write_table(
+        repair_set(images, np.array([1]), CLASSES, [replace(made, id="t1")], seed=0), tmp_path / "part.parquet"
+    )
+    unit = Unit(index=0, shard="part.parquet", path=str(tmp_path / "part.parquet"), start=0, stop=-1, size_bytes=1)
+    found = RepairSetRoles((Role.TRIGGER_PASTED,), CLASSES).of(unit)
+    assert list(found.values()) == [Standing(Role.TRIGGER_PASTED, 0, 1)]
+    assert class_index(CLASSES)["dog, hound"] == 0
+    assert targets_of(made, CLASSES) == (0,)

@@ -74,6 +74,7 @@ def test_the_target_is_one_of_the_names_in_any_case() -> None:
     names = ["goldfish, Carassius auratus", "tabby cat", "cat"]
     assert find_class(names, "carassius AURATUS") == 0
     assert find_class(names, "cat") == 2
+    assert find_class(names, "Goldfish, Carassius auratus") == 0  # as an audit names what a trigger means
     with pytest.raises(ValueError, match="names 0 of the 3 classes"):
         find_class(names, "fish")
 
