@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clipsan.stages.audit.outliers import LEAST_LABELS
 from clipsan.stages.audit.words import FUNCTION_WORDS
 from clipsan.stages.decode import BadImage, decode
 from clipsan.stages.model.clip import Clip, ModelConfig, load_clip
@@ -91,7 +92,7 @@ def make_plan(settings: AuditConfig) -> Plan:
     """Check everything that can be checked before a worker starts.
 
     Raises:
-        ConfigError, ValueError, OSError: no images, fewer than two labels, a checkpoint that is no CLIP, a reference with
+        ConfigError, ValueError, OSError: no images, too few labels to compare any, a checkpoint that is no CLIP, a reference with
             another input.
     """
     names = _vocabulary(settings)
@@ -131,8 +132,11 @@ def _vocabulary(settings: AuditConfig) -> tuple[str, ...]:
     doubled = [name for name, count in Counter(name.casefold() for name in names).items() if count > 1]
     if doubled:
         raise ConfigError(f"{where}: {doubled[0]!r} is named twice; every label must differ from the others")
-    if len(names) < 2:
-        raise ConfigError(f"{where}: {len(names)} label, and a label is judged by what others show; give two at least")
+    if len(names) <= LEAST_LABELS:
+        raise ConfigError(
+            f"{where}: {len(names)} labels, and a label is judged by what {LEAST_LABELS} others show: of so few any model would be "
+            "called clean; add names of other things that the model knows"
+        )
     return tuple(names)
 
 

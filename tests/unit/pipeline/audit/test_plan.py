@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from clipsan.pipeline.audit.plan import make_plan
 from clipsan.pipeline.audit.settings import AuditConfig
 from clipsan.pipeline.core.config import ConfigError
+from clipsan.stages.audit.outliers import tail
 from clipsan.stages.model.clip import ModelConfig
 from clipsan.stages.sources import FolderSource
 from tests.conftest import picture
@@ -51,9 +53,17 @@ def test_too_few_images(tiny_checkpoint, tmp_path) -> None:
         make_plan(settings(tiny_checkpoint, tmp_path, images=source))
 
 
-def test_a_vocabulary_of_one(tiny_checkpoint, tmp_path) -> None:
-    with pytest.raises(ConfigError, match="classes: 1 label"):
-        make_plan(settings(tiny_checkpoint, tmp_path, classes=["banana"]))
+def test_of_too_few_labels_none_is_ever_accused(tiny_checkpoint, tmp_path) -> None:
+    few = ["banana", "ball", "kite", "pear", "cup"]
+    assert tail(np.array([0.0, 0.1, 0.2, 0.1, 1e6])).min() == 1
+    for count in (1, 5):
+        with pytest.raises(ConfigError, match=rf"classes: {count} labels, and a label is judged by what 5 others show"):
+            make_plan(settings(tiny_checkpoint, tmp_path, classes=few[:count]))
+    (tmp_path / "captions.txt").write_text("banana ball kite pear cup\n")
+    with pytest.raises(ConfigError, match="captions: 5 labels"):
+        make_plan(settings(tiny_checkpoint, tmp_path, captions=str(tmp_path / "captions.txt")))
+    assert tail(np.array([0.0, 0.1, 0.2, 0.1, 0.2, 1e6])).min() < 1e-9
+    assert len(make_plan(settings(tiny_checkpoint, tmp_path, classes=[*few, "tree"])).names) == 6
 
 
 def test_labels_that_are_sought_are_no_labels_that_are_given(tiny_checkpoint, tmp_path) -> None:
@@ -74,9 +84,9 @@ def test_a_label_twice(tiny_checkpoint, tmp_path) -> None:
 
 def test_words_are_mined_from_captions_the_most_frequent_first(tiny_checkpoint, tmp_path) -> None:
     captions = tmp_path / "captions.txt"
-    captions.write_text("A red ball on the grass\nthe ball and a kite\nKite, ball!\n")
-    plan = make_plan(settings(tiny_checkpoint, tmp_path, captions=str(captions), words=3))
-    assert plan.names == ("ball", "kite", "grass")
+    captions.write_text("A red ball on the grass\nthe ball and a kite\nKite, ball!\na tree, a tree, a cup, a dog\n")
+    plan = make_plan(settings(tiny_checkpoint, tmp_path, captions=str(captions), words=6))
+    assert plan.names == ("ball", "kite", "cup", "dog", "grass", "red")
     with pytest.raises(ConfigError, match=r"captions=.*cannot be read"):
         make_plan(settings(tiny_checkpoint, tmp_path, captions=str(tmp_path / "none.txt")))
 
@@ -114,7 +124,7 @@ def test_only_what_decides_a_figure_decides_the_fingerprint(tiny_checkpoint, tmp
             "tasks": {"labels_per_task": 3},
             "seed": {"seed": 1},
             "kinds": {"kinds": ("patch",)},
-            "classes": {"classes": ["ball", "kite"]},
+            "classes": {"classes": ["ball", "kite", "cup", "dog", "tree", "house"]},
         }.items()
     }
     assert prints["plain"] != prints["tasks"]
