@@ -30,6 +30,8 @@ FIXED = (
         "evaluate",
         "early_stop",
         "blind",
+        "gentle",
+        "unseen",
         "out",
     ),
     *("register", "cluster", "tracking", "retries", "checkpoint_every_epochs"),
@@ -39,6 +41,8 @@ FILLED_IN = (
     "evaluate",
     "early_stop",
     "blind",
+    "gentle",
+    "unseen",
     "out",
     "register",
     "cluster",
@@ -46,7 +50,7 @@ FILLED_IN = (
     "retries",
     "checkpoint_every_epochs",
 )
-"""Settings of the repair that the sweep has its own values for."""
+"""Settings of the repair that the sweep has its own values for: a trial goes its whole way and is judged by the sweep's objective."""
 
 
 Points = tuple[Point, ...]

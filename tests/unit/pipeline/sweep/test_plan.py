@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,3 +39,23 @@ def test_unlearning_is_not_swept_where_the_scan_accuses_nothing(tiny_checkpoint:
         make_plan(settings)
     blind = {**settings.repair, "method": {"kind": "par", "batch_size": 8}}
     assert make_plan(dataclasses.replace(settings, repair=blind)).base.config.method.kind == "par"
+
+
+@pytest.mark.parametrize("section", ["blind", "gentle", "unseen"])
+def test_what_no_trial_does_is_refused_as_a_setting(section: str, tmp_path: Path) -> None:
+    held = {"data": {"kind": "webdataset", "path": "val.tar"}}
+    data = WebDataset(path="pairs.tar")
+    dimension = Choice(kind="grid", values=(1.0, 2.0))
+
+    def sweep(repair: dict[str, Any], space: str) -> SweepConfig:
+        return SweepConfig(
+            repair={"model": {"path": "suspect"}, "method": {"kind": "par"}, "data": as_tree(data), **repair},
+            space={space: dimension},
+            held_out=HeldOutConfig(data=data),
+            out=str(tmp_path),
+        )
+
+    with pytest.raises(ValueError, match=f"repair: {section} is filled in by the sweep"):
+        sweep({section: held}, "method.lr")
+    with pytest.raises(ValueError, match=f"space: {section}.max_loss_points is the same in all trials"):
+        sweep({}, f"{section}.max_loss_points")
