@@ -7,6 +7,7 @@
 
 The works are those of `clipsan scan`, one after the other in this process on one thread; processor time says the same on a machine that
 others use. Imports are made before the clock starts. Of a round, what does not grow with the pairs (the update of the state) stands apart.
+Below stands what each detector took of it; the rest is reading and writing.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,11 +78,18 @@ def without_words(embeddings: Parts, home: Path) -> tuple[Parts, dict[str, str]]
     return Parts.of(home), were
 
 
+STEPS = {"learn": ("summarise", "merge"), "updates": ("update",), "score": ("tell", "score", "tallies")}
+"""What a detector does -> the methods that do it."""
+
+
 class Clock:
     """Processor time by the name of what took it."""
 
     def __init__(self) -> None:
         self.spent: Counter[str] = Counter()
+        self.own: dict[str, Counter[str]] = {}
+        """Detector -> the same of it alone, by what it does."""
+        self._inside = False
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -89,6 +97,26 @@ class Clock:
         began = time.process_time()
         yield
         self.spent[name] += time.process_time() - began
+
+    def watch(self, detector: StreamingDetector) -> None:
+        """Count what a detector does."""
+        own = self.own.setdefault(detector.name, Counter())
+        for step, methods in STEPS.items():
+            for method in methods:
+                setattr(detector, method, self._watched(own, step, getattr(detector, method)))
+
+    def _watched(self, own: Counter[str], step: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any) -> Any:
+            if self._inside:  # one of its methods may call another
+                return method(*args)
+            self._inside, began = True, time.process_time()
+            try:
+                return method(*args)
+            finally:
+                self._inside = False
+                own[step] += time.process_time() - began
+
+        return counted
 
 
 def learn(name: str, detectors: Sequence[StreamingDetector], table: Parts, clock: Clock) -> list[Any]:
@@ -110,10 +138,12 @@ def learn(name: str, detectors: Sequence[StreamingDetector], table: Parts, clock
 
 def score(
     embeddings: Parts, home: Path, settings: DetectorsConfig, scale: float = DEFAULT_SCALE
-) -> tuple[Counter[str], Findings]:
+) -> tuple[Clock, Findings]:
     """Score the pairs of a cache as `clipsan scan` does, into `home`/scores; return processor seconds by pass, and what was found."""
     clock = Clock()
     suite = build_suite(settings, pairs=embeddings.total, trusted=None, scale=scale)
+    for detector in suite.detectors:
+        clock.watch(detector)
     with clock("density"):
         work = DensityWork(settings.density, embeddings)
         for keys, piece in density_pieces(embeddings.rows, settings.density).items():
@@ -132,11 +162,12 @@ def score(
             write_part(home / "raw", number, scoring.do(number, None).parts[0], "")
     raw = embeddings.beside(home / "raw")
     ensemble = suite.ensemble(states)
+    clock.watch(ensemble)
     (state,) = learn("weigh", [ensemble], raw, clock)
     with clock("combine"):
         for number in embeddings.pieces:
             write_part(home / "scores", number, CombineWork(ensemble, state, raw).do(number, None).parts[0], "")
-    return clock.spent, suite.findings(states, ensemble, state)
+    return clock, suite.findings(states, ensemble, state)
 
 
 def main() -> int:
@@ -159,7 +190,8 @@ def main() -> int:
         embeddings = Parts.of((options.scan or home) / "embeddings")
         if options.wordless:
             embeddings, _ = without_words(embeddings, home / "wordless")
-        spent, _ = score(embeddings, home, DetectorsConfig())
+        clock, _ = score(embeddings, home, DetectorsConfig())
+    spent = clock.spent
     for name, seconds in spent.items():
         sys.stdout.write(f"{name:10}{1000 * seconds / embeddings.total:8.4f} CPU s a thousand pairs\n")
     whole = sum(spent.values())
@@ -167,6 +199,9 @@ def main() -> int:
         f"{'all':10}{1000 * whole / embeddings.total:8.4f} CPU s a thousand of {embeddings.total:,} pairs, "
         f"{1000 * (whole - spent['updates']) / embeddings.total:.4f} without the updates, which do not grow with them\n"
     )
+    for detector, own in clock.own.items():
+        steps = "  ".join(f"{step}{1000 * own[step] / embeddings.total:8.4f}" for step in STEPS)
+        sys.stdout.write(f"{detector:20}{steps}\n")
     return 0
 
 

@@ -12,7 +12,7 @@ from clipsan.pipeline.core.parts import Parts
 from clipsan.stages.captions import count_terms
 from clipsan.stages.detectors import DetectorsConfig, build_suite
 from tests.benchmarks.rescoring import beside_the_best, compare, figures, line
-from tests.benchmarks.scoring import made_pairs, without_words
+from tests.benchmarks.scoring import made_pairs, score, without_words
 
 DETECTORS = DetectorsConfig()
 
@@ -36,6 +36,17 @@ def test_every_column_is_measured(scan: Path) -> None:
     assert (row["pairs"], row["poisoned"]) == (600, 30)
     assert row["right"] == [name for name in row["named"] if "abobobo" in name]
     assert "AP " in line(row)
+
+
+def test_what_each_detector_takes_is_told_once(scan: Path, tmp_path: Path) -> None:
+    clock, _ = score(Parts.of(scan / "embeddings"), tmp_path, DETECTORS)
+    learning = {one.name for one in build_suite(DETECTORS, pairs=1, trusted=None).detectors if one.rounds} | {
+        "Ensemble"
+    }
+    assert {name for name, own in clock.own.items() if own["learn"] > 0} == learning
+    assert all(own["score"] > 0 for own in clock.own.values())
+    assert sum(own["updates"] for own in clock.own.values()) <= clock.spent["updates"]
+    assert sum(sum(own.values()) for own in clock.own.values()) <= sum(clock.spent.values())
 
 
 def test_two_versions_stand_side_by_side(scan: Path, tmp_path: Path) -> None:
