@@ -1,9 +1,10 @@
 """What captions talk about: recurring words as concepts, and which pair belongs to which. No model, no download."""
 
+import hashlib
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -76,6 +77,70 @@ def words(caption: str) -> list[str]:
     return [word.removesuffix("'s") for word in (ASCII_WORD if text.isascii() else WORD).findall(text)]
 
 
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The words of some captions, one caption after the other."""
+
+    words: tuple[str, ...]
+    """Each once."""
+    ids: np.ndarray
+    """`[T] int64`: places in `words`."""
+    rows: np.ndarray
+    """`[T] int64`, ascending: of which caption each is."""
+
+    def adjacent(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return rows of and codes `first * len(words) + second` of words side by side in a caption, `[m] int64` both."""
+        beside = np.flatnonzero(self.rows[1:] == self.rows[:-1])
+        return self.rows[beside], self.ids[beside] * len(self.words) + self.ids[beside + 1]
+
+    def occurrences(self, phrases: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return where phrases `[p, width]`, distinct, begin, and which phrase that is, `[m] int64` both."""
+        width = phrases.shape[1]
+        starts = np.flatnonzero(self.rows[width - 1 :] == self.rows[: max(len(self.rows) - width + 1, 0)])
+        told, read = phrases[:, 0], self.ids[starts]
+        for word in range(1, width):  # word by word: beginnings of phrases, numbered anew
+            wanted = told * len(self.words) + phrases[:, word]
+            codes = read * len(self.words) + self.ids[starts + word]
+            known, told = np.unique(wanted, return_inverse=True)
+            place = np.minimum(np.searchsorted(known, codes), len(known) - 1)
+            same = known[place] == codes
+            starts, read = starts[same], place[same]
+        return starts, np.argsort(told)[read]
+
+
+TOKEN = re.compile(rf"\n|{WORD.pattern}")
+"""A word, or the end of a caption."""
+KEPT_CAPTIONS = 1 << 18
+"""Captions whose words a process remembers: every detector asks for them in each round. Some 50 MB."""
+_kept: "OrderedDict[bytes, tuple[int, Tokens]]" = OrderedDict()
+
+
+def tokenise(captions: Sequence[str]) -> Tokens:
+    """Return the words of captions, as `words` cuts each; remembered by what the captions are."""
+    key = hashlib.blake2b(digest_size=16)
+    for part in (repr([len(caption) for caption in captions]), "".join(captions)):
+        key.update(part.encode("utf-8", "surrogatepass"))
+    found = _kept.get(key.digest())
+    if found is None:
+        found = len(captions), _tokenise(captions)
+        _kept[key.digest()] = found
+        while len(_kept) > 1 and sum(count for count, _ in _kept.values()) > KEPT_CAPTIONS:
+            _kept.popitem(last=False)
+    _kept.move_to_end(key.digest())
+    return found[1]
+
+
+def _tokenise(captions: Sequence[str]) -> Tokens:
+    lines = [caption.lower().replace("\n", " ") if caption.isascii() else normalise(caption) for caption in captions]
+    place: dict[str, int] = {"\n": 0}
+    found = [place.setdefault(token, len(place)) for token in TOKEN.findall("\n".join(lines))]
+    raw = np.fromiter(found, np.int64, len(found))
+    known: dict[str, int] = {}
+    bare = np.array([0, *(known.setdefault(w.removesuffix("'s"), len(known)) for w in list(place)[1:])], dtype=np.int64)
+    words_only = raw > 0
+    return Tokens(tuple(known), bare[raw[words_only]], np.cumsum(~words_only)[words_only])
+
+
 def is_content(word: str) -> bool:
     """Whether a word can be a concept: no stop word, no single character, not only digits."""
     return len(word) > 1 and not word.isdigit() and word not in GRAMMAR and word not in TEMPLATE
@@ -94,10 +159,20 @@ def terms(caption: str) -> set[str]:
 
 def count_terms(captions: Iterable[str]) -> Counter[str]:
     """Return term -> number of captions that hold it."""
-    counts: Counter[str] = Counter()
-    for caption in captions:
-        counts.update(terms(caption))
-    return counts
+    found = tokenise(list(captions))
+    size = max(len(found.words), 1)
+    content = np.array([is_content(word) for word in found.words], dtype=bool)
+    single = np.unique(found.rows * size + found.ids) % size
+    counts = np.bincount(single, minlength=size)
+    rows, codes = found.adjacent()
+    first, second = codes // size, codes % size
+    phrase = content[first] & content[second] & (first != second)
+    pairs, place = np.unique(codes[phrase], return_inverse=True)
+    each = np.unique(rows[phrase] * max(len(pairs), 1) + place) % max(len(pairs), 1)
+    told = Counter({found.words[i]: int(counts[i]) for i in np.flatnonzero(content)})
+    for code, count in zip(pairs.tolist(), np.bincount(each, minlength=len(pairs)).tolist(), strict=True):
+        told[f"{found.words[code // size]} {found.words[code % size]}"] = count
+    return told
 
 
 def merge_counts(left: Counter[str], right: Counter[str]) -> Counter[str]:
@@ -162,28 +237,35 @@ class Vocabulary:
 
     def members(self, captions: Sequence[str]) -> sp.csr_matrix:
         """Return `[N, C] float32`, 1 where the caption holds a term of the concept. A pair can have several or none."""
-        columns: list[int] = []
-        ends = [0]
-        terms = self.terms
-        phrases = [tuple(term.split(" ")) for term in terms if " " in term]
-        begins = frozenset((len(phrase), phrase[0]) for phrase in phrases)
-        widths = range(2, self.longest + 1)
-        for caption in captions:
-            sequence = words(caption)
-            found = {terms[word] for word in sequence if word in terms}
-            for width in widths:
-                for i in range(len(sequence) - width + 1):
-                    # few words begin a phrase: the others are not joined to one
-                    if (width, sequence[i]) in begins:
-                        index = terms.get(" ".join(sequence[i : i + width]))
-                        if index is not None:
-                            found.add(index)
-            if self.captions and (index := self.captions.get(normalise(caption))) is not None:
-                found.add(index)
-            columns.extend(sorted(found))
-            ends.append(len(columns))
-        values = np.ones(len(columns), dtype=np.float32)
-        return sp.csr_matrix((values, columns, ends), shape=(len(captions), len(self.names)))
+        found = tokenise(captions)
+        concept = np.array([self.terms.get(word, -1) for word in found.words], dtype=np.int64)
+        own = concept[found.ids]
+        rows, columns = [found.rows[own >= 0]], [own[own >= 0]]
+        for phrases, concepts in self._phrases(found.words):
+            starts, place = found.occurrences(phrases)
+            rows.append(found.rows[starts])
+            columns.append(concepts[place])
+        if self.captions:
+            whole = [self.captions.get(normalise(caption), -1) for caption in captions]
+            rows.append(np.flatnonzero(np.array(whole) >= 0))
+            columns.append(np.array(whole)[rows[-1]])
+        size = max(len(self.names), 1)
+        keys = np.unique(np.concatenate(rows) * size + np.concatenate(columns))
+        ends = np.searchsorted(keys, np.arange(len(captions) + 1) * size)
+        shape = (len(captions), len(self.names))
+        return sp.csr_matrix((np.ones(len(keys), np.float32), (keys % size).astype(np.int32), ends), shape=shape)
+
+    def _phrases(self, known: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield for each number of words the phrases of known words, `[p, width]` places of these, and their concepts `[p]`."""
+        place = {word: i for i, word in enumerate(known)}
+        found: dict[int, list[tuple[list[int], int]]] = {}
+        for term, index in self.terms.items():
+            if " " in term:
+                own = [place.get(word, -1) for word in term.split(" ")]
+                if -1 not in own:
+                    found.setdefault(len(own), []).append((own, index))
+        for some in found.values():
+            yield np.array([own for own, _ in some]), np.array([index for _, index in some])
 
 
 NO_WORDS = Vocabulary((), {}, 1)

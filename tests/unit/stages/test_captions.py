@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 
+from clipsan.stages import captions
 from clipsan.stages.captions import (
     NO_WORDS,
     Mined,
@@ -14,6 +15,7 @@ from clipsan.stages.captions import (
     name_vocabulary,
     normalise,
     terms,
+    tokenise,
     words,
 )
 
@@ -54,6 +56,53 @@ def test_terms_are_content_words_and_adjacent_pairs() -> None:
         "red sports",
         "sports car",
     }
+
+
+CAPTIONS = (
+    "A red sports car, a RED\nsports car and the man\u2019s dog",
+    "",
+    "dog's dogs",
+    "sports car sports car photo",
+    "red car sports",
+    "caf\u00e9 \uff24\uff4f\uff47 red sports",
+    "a very fast sports car",
+    "one",
+    "sports",
+    "car",
+)
+
+
+def test_captions_cut_together_are_those_cut_one_by_one() -> None:
+    for some in (CAPTIONS, CAPTIONS[::-1], CAPTIONS[:1], ("",), ()):
+        found = tokenise(some)
+        assert [[found.words[i] for i in found.ids[found.rows == row]] for row in range(len(some))] == [
+            words(caption) for caption in some
+        ]
+        assert len(set(found.words)) == len(found.words)
+        assert count_terms(some) == Counter(term for caption in some for term in terms(caption))
+
+
+def test_members_are_those_that_hold_a_term_side_by_side() -> None:
+    synonyms = {"dog": (), "car": ("red sports car", "fast sports car"), "sports": ("sports car",), "never": ("a dog",)}
+    vocabulary = name_vocabulary(synonyms)
+    held = [f" {' '.join(words(caption))} " for caption in CAPTIONS]
+    expected = [
+        [any(f" {term} " in text for term in (name, *others)) for name, others in synonyms.items()] for text in held
+    ]
+    found = vocabulary.members(CAPTIONS)
+    assert found.toarray().tolist() == expected
+    assert found.has_canonical_format
+    assert vocabulary.members(()).shape == (0, 4)
+    assert NO_WORDS.members(CAPTIONS).shape == (len(CAPTIONS), 0)
+
+
+def test_few_captions_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captions, "KEPT_CAPTIONS", 4)
+    first = tokenise(["one dog", "two dogs"])
+    assert tokenise(["one dog", "two dogs"]) is first
+    assert tokenise(["one dogtwo", " dogs"]).words == ("one", "dogtwo", "dogs")
+    assert tokenise(["a", "b", "c"]).words == ("a", "b", "c")
+    assert tokenise(["one dog", "two dogs"]) is not first
 
 
 def test_a_caption_counts_once_a_term() -> None:
