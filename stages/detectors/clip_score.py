@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
-from scipy.special import expit, logsumexp
+from scipy.special import expit
 
 from ..stage import config
 from .detector import DetectorConfig, RowDetector, TrustedMoments
@@ -163,7 +163,7 @@ def _climb(x: np.ndarray, share: np.ndarray, low: np.ndarray, settings: ClipMixt
     for _ in range(settings.most_steps):
         mixture = _from_membership(x, share, belongs, settings.bins)
         joint = mixture.log_density(x)
-        total = logsumexp(joint, axis=0)
+        total = np.logaddexp(joint[0], joint[1])
         likelihood = float(share @ total)
         if likelihood - before < settings.tolerance:
             break

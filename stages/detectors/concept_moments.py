@@ -157,46 +157,53 @@ BIN_CENTRES = np.sinh((np.arange(BINS) - BINS // 2 + 0.5) * BIN_STEP) / BIN_SHAR
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """What a histogram of projections says about its direction."""
+class Shapes:
+    """What histograms of projections say about their directions, `[m] float64` each."""
 
-    centre: float
+    centre: np.ndarray
     """Median."""
-    scale: float
+    scale: np.ndarray
     """1.4826 MAD, with the sign that puts the heavy tail on the positive side."""
-    inflation: float
+    inflation: np.ndarray
     """Mean of r^2: the variance over that of the bulk."""
-    skew: float
+    skew: np.ndarray
     """Mean of r^3."""
 
 
-def weighted_median(values: np.ndarray, counts: np.ndarray) -> float:
-    """Return the smallest value (values ascending) at which at least half of the counts are reached."""
-    return float(values[np.searchsorted(np.cumsum(counts), counts.sum() / 2)])
+def first_reached(counts: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return of every row of counts `[m, b]` the first place up to which there are as many as wanted `[m]`."""
+    return np.asarray((np.cumsum(counts, axis=1) < wanted[:, None]).sum(axis=1))
 
 
-def shape(histogram: np.ndarray, least: int) -> Shape:
-    """Return the robust shape of one histogram `[BINS]`; r = (p - centre) / scale.
+def shapes(histograms: np.ndarray, least: int) -> Shapes:
+    """Return the robust shapes of histograms `[m, BINS]`, none of them empty; r = (p - centre) / scale.
 
-    The moments take every value beyond the `least`-th largest as that one, so fewer than `least` pairs cannot make a
-    concept stand out. Of the two signs the one with the larger third moment wins.
+    The median is the smallest value at which half of the counts are reached. The moments take every value beyond the `least`-th
+    largest as that one, so fewer than `least` pairs cannot make a concept stand out. Of the two signs the one with the larger third
+    moment wins.
     """
-    centre = weighted_median(BIN_CENTRES, histogram)
-    distance = np.abs(BIN_CENTRES - centre)
-    order = np.argsort(distance, kind="stable")
-    mad = weighted_median(distance[order], histogram[order])
-    scale = max(1.4826 * mad, BIN_STEP / BIN_SHARPNESS)
-    n = histogram.sum()
-    best: Shape | None = None
-    for sign in (1.0, -1.0):
-        r = sign * (BIN_CENTRES - centre) / scale
-        ascending = r if sign > 0 else r[::-1]
-        counts = histogram if sign > 0 else histogram[::-1]
-        limit = ascending[np.searchsorted(np.cumsum(counts), n - min(least, n) + 1)]
-        capped = np.minimum(ascending, limit)
-        skew = float((capped**3 * counts).sum() / n)
-        if best is None or skew > best.skew:
-            inflation = float((capped**2 * counts).sum() / n)
-            best = Shape(centre, sign * scale, inflation, skew)
-    assert best is not None
-    return best
+    rows, n = np.arange(len(histograms)), histograms.sum(axis=1)
+    middle = first_reached(histograms, n / 2)
+    mad = np.zeros(len(histograms))
+    for place in np.unique(middle):
+        own = np.flatnonzero(middle == place)
+        distance = np.abs(BIN_CENTRES - BIN_CENTRES[place])
+        order = np.argsort(distance, kind="stable")
+        mad[own] = distance[order][first_reached(histograms[own][:, order], n[own] / 2)]
+    centre, scale = BIN_CENTRES[middle], np.maximum(1.4826 * mad, BIN_STEP / BIN_SHARPNESS)
+    r = (BIN_CENTRES - centre[:, None]) / scale[:, None]
+    below = n - np.minimum(least, n) + 1
+    highest = r[rows, first_reached(histograms, below)]
+    lowest = r[rows, BINS - 1 - first_reached(histograms[:, ::-1], below)]
+    moments = []
+    for capped in (np.minimum(r, highest[:, None]), -np.maximum(r, lowest[:, None])):
+        square = capped * capped
+        moments.append(((square * capped * histograms).sum(axis=1) / n, (square * histograms).sum(axis=1) / n))
+    (skew, inflation), (other_skew, other_inflation) = moments
+    turned = other_skew > skew
+    return Shapes(
+        centre=centre,
+        scale=np.where(turned, -scale, scale),
+        inflation=np.where(turned, other_inflation, inflation),
+        skew=np.where(turned, other_skew, skew),
+    )

@@ -14,13 +14,14 @@ from ..captions import Concepts, Mined, Named, count_terms, merge_counts, mine_v
 from ..stage import Count, Positive, Weight, config
 from .concept_gap import ALL_LAYERS, GapConfig, clearest_views, distance_histograms, find_gaps
 from .concept_moments import (
+    BINS,
     ConceptMoments,
     RegressionSums,
     concept_moments,
     regression_sums,
     residual_covariance,
     residuals,
-    shape,
+    shapes,
     solve_regression,
     top_directions,
     varies,
@@ -236,12 +237,13 @@ class ConceptSpectral(StreamingDetector):
             c_count = len(histogram)
             centre, inflation, skew = np.zeros(c_count), np.ones(c_count), np.zeros(c_count)
             scale, chosen = np.full(c_count, np.inf), np.zeros(c_count, dtype=np.int64)
-            for c in np.flatnonzero(judged):
-                shapes = [shape(h, self._settings.least_pairs) for h in histogram[c]]
-                chosen[c] = int(np.argmax([s.skew for s in shapes]))
-                best = shapes[chosen[c]]
-                centre[c], scale[c], inflation[c] = best.centre, best.scale, best.inflation
-                skew[c] = best.skew
+            some = np.flatnonzero(judged)
+            found = shapes(histogram[some].reshape(-1, BINS), self._settings.least_pairs)
+            best = found.skew.reshape(len(some), -1).argmax(axis=1)
+            chosen[some] = best
+            places = np.arange(len(some)) * histogram.shape[1] + best
+            centre[some], scale[some] = found.centre[places], found.scale[places]
+            inflation[some], skew[some] = found.inflation[places], found.skew[places]
             rows = np.arange(c_count)
             layers.append(
                 replace(

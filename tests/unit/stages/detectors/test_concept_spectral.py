@@ -1,5 +1,7 @@
 """Concept spectral scores against direct float64 formulas on all rows at once, and on planted poison."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -14,7 +16,7 @@ from clipsan.stages.detectors.concept_moments import (
     regression_sums,
     residual_covariance,
     residuals,
-    shape,
+    shapes,
     solve_regression,
     top_directions,
     whiten,
@@ -136,11 +138,16 @@ def test_bins_stand_for_what_falls_in_them() -> None:
     assert bin_index(np.array([-1e9, 1e9])).tolist() == [0, BINS - 1]
 
 
+def one_shape(values: np.ndarray, least: int) -> SimpleNamespace:
+    found = shapes(np.bincount(bin_index(values), minlength=BINS)[None], least)
+    return SimpleNamespace(**{name: getattr(found, name)[0] for name in ("centre", "scale", "inflation", "skew")})
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_shape_against_the_formulas_on_the_values(sign: int) -> None:
     rng = np.random.default_rng(2)
     p = sign * np.concatenate([rng.normal(size=900), rng.normal(12, 1, size=60)])
-    got = shape(np.bincount(bin_index(p), minlength=BINS), least=5)
+    got = one_shape(p, least=5)
     centre = np.median(p)
     r = sign * (p - centre) / (1.4826 * np.median(np.abs(p - centre)))
     capped = np.minimum(r, np.sort(r)[-5])
@@ -154,8 +161,18 @@ def test_shape_against_the_formulas_on_the_values(sign: int) -> None:
 def test_fewer_than_least_pairs_do_not_move_the_moments() -> None:
     p = np.random.default_rng(3).normal(size=500)
     far = np.concatenate([p, np.full(4, 200.0)])
-    assert shape(np.bincount(bin_index(far), minlength=BINS), least=5).skew < 3
-    assert shape(np.bincount(bin_index(far), minlength=BINS), least=4).skew > 1e4
+    assert one_shape(far, least=5).skew < 3
+    assert one_shape(far, least=4).skew > 1e4
+
+
+def test_shapes_of_several_histograms_are_those_of_each() -> None:
+    rng = np.random.default_rng(4)
+    values = [rng.normal(rng.normal(), 1 + i, size=40 + i) ** 3 for i in range(7)]
+    together = shapes(np.stack([np.bincount(bin_index(p), minlength=BINS) for p in values]), least=5)
+    for i, p in enumerate(values):
+        own = one_shape(p, least=5)
+        for name in ("centre", "scale", "inflation", "skew"):
+            assert getattr(together, name)[i] == getattr(own, name)
 
 
 def test_calibration_keeps_the_order_and_puts_the_accused_on_top() -> None:
