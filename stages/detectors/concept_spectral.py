@@ -12,7 +12,7 @@ from pydantic import Field
 
 from ..captions import Concepts, Mined, Named, count_terms, merge_counts, mine_vocabulary, name_vocabulary
 from ..stage import Count, Positive, Weight, config
-from .concept_gap import ALL_LAYERS, GapConfig, clearest_views, distance_histograms, find_gaps
+from .concept_gap import GapConfig, clearest_views, distance_histograms, find_gaps
 from .concept_moments import (
     BINS,
     ConceptMoments,
@@ -33,6 +33,7 @@ from .concept_state import (
     SideSums,
     SpectralState,
     concept_names,
+    distances,
     evidence,
     histograms,
     member_rows,
@@ -143,9 +144,8 @@ class ConceptSpectral(StreamingDetector):
         if state.round == 3:
             return histograms(state, rows, residual), np.zeros(len(rows), dtype=np.int64)
         if state.round == 4:
-            every = range(ALL_LAYERS, len(residual))
-            found = [evidence(state, rows, residual, table.num_rows, np.full(len(rows), view)) for view in every]
-            return np.stack([distance_histograms(d, rows) for _, d in found]), np.zeros(len(rows), dtype=np.int64)
+            found = distances(state, rows, residual, table.num_rows)
+            return np.stack([distance_histograms(d, rows) for d in found]), np.zeros(len(rows), dtype=np.int64)
         scores, distance = evidence(state, rows, residual, table.num_rows, nonnull(state.gaps).view)
         # Peeling: a pair accused in a named concept counts nowhere else.
         winner = scores.argmax(axis=1)

@@ -121,14 +121,26 @@ def evidence(
     distance = np.full((n, len(rows)), -np.inf)
     for c, members in enumerate(rows):
         layers = range(len(residual)) if view[c] == ALL_LAYERS else [int(view[c])]
-        r = {
-            i: (residual[i][members] @ x.directions[c, 0] - x.offsets[c, 0] - x.centre[c]) / x.scale[c]
-            for i, x in enumerate(state.layers)
-            if i in layers
-        }
+        r = {i: robust(state, residual, members, c, i) for i in layers}
         scores[members, c] = np.mean([part * state.layers[i].inflation[c] for i, part in r.items()], axis=0)
         distance[members, c] = np.mean(list(r.values()), axis=0)
     return scores, distance
+
+
+def distances(state: SpectralState, rows: list[np.ndarray], residual: list[np.ndarray], n: int) -> np.ndarray:
+    """Return `[1 + L, n, C]` the distances that `evidence` gives, of the mean over layers and then of each layer."""
+    found = np.full((1 + len(residual), n, len(rows)), -np.inf)
+    for c, members in enumerate(rows):
+        r = [robust(state, residual, members, c, i) for i in range(len(residual))]
+        found[0, members, c] = np.mean(r, axis=0)
+        found[1:, members, c] = r
+    return found
+
+
+def robust(state: SpectralState, residual: list[np.ndarray], members: np.ndarray, c: int, layer: int) -> np.ndarray:
+    """Return r of a concept's rows in one layer, `[m] float64`."""
+    x = state.layers[layer]
+    return np.asarray((residual[layer][members] @ x.directions[c, 0] - x.offsets[c, 0] - x.centre[c]) / x.scale[c])
 
 
 def histograms(state: SpectralState, rows: list[np.ndarray], residual: list[np.ndarray]) -> np.ndarray:

@@ -8,6 +8,7 @@ import pytest
 import scipy.sparse as sp
 
 from clipsan.stages.captions import Mined, Named
+from clipsan.stages.detectors.concept_gap import ALL_LAYERS
 from clipsan.stages.detectors.concept_moments import (
     BIN_CENTRES,
     BINS,
@@ -23,7 +24,7 @@ from clipsan.stages.detectors.concept_moments import (
     whitening,
 )
 from clipsan.stages.detectors.concept_spectral import ConceptSpectral, ConceptSpectralConfig, calibrate
-from clipsan.stages.detectors.concept_state import Layer, SpectralState, side_sums
+from clipsan.stages.detectors.concept_state import Layer, SpectralState, distances, evidence, side_sums
 from clipsan.stages.detectors.streaming import vectors
 from tests.streaming import learn
 
@@ -173,6 +174,40 @@ def test_shapes_of_several_histograms_are_those_of_each() -> None:
         own = one_shape(p, least=5)
         for name in ("centre", "scale", "inflation", "skew"):
             assert getattr(together, name)[i] == getattr(own, name)
+
+
+def test_distances_of_all_views_are_the_formulas_and_those_of_the_evidence() -> None:
+    rng = np.random.default_rng(5)
+    rows, residual = [np.array([0, 2, 5]), np.array([1, 2, 3, 4])], [rng.normal(size=(6, width)) for width in (3, 4)]
+    none = np.zeros(0)
+    layers = tuple(
+        Layer(
+            name=str(i),
+            effect=none,
+            white=none,
+            excess=none,
+            directions=rng.normal(size=(2, 1, z.shape[1])),
+            offsets=rng.normal(size=(2, 1)),
+            centre=rng.normal(size=2),
+            scale=np.array([0.5, -2.0]),
+            inflation=np.ones(2),
+            skew=none,
+        )
+        for i, z in enumerate(residual)
+    )
+    state = SpectralState(layers=layers)
+    found = distances(state, rows, residual, 6)
+    expected = np.full((3, 6, 2), -np.inf)
+    for c, members in enumerate(rows):
+        for row in members:
+            for i, (x, z) in enumerate(zip(layers, residual, strict=True)):
+                along = (z[row] * x.directions[c, 0]).sum() - x.offsets[c, 0]
+                expected[1 + i, row, c] = (along - x.centre[c]) / x.scale[c]
+            expected[0, row, c] = expected[1:, row, c].mean()
+    np.testing.assert_allclose(found, expected)
+    for view in (ALL_LAYERS, 0, 1):
+        _, distance = evidence(state, rows, residual, 6, np.full(2, view))
+        np.testing.assert_array_equal(found[1 + view], distance)
 
 
 def test_calibration_keeps_the_order_and_puts_the_accused_on_top() -> None:
