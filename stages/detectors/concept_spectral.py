@@ -239,7 +239,7 @@ class ConceptSpectral(StreamingDetector):
             scale, chosen = np.full(c_count, np.inf), np.zeros(c_count, dtype=np.int64)
             some = np.flatnonzero(judged)
             found = shapes(histogram[some].reshape(-1, BINS), self._settings.least_pairs)
-            best = found.skew.reshape(len(some), -1).argmax(axis=1)
+            best = found.skew.reshape(len(some), histogram.shape[1]).argmax(axis=1)
             chosen[some] = best
             places = np.arange(len(some)) * histogram.shape[1] + best
             centre[some], scale[some] = found.centre[places], found.scale[places]
