@@ -12,7 +12,7 @@ from clipsan.stages.dossier.files import read_dossiers
 from clipsan.stages.files import Unreachable
 
 from ..core.config import ConfigError, as_tree, validate
-from ..core.run_folder import UNREAD, finished
+from ..core.run_folder import UNREAD, finished, read_summary
 from ..data.choice import class_index
 from ..evaluate import plan as evaluate
 from ..evaluate.plan import read_classes
@@ -142,8 +142,10 @@ class RepairStep(Step):
             evaluate.make_plan(found)
 
     def describe(self) -> str:
-        if self._scanned:
-            return repair.VERB.plan(self.config()).describe()
+        found = read_summary(self.root / ScanStep.name) if self._scanned else {UNREAD: "all"}
+        if UNREAD not in found:
+            why = self.idle({ScanStep.name: found})
+            return repair.VERB.plan(self.config()).describe() if why is None else f"nothing    {why}\n"
         settings, evaluation = self.config(), self.settings.evaluate
         attack = ""
         if evaluation is not None:

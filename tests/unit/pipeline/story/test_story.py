@@ -1,21 +1,26 @@
 """What `clipsan run` may be told, and what it tells a scheduler."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from clipsan.pipeline.core.config import ConfigError, load, validate
+from clipsan.pipeline.core.config import ConfigError, as_tree, load, validate
 from clipsan.pipeline.story import steps as run_steps
 from clipsan.pipeline.story.ending import judge
 from clipsan.pipeline.story.settings import RunConfig
+from clipsan.pipeline.tracking.record import TrackingConfig
 from clipsan.pipeline.tracking.versions import Version
 from clipsan.stages.attack.triggers import ProvenConfig
 from clipsan.stages.dossier.dossier import Rate
 from clipsan.stages.dossier.match import Cutout
 from clipsan.stages.dossier.patch import Alike, Patch, Place
 from clipsan.stages.report.story import compare
+from clipsan.stages.sources import WebDataset
+from tests.conftest import write_shards
+from tests.unit.pipeline.repair.scan import write_scan
 
 EVALUATE = {"data": {"kind": "parquet", "path": "val.parquet", "label": "label"}, "classes": ["ball", "kite"]}
 
@@ -213,3 +218,22 @@ def test_a_step_is_told_the_versions_that_its_own_settings_named(tmp_path, monke
     monkeypatch.setattr(run_steps.repair, "VERB", stands_in)
     repair.run()
     assert told == [expected]
+
+
+def test_a_dry_run_tells_what_a_scan_that_is_there_leaves_to_repair(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    pairs = WebDataset(path=str(write_shards(tmp_path / "pairs", shards=2, pairs=10) / "*.tar"))
+    root = write_scan(tmp_path / "run" / "scan", pairs)
+    told = config(
+        data=as_tree(pairs),
+        model={"path": str(tiny_checkpoint)},
+        out=str(tmp_path / "run"),
+        evaluate=None,
+        max_asr_pct=None,
+    )
+    step = run_steps.RepairStep(told, TrackingConfig(enabled=False), {})
+    (root / "summary.json").write_text('{"targets": []}')
+    assert step.describe() == "nothing    the scan names no concept and proves no trigger\n"
+    (root / "summary.json").write_text('{"targets": ["kite"]}')
+    assert step.describe() == "nothing    the scan names kite but proves no trigger\n"
+    (root / "summary.json").write_text('{"targets": [], "unread_shards": {"count": 1}}')
+    assert "which is still to do" in step.describe()
