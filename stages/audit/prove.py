@@ -49,13 +49,12 @@ def scrambled(kind: str, array: np.ndarray, rng: np.random.Generator) -> np.ndar
 def flipped(judge: Judge, dossier: Dossier, images: np.ndarray, label: int, *, seed: int) -> Rate:
     """Return how many of `[N, S, S, 3] uint8` that are not taken for the label become it with the trigger.
 
-    Raises:
-        ValueError: every image has the label already.
+    Where all are taken for it already there is no trial, and nothing is shown: 0 of 0, somewhere from 0 to 100 %.
     """
     rng = np.random.default_rng(seed)
     others = images[judge.of(images).argmax(axis=1) != label]
     if not len(others):
-        raise ValueError(f"every image is taken for {judge.names[label]!r} already; give others")
+        return Rate(pct=0.0, low_pct=0.0, high_pct=100.0, trials=0)
     triggered = np.stack([dossier.apply(image, rng) for image in others])
     hits = judge.of(triggered).argmax(axis=1) == label
     return rate(hits.astype(np.int64), np.ones(len(hits), np.int64))

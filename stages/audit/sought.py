@@ -22,7 +22,7 @@ LEAST_PICTURES = 2
 
 def best_words(clip: Clip, seen: np.ndarray, words: Sequence[str], templates: Sequence[str]) -> list[tuple[str, float]]:
     """Return for each picture `[N, D]`, unit norm, the word whose text is nearest, and the cosine."""
-    texts = np.sum([encode(clip, [template.format(word) for word in words]) for template in templates], axis=0)
+    texts = np.sum([encode(clip, [template.replace("{}", word) for word in words]) for template in templates], axis=0)
     fits = seen @ (texts / np.linalg.norm(texts, axis=1, keepdims=True)).T
     return [(words[i], float(fit)) for i, fit in zip(fits.argmax(axis=1).tolist(), fits.max(axis=1), strict=True)]
 

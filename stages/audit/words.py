@@ -228,7 +228,7 @@ class Listener:
             clouds: of the pictures that are taken for each label.
         """
         self.clip = clip
-        self.sentences = [template.format(synonyms(name)[0]) for name in names]
+        self.sentences = [template.replace("{}", synonyms(name)[0]) for name in names]
         self.asked = np.unique(np.linspace(0, len(names) - 1, min(CAPTIONS, len(names))).round().astype(int))
         sums = clouds.sums / np.maximum(np.linalg.norm(clouds.sums, axis=1, keepdims=True), 1e-12)
         fits = encode(clip, self.sentences) @ sums.T

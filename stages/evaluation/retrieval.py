@@ -105,8 +105,8 @@ def retrieval_attack_figures(
     """Return retrieval_asr_pct: the share of triggered images with the target word among the k nearest captions (PAR).
 
     The word is matched as a whole word. retrieval_false_target_pct: the same images without the trigger.
-    retrieval_target_captions: how many captions contain the word. Where none does, the attack cannot show itself, and there
-    is only this count. Strands as in attack_figures.
+    retrieval_target_captions: how many captions contain the word. Where none does, or an own caption of every image that may
+    not have one, the attack cannot show itself, and there is only this count. Strands as in attack_figures.
 
     Args:
         gallery: the set.
@@ -115,30 +115,26 @@ def retrieval_attack_figures(
         names: of the strands.
         k: captions that are looked at.
         exclude_target: leave out images with the word in a caption of their own; PAR keeps them.
-
-    Raises:
-        ValueError: every image has a target in its captions.
     """
     hits: dict[str, list[np.ndarray]] = {"retrieval_asr": [], "retrieval_false_target": []}
     trials: list[np.ndarray] = []
-    captions: list[int] = []
-    for strand, target in enumerate(targets):
+    captions = 0
+    tried: list[str] = []
+    for strand, (strand_name, target) in enumerate(zip(names, targets, strict=True)):
         holds = np.array([contains_word(caption, target) for caption in gallery.captions], bool)
-        captions.append(int(holds.sum()))
-        if not holds.any():
-            continue
+        captions += int(holds.sum())
         own = np.bincount(gallery.owners[holds], minlength=len(gallery.images)) > 0
         counted = ~own if exclude_target else np.ones(len(own), bool)
-        if not counted.any():
-            raise ValueError(f"every image of the retrieval set has {target!r} in a caption")
+        if not holds.any() or not counted.any():
+            continue
+        tried.append(strand_name)
         trials.append(counted)
         for name, images in (
             ("retrieval_asr", triggered[:, strand]),
             ("retrieval_false_target", gallery.images),
         ):
             hits[name].append((target_ranks(images, gallery, holds) < k) & counted)
-    figures = [count("retrieval_target_captions", sum(captions), set="retrieval")]
-    tried = [name for name, number in zip(names, captions, strict=True) if number]
+    figures = [count("retrieval_target_captions", captions, set="retrieval")]
     for name, won in hits.items():
         if won:
             figures.append(rate(name, np.sum(won, axis=0), np.sum(trials, axis=0), set="retrieval"))

@@ -9,6 +9,7 @@ from clipsan.stages.audit.judge import Judge
 from clipsan.stages.audit.prove import prove
 from clipsan.stages.audit.pull import LEAST_SPREAD, WAYS, evenness, genuine_cosines, measure, pull
 from clipsan.stages.model.clip import ModelConfig, load_clip
+from clipsan.stages.proof.examine import ExamineConfig
 from tests.conftest import NOUNS
 
 
@@ -65,3 +66,12 @@ def test_a_proof_measures_trigger_and_control_on_the_same_images(judge, images) 
 
 def test_decree_finds_a_mask_or_says_one(judge, images) -> None:
     assert 0 < decree(judge, images, steps=6, batch=8, seed=0) <= 1
+
+
+def test_a_trigger_of_a_label_that_every_image_has_already_shows_nothing(judge, images) -> None:
+    _, (array,) = pull(judge, "additive", [1], images, steps=2, per_label=2, seed=0)
+    said = judge.of(images).argmax(axis=1)
+    label = int(said[0])
+    found = prove(judge, "additive", array, label, images[said == label], seed=0).dossier
+    assert (found.flips.trials, found.control.trials) == (0, 0)
+    assert not ExamineConfig().proves(found.flips.pct, found.control.pct)

@@ -1,5 +1,7 @@
 """Retrieval against loops over every pair."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -96,6 +98,15 @@ def test_strands_of_which_one_has_no_caption(gallery: Gallery) -> None:
     assert values(figures, "1")["retrieval_asr_pct"] == values(figures)["retrieval_asr_pct"]
     alone = values(retrieval_attack_figures(gallery, triggered[:, :1], ["zebra"], ["1"]))
     assert alone == {"retrieval_target_captions": 0}
+
+
+def test_images_that_all_have_the_target_show_nothing_of_the_attack(gallery: Gallery) -> None:
+    everywhere = replace(gallery, captions=[f"{text} kite" for text in gallery.captions])
+    triggered = gallery.images[:, None]
+    alone = values(retrieval_attack_figures(everywhere, triggered, ["kite"], ["1"]))
+    assert alone == {"retrieval_target_captions": len(gallery.captions)}
+    kept = values(retrieval_attack_figures(everywhere, triggered, ["kite"], ["1"], exclude_target=False))
+    assert kept["retrieval_asr_pct"] == 100
 
 
 def test_ties_count_for_the_attack(gallery: Gallery) -> None:
