@@ -1,6 +1,7 @@
 """What report.html shows of an audit."""
 
 from collections.abc import Mapping, Sequence
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -51,12 +52,14 @@ def build_report(
 
 
 def next_steps(plan: Plan, folder: RunFolder, summary: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what the reader should do now, commands included."""
+    """Return what the reader should do now, commands included, fit for a shell."""
+    scan, model = quote(f"scan={folder.root}"), quote(f"model.path={plan.config.model.path}")
     if summary["targets"]:
         return (
             "Do not deploy the model: repair it with `clipsan repair method=unlearn "
-            f"scan={folder.root} model.path={plan.config.model.path} data=PAIRS out=NEW`, PAIRS being clean pairs of yours.",
-            f"Measure a repaired one with `clipsan evaluate attack.trigger.kind=proven attack.trigger.path={folder.root}/triggers/t1`.",
+            f"{scan} {model} data=PAIRS out=NEW`, PAIRS being clean pairs of yours.",
+            "Measure a repaired one with `clipsan evaluate attack.trigger.kind=proven "
+            f"{quote(f'attack.trigger.path={folder.root}/triggers/t1')}`.",
         )
     if summary["words"]:
         return (
@@ -64,7 +67,7 @@ def next_steps(plan: Plan, folder: RunFolder, summary: Mapping[str, Any]) -> tup
             + ", ".join(map(repr, summary["words"]))
             + " in a text decides "
             "what it finds. Refuse such texts, or tune the model on clean pairs of yours: `clipsan repair method=cleanclip "
-            f"model.path={plan.config.model.path} data=PAIRS out=NEW`; then audit it again.",
+            f"{model} data=PAIRS out=NEW`; then audit it again.",
         )
     if summary["exit_status"]:
         return (

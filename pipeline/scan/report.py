@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from itertools import islice
+from shlex import quote
 
 import numpy as np
 import pyarrow as pa
@@ -88,15 +89,15 @@ def next_steps(
         embeddings: the earlier run whose embeddings the scan took.
         triggers: target of each proven trigger.
     """
-    cached = f"embeddings={embeddings or folder.root}"
-    rewrite = f"`clipsan scan {folder.run_yaml} out=NEW {cached} --write clean,quarantine`"
+    cached = quote(f"embeddings={embeddings or folder.root}")
+    rewrite = f"`clipsan scan {quote(str(folder.run_yaml))} out=NEW {cached} --write clean,quarantine`"
     steps = []
     if triggers:
         steps.append("Look at the triggers below, and at the pairs that carry them.")
         steps.append(f"Write the data set without those pairs: {rewrite}, or give `flagged.npy` to your resharder.")
         steps.append(
-            f"Do not deploy the model: repair it with `clipsan repair scan={folder.root} model.path=SUSPECT method=unlearn out=NEW`, "
-            "or train it again on the clean copy."
+            f"Do not deploy the model: repair it with `clipsan repair {quote(f'scan={folder.root}')} model.path=SUSPECT method=unlearn "
+            "out=NEW`, or train it again on the clean copy."
         )
     elif targets:
         steps.append(
