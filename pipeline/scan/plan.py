@@ -28,7 +28,7 @@ from ..proof.views import Views
 from ..tracking.record import TrackingConfig
 
 EMBED_VERSION = 3
-SCORE_VERSION = 17
+SCORE_VERSION = 18
 VERDICT_VERSION = 3
 """Raised when the code of a pass comes to give another result, so that old parts are refused and not mixed in."""
 

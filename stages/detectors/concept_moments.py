@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.linalg import eigh
 
 BINS = 1024
 BIN_STEP = 0.02
@@ -120,7 +121,7 @@ def concept_moments(rows: list[np.ndarray], whitened: np.ndarray) -> ConceptMome
 
 
 def top_directions(moments: ConceptMoments, how_many: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the directions of largest variance in each concept.
+    """Return the directions of largest variance in each concept; the sign of each is LAPACK's, and nothing may depend on it.
 
     Returns:
         directions `[C, q, D]`, unit norm, largest variance first; their offsets `[C, q]` (the concept's mean along
@@ -139,8 +140,10 @@ def top_directions(moments: ConceptMoments, how_many: int) -> tuple[np.ndarray, 
         covariance = np.zeros((width, width))
         covariance[upper] = moments.second[c] / n
         covariance = covariance + np.triu(covariance, 1).T - np.outer(mean, mean)
-        values, basis = np.linalg.eigh(covariance)
-        directions[c] = basis[:, ::-1][:, :how_many].T
+        values, basis = eigh(
+            covariance, subset_by_index=(width - how_many, width - 1), overwrite_a=True, check_finite=False
+        )
+        directions[c] = basis[:, ::-1].T
         offsets[c] = directions[c] @ mean
         excess[c] = values[-1] / (1 + np.sqrt(width / n)) ** 2
     return directions, offsets, excess
@@ -178,19 +181,20 @@ def first_reached(counts: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 def shapes(histograms: np.ndarray, least: int) -> Shapes:
     """Return the robust shapes of histograms `[m, BINS]`, none of them empty; r = (p - centre) / scale.
 
-    The median is the smallest value at which half of the counts are reached. The moments take every value beyond the `least`-th
-    largest as that one, so fewer than `least` pairs cannot make a concept stand out. Of the two signs the one with the larger third
-    moment wins.
+    The median is the mean of the two middle values where there are two, so that a histogram turned round has the same shape. The
+    moments take every value beyond the `least`-th largest as that one, so fewer than `least` pairs cannot make a concept stand out.
+    Of the two signs the one with the larger third moment wins.
     """
     rows, n = np.arange(len(histograms)), histograms.sum(axis=1)
-    middle = first_reached(histograms, n / 2)
+    middle = (first_reached(histograms, n / 2), BINS - 1 - first_reached(histograms[:, ::-1], n / 2))
+    centre = BIN_CENTRES[np.stack(middle)].mean(axis=0)
     mad = np.zeros(len(histograms))
-    for place in np.unique(middle):
-        own = np.flatnonzero(middle == place)
-        distance = np.abs(BIN_CENTRES - BIN_CENTRES[place])
+    for value in np.unique(centre):
+        own = np.flatnonzero(centre == value)
+        distance = np.abs(BIN_CENTRES - value)
         order = np.argsort(distance, kind="stable")
         mad[own] = distance[order][first_reached(histograms[own][:, order], n[own] / 2)]
-    centre, scale = BIN_CENTRES[middle], np.maximum(1.4826 * mad, BIN_STEP / BIN_SHARPNESS)
+    scale = np.maximum(1.4826 * mad, BIN_STEP / BIN_SHARPNESS)
     r = (BIN_CENTRES - centre[:, None]) / scale[:, None]
     below = n - np.minimum(least, n) + 1
     highest = r[rows, first_reached(histograms, below)]

@@ -176,6 +176,16 @@ def test_shapes_of_several_histograms_are_those_of_each() -> None:
             assert getattr(together, name)[i] == getattr(own, name)
 
 
+@pytest.mark.parametrize("count", [40, 41])
+def test_a_direction_turned_round_has_the_same_shape(count: int) -> None:
+    p = np.random.default_rng(6).exponential(2, size=count) - 3
+    stands = BIN_CENTRES[bin_index(p)]
+    got, turned = one_shape(p, least=5), one_shape(-p, least=5)
+    assert got.centre == pytest.approx(np.median(stands), abs=1e-12)
+    assert (turned.centre, turned.scale) == pytest.approx((-got.centre, -got.scale), rel=1e-12)
+    assert (turned.inflation, turned.skew) == pytest.approx((got.inflation, got.skew), rel=1e-9)
+
+
 def test_distances_of_all_views_are_the_formulas_and_those_of_the_evidence() -> None:
     rng = np.random.default_rng(5)
     rows, residual = [np.array([0, 2, 5]), np.array([1, 2, 3, 4])], [rng.normal(size=(6, width)) for width in (3, 4)]
