@@ -216,12 +216,12 @@ class Verb(Generic[C, P]):
             ConfigError: on an object store, which is no place for this verb's; or where the data would take in what it writes.
         """
         out = str(plan.config.out)
-        check_apart(plan.config)
         if not self.on_stores and is_address(out.removeprefix("file://")):
             raise ConfigError(
                 f"out={masked(out)}: the run folder of `clipsan {self.name}` lies on a local or shared file system; those of scan, train, "
                 "repair and evaluate may lie on an object store"
             )
+        check_apart(plan.config)
         return place_of(out)
 
     def _worked(self, plan: P, folder: RunFolder, tree: Any, versions: Mapping[str, Version]) -> Result:

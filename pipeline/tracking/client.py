@@ -1,21 +1,11 @@
 """What talks to an MLflow server: a record becomes a run, once. Imported late, as MLflow takes seconds to import."""
 
 import json
-import logging
-import os
-import sqlite3
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import unquote
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-# MLflow prints where a run lies when it ends, with the password that the address may hold.
-os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
@@ -26,6 +16,7 @@ from ..core.masking import masked, one_line
 from ..core.place import AnyPath
 from .record import DataInput, Logged, Record, TrackingConfig
 from .registry import register, tag_version
+from .store import client_of, file_of
 
 CONTENT = "clipsan.content"
 PARENT = "mlflow.parentRunId"
@@ -34,16 +25,8 @@ PARAMETER_LENGTH = 6000
 PARAMETERS_A_CALL, METRICS_A_CALL = 100, 1000
 """MLflow's limits."""
 
-# The import of mlflow sets these levels itself.
-for _name in ("mlflow", "mlflow.store.db.utils", "alembic"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
-
-
-SQLITE = "sqlite:///"
 SAID_LENGTH = 200
 """Characters of a server's message that are shown."""
-LOCKED_S = 10.0
-"""Seconds that another process may hold the lock of an SQLite file."""
 
 
 @contextmanager
@@ -57,38 +40,6 @@ def forgiving(uri: str, root: AnyPath) -> Iterator[None]:
     except Exception as error:
         said = one_line(error)[:SAID_LENGTH]
         sys.stderr.write(f"MLflow at {masked(uri)} took no log ({said}); the run folder {root} keeps it\n")
-
-
-def client_of(uri: str) -> MlflowClient:
-    """Return a client of a server or a store.
-
-    Raises:
-        sqlite3.Error: see check_store.
-    """
-    check_store(uri)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
-
-
-def check_store(uri: str) -> None:
-    """Ask whether an SQLite store takes a write: MLflow itself would try for minutes.
-
-    Raises:
-        sqlite3.Error: it is locked, full, read-only, no database, or in a folder that is not there.
-    """
-    file = file_of(uri)
-    if file is None:
-        return
-    connection = sqlite3.connect(file, timeout=LOCKED_S, isolation_level=None)
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute("ROLLBACK")
-    finally:
-        connection.close()
-
-
-def file_of(uri: str) -> Path | None:
-    """Return the file of an SQLite store; None of any other."""
-    return Path(unquote(uri.removeprefix(SQLITE).partition("?")[0])) if uri.startswith(SQLITE) else None
 
 
 def begin(settings: TrackingConfig, record: Record, home: Path) -> str:

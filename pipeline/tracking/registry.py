@@ -57,7 +57,7 @@ def register(
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
 
-    from .client import client_of
+    from .store import client_of
 
     columns = [ColSpec(DataType.binary, "image", required=False), ColSpec(DataType.string, "caption", required=False)]
     uri, run_id = logged.uri, logged.run_id
@@ -98,7 +98,7 @@ def tag_version(logged: Logged, judged: Judged, more: Mapping[str, str]) -> None
         judged: the version, and its tags.
         more: tags that are known only now.
     """
-    from .client import client_of
+    from .store import client_of
 
     uri = logged.uri
     name, _, version = judged.version.removeprefix(REGISTERED).rpartition("/")
@@ -140,7 +140,7 @@ def version_of(logged: Logged) -> str | None:
 
     Where the registry does not answer that is said on stderr: then None does not mean that there is no version.
     """
-    from .client import client_of
+    from .store import client_of
 
     uri, run_id = logged.uri, logged.run_id
     try:

@@ -149,7 +149,7 @@ def find_version(settings: TrackingConfig, root: AnyPath, named: str) -> Version
 
 
 def _check_there(uri: str) -> None:
-    from .client import file_of  # MLflow takes seconds to import
+    from .store import file_of  # MLflow takes seconds to import
 
     store = file_of(uri)
     if store is not None and not store.is_file():  # MLflow would make one
@@ -157,7 +157,7 @@ def _check_there(uri: str) -> None:
 
 
 def _found(uri: str, name: str, version: str | None, alias: str | None) -> Version:
-    from .client import client_of
+    from .store import client_of
 
     client = client_of(uri)
     if alias is not None:

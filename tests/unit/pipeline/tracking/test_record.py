@@ -205,7 +205,7 @@ def is_elsewhere(db: Path) -> Any:
 def test_a_store_that_takes_no_write_costs_no_result_and_the_folder_is_logged_later(
     tmp_path: Path, fault: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipsan.pipeline.tracking.client.LOCKED_S", 0.1)
+    monkeypatch.setattr("clipsan.pipeline.tracking.store.LOCKED_S", 0.1)
     assert log(finished(tmp_path / "first"), store(tmp_path)) is not None
     mend = fault(tmp_path / "mlflow.db")
     with below(TrackingConfig(), verb="run", root=finished(tmp_path / "story", "run").root, tree={}) as steps:
