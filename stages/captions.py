@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import threading
 import unicodedata
 from collections import Counter, OrderedDict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -113,6 +114,7 @@ TOKEN = re.compile(rf"\n|{WORD.pattern}")
 KEPT_CAPTIONS = 1 << 18
 """Captions whose words a process remembers: every detector asks for them in each round. Some 50 MB."""
 _kept: "OrderedDict[bytes, tuple[int, Tokens]]" = OrderedDict()
+_keeping = threading.Lock()  # a small scan's parts are done by threads of one process
 
 
 def tokenise(captions: Sequence[str]) -> Tokens:
@@ -120,13 +122,14 @@ def tokenise(captions: Sequence[str]) -> Tokens:
     key = hashlib.blake2b(digest_size=16)
     for part in (repr([len(caption) for caption in captions]), "".join(captions)):
         key.update(part.encode("utf-8", "surrogatepass"))
-    found = _kept.get(key.digest())
-    if found is None:
-        found = len(captions), _tokenise(captions)
+    with _keeping:
+        kept = _kept.get(key.digest())
+    found = (len(captions), _tokenise(captions)) if kept is None else kept
+    with _keeping:
         _kept[key.digest()] = found
+        _kept.move_to_end(key.digest())
         while len(_kept) > 1 and sum(count for count, _ in _kept.values()) > KEPT_CAPTIONS:
             _kept.popitem(last=False)
-    _kept.move_to_end(key.digest())
     return found[1]
 
 
