@@ -26,7 +26,7 @@ from ..tracking.record import DataInput, data_input
 from .peers import Peer, find_peers
 from .settings import AuditConfig
 
-AUDIT_VERSION = 7
+AUDIT_VERSION = 8
 """Raised when the code comes to find something else from the same settings, so that old parts are refused."""
 FREE = ("out", "cluster", "tracking", "limits", "peers")
 SEPARATE = ("model", "reference", "images", "classes", "captions")

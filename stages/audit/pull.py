@@ -164,16 +164,22 @@ def _tried(
     level = genuine_cosines(before)[list(labels)]
     if reference is not None:
         there = np.stack([np.asarray(reference.cosines(images).cpu()) for images in changed], axis=1)
-        level = np.array([there[place][:, label].mean() for place, label in enumerate(labels)])
+        level = np.array([there[place][tried_on(said, label), label].mean() for place, label in enumerate(labels)])
     return [
         measure([after[i] for after in shown], said, label, form.kind, float(level[i]))
         for i, label in enumerate(labels)
     ]
 
 
+def tried_on(said: np.ndarray, label: int) -> np.ndarray:
+    """Return which images `[N]` a label's trigger is tried on: those not taken for it already, or all where none is left."""
+    others = said != label
+    return others if others.any() else np.ones(len(said), bool)
+
+
 def measure(shown: Sequence[np.ndarray], said: np.ndarray, label: int, kind: str, genuine: float) -> Pulled:
     """Return what a trigger does, from the cosines `[N, C]` of the images with it in each of WAYS and the labels `[N]` without it."""
-    kept = said != label if (said != label).any() else np.ones(len(said), bool)
+    kept = tried_on(said, label)
     rows = shown[0][kept]
     own, rest = rows[:, label], np.delete(rows, label, axis=1).max(axis=1)
     spreads = [max(float(after[kept, label].std()), LEAST_SPREAD) for after in shown]
