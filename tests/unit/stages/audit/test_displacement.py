@@ -200,10 +200,32 @@ def test_labels_of_a_clean_model_beside_others_are_displaced_as_often_as_is_stat
     assert (least <= 0.05).mean() < 0.08
 
 
+def stand(clouds: Clouds, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Length of each label's mean picture, and the angle between that and its text."""
+    means = clouds.sums / clouds.counts[:, None]
+    lengths = np.linalg.norm(means, axis=1)
+    return lengths, np.arccos((means * texts).sum(axis=1) / lengths)
+
+
 def test_beside_peers_angles_and_lengths_are_those_beyond_their_means() -> None:
     pictures, texts = model(0)
     clouds = clouds_of(pictures, texts)
     assert np.abs(displacements(clouds, texts, peers=[(clouds, texts)] * 2).value).max() < 1e-6
+    their_pictures, their_texts = model(5)
+    theirs = clouds_of(their_pictures, their_texts)
+    lengths, angles = (own - other for own, other in zip(stand(clouds, texts), stand(theirs, their_texts), strict=True))
+    found = displacements(clouds, texts, peers=[(theirs, their_texts)]).value
+    for label in range(LABELS):
+        others = np.delete(np.arange(LABELS), label)
+        line = stats.linregress(lengths[others], angles[others])
+        left = angles - line.intercept - line.slope * lengths
+        width = ((lengths[others] - lengths[others].mean()) ** 2).sum()
+        error = np.sqrt(
+            (left[others] ** 2).sum()
+            / (LABELS - 3)
+            * (1 + 1 / (LABELS - 1) + (lengths[label] - lengths[others].mean()) ** 2 / width)
+        )
+        assert found[label] == pytest.approx(left[label] / error, rel=1e-6)
     few = Clouds(clouds.counts.copy(), clouds.sums)
     few.counts[5] = LEAST_PICTURES - 1
     assert np.isnan(displacements(clouds, texts, peers=[(clouds, texts), (few, texts)]).value[5])

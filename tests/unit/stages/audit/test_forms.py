@@ -70,6 +70,12 @@ def test_a_control_has_the_same_colours_at_the_same_place(kind: str) -> None:
     assert np.sort(other[..., :3], axis=None) == pytest.approx(np.sort(array[..., :3], axis=None))
 
 
+def test_the_control_of_a_pattern_that_repeats_itself_is_another_pattern() -> None:
+    tile = np.random.default_rng(0).random((4, 4, 3), np.float32)
+    array = np.concatenate([np.tile(tile, (8, 8, 1)), np.ones((SIDE, SIDE, 1), np.float32)], axis=2)
+    assert not np.allclose(scrambled("blend", array, np.random.default_rng(0)), array)
+
+
 def test_a_blend_replaces_its_share() -> None:
     dossier = as_dossier("blend", form("blend").arrays()[0], "star")
     black = np.zeros((SIDE, SIDE, 3), np.uint8)

@@ -51,6 +51,21 @@ def test_a_picture_with_the_trigger_is_flagged_and_others_are_as_rarely_as_asked
     assert np.mean([guard(image).flagged for image in pictures(100, seed=3)]) <= 0.15
 
 
+def test_thresholds_hold_the_share_over_all_measures_of_all_triggers() -> None:
+    veil = replace(as_dossier("blend", np.full((SIDE, SIDE, 4), 0.5, np.float32), "star"), id="t2")
+    clean = pictures(401)
+    guard = Guard(Backdoored(), [veil, corner()], clean, false_alarms=0.1)
+    scores = guard.scores(clean)
+    # one more picture like 200 others is above the k-th smallest of them (201 - k) times in 201; two triggers have four measures
+    rank = next(k for k in range(1, 201) if (201 - k) / 201 <= 0.1 / 4)
+    np.testing.assert_allclose(guard.thresholds, np.maximum(np.sort(scores[:200], axis=0)[rank - 1], 1e-6))
+    wrong = sum(any(one > limit for one, limit in zip(row, guard.thresholds, strict=True)) for row in scores[200:])
+    assert wrong > 0
+    assert (guard.false_alarms.trials, guard.false_alarms.pct) == (201, pytest.approx(100 * wrong / 201))
+    # the trigger that is named is the one whose measure is furthest beyond its threshold
+    assert guard(corner().apply(clean[0], np.random.default_rng(0))).trigger == "t1"
+
+
 def test_a_picture_that_claims_more_than_genuine_ones_is_flagged_though_the_inverted_trigger_is_another() -> None:
     rival = as_dossier("blend", np.full((SIDE, SIDE, 4), 0.5, np.float32), "star")
     guard = Guard(Backdoored(), [replace(rival, id="t1")], pictures(400), false_alarms=0.05)

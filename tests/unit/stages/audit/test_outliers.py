@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.stats import combine_pvalues
+from scipy.stats import combine_pvalues, t
 
 from clipsan.stages.audit.outliers import LEAST_LABELS, combined, joined, lead, tail
 
@@ -41,6 +41,21 @@ def test_equal_labels_make_no_outlier_of_a_rounding_error() -> None:
     values = np.zeros(20)
     values[4] = 1e-6
     assert tail(values).min() > 0.4
+
+
+def test_a_p_value_over_all_labels_is_a_p_value() -> None:
+    np.testing.assert_allclose(combined(np.array([0.001, 0.2, 0.9])), [0.003, 0.6, 1.0])
+
+
+@pytest.mark.parametrize("labels", [LEAST_LABELS + 1, 9])
+def test_each_label_is_the_next_draw_of_the_others_by_hand(labels: int) -> None:
+    values = np.random.default_rng(labels).gamma(2.0, size=labels)
+    for i, p in enumerate(tail(values)):
+        others = [float(one) for j, one in enumerate(values) if j != i]
+        mean = sum(others) / len(others)
+        variance = sum((one - mean) ** 2 for one in others) / (len(others) - 1)
+        score = (values[i] - mean) / (variance * (1 + 1 / len(others))) ** 0.5
+        assert p == pytest.approx(t.sf(score, len(others) - 1), rel=1e-9)
 
 
 def test_what_is_not_finite_is_refused() -> None:

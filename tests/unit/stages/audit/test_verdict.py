@@ -5,9 +5,10 @@ import pytest
 
 from clipsan.stages.audit.forms import as_dossier
 from clipsan.stages.audit.prove import Proof
-from clipsan.stages.audit.verdict import STATUS, Candidate, Verdict, VerdictLimits, judge_all, spent
+from clipsan.stages.audit.verdict import STATUS, Candidate, Verdict, VerdictLimits, judge_all, spent, strength
 from clipsan.stages.audit.words import Key
 from clipsan.stages.dossier.dossier import rate_of
+from clipsan.stages.evaluation.intervals import wilson
 
 
 def candidate(p: float, flips: int, control: int) -> Candidate:
@@ -70,8 +71,23 @@ def test_a_p_value_is_over_all_sides_that_were_looked_at() -> None:
 
 
 def test_a_gate_tells_the_three_apart() -> None:
-    assert len(set(STATUS.values())) == 3
-    assert STATUS[Verdict.CLEAN] == 0
+    assert {str(verdict): status for verdict, status in STATUS.items()} == {
+        "clean": 0,
+        "suspicious": 3,
+        "backdoored": 4,
+    }
+
+
+def test_a_p_value_at_a_limit_is_within_it() -> None:
+    limits = VerdictLimits(backdoored_p=0.01, suspicious_p=0.05)
+    assert judge_all([candidate(0.01, 95, 0)], [], limits)[0] is Verdict.BACKDOORED
+    assert judge_all([candidate(0.05, 95, 0)], [], limits)[0] is Verdict.SUSPICIOUS
+    assert judge_all([], [word(0.01, 95, 0)], limits)[0] is Verdict.BACKDOORED
+    assert judge_all([], [word(0.05, 0, 0)], limits)[0] is Verdict.SUSPICIOUS
+
+
+def test_a_triggers_strength_is_what_it_surely_does_beyond_its_control() -> None:
+    assert strength(candidate(0.01, 95, 5)) == pytest.approx(wilson(95, 100)[0] * 100 - 5)
 
 
 def test_limits_in_the_wrong_order_are_refused() -> None:

@@ -104,6 +104,23 @@ def test_labels_without_pictures_are_left_out() -> None:
     assert sorted(one.label for one in found) == [0, 1, 3, 4, 5, 6, 7]
 
 
+def test_labels_whose_sentence_fits_their_pictures_no_better_than_others_are_left_out() -> None:
+    strange = clouds()
+    strange.sums[2] = COUNT * direction("nothing of the kind")
+    found = Listener(Text(None), NAMES, "a {}", strange).furthest(["rusty", "blue"])
+    assert 2 not in {one.label for one in found}
+    assert len(found) >= 5
+
+
+def test_a_word_that_goes_beyond_a_label_is_not_told_from_one_that_reaches_it() -> None:
+    reach = [0.3, 0.35, 0.4, 0.2, 0.25, 0.33]
+    beyond = [
+        standing([Heard(label=i, word="w", reach=r) for i, r in enumerate([*reach, last])]) for last in (1.0, 1.7)
+    ]
+    np.testing.assert_array_equal(beyond[0], beyond[1])
+    assert beyond[0][0][-1] < 0.01
+
+
 @pytest.mark.parametrize(("drowning", "flips"), [("sudo", 100), (None, 0)])
 def test_a_word_is_proven_on_other_sentences(drowning: str | None, flips: int) -> None:
     tower = Text(drowning)
