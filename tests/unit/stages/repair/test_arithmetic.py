@@ -155,6 +155,37 @@ def test_projection_takes_the_trigger_and_leaves_the_classes_and_another_directi
     assert figures(exported(other, tmp_path / "control"))[1] > 90
 
 
+@pytest.mark.parametrize("config", [None, RESNET], ids=["matrix", "linear"])
+def test_projection_is_the_erasure_that_moves_clean_vectors_least(config: dict | None, tmp_path: Path) -> None:
+    clip = tiny_clip(config=config)
+    clip.model.eval()
+    rng = np.random.default_rng(0)
+    size = clip.image_size
+    images = torch.from_numpy(rng.integers(0, 256, (90, 3, size, size), dtype=np.uint8))
+    images[:30, :, :9, :9] = 255
+
+    def vectors(one: Clip) -> np.ndarray:
+        with torch.no_grad():
+            return one.model.encode_image(one.normalise(images)).double().numpy()
+
+    before = vectors(clip)
+    objective = Project(ridge=0.01).build(clip, SETTING).train()
+    labels = torch.zeros(90, dtype=torch.int64)
+    for rows, role in ((slice(0, 30), Role.TRIGGER_PASTED), (slice(30, 70), Role.REPLAY), (slice(70, 90), Role.REPLAY)):
+        objective(batch_of(clip, images[rows], labels[rows], role))
+    added = before[:30].mean(axis=0) - before[30:].mean(axis=0)
+    covariance = np.cov(before[30:].T, ddof=0)
+    covariance += 0.01 * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+    # of all that take the direction away the one of least distance in the metric of the covariance (LEACE, theorem 4.3)
+    whitening = np.linalg.inv(np.linalg.cholesky(covariance))
+    along = whitening @ added
+    whole = np.eye(len(added)) - np.outer(along, along) / (along @ along)
+    expected = np.linalg.inv(whitening) @ whole @ whitening
+    np.testing.assert_allclose(objective.projection().numpy(), expected, atol=1e-4)
+    after = vectors(exported(objective, tmp_path / "projected"))
+    np.testing.assert_allclose(after, before @ expected.T, atol=1e-3 * np.abs(before).max())
+
+
 def test_projection_needs_both_kinds_of_images(poisoned: dict[str, torch.Tensor]) -> None:
     clip = suspect_of(poisoned)
     objective = Project().build(clip, SETTING).train()

@@ -10,16 +10,17 @@ from torch.nn import functional as F
 
 from clipsan.stages.evaluation.zero_shot import class_embeddings
 from clipsan.stages.proof.labeller import Labeller
+from clipsan.stages.repair.augment import noise
 from clipsan.stages.repair.cleanclip import NO_THESAURUS, SIGMOID, CleanClip, CleanClipSupervised
 from clipsan.stages.repair.eftclip import EftClip
 from clipsan.stages.repair.finetune import FineTune
 from clipsan.stages.repair.par import Par
 from clipsan.stages.repair.rvpt import Rvpt
+from clipsan.stages.repair.tbar import Tbar
 from clipsan.stages.repair.unlearn import Unlearn
-from clipsan.stages.training.batch import Role
+from clipsan.stages.training.batch import Batch, Role
 from clipsan.stages.training.objective import Setting, sigmoid_loss
 from tests.unit.stages.repair.helpers import (
-    ACCUSED,
     CLASSES,
     LABELS,
     ROLES,
@@ -242,6 +243,20 @@ def test_pars_cached_captions_change_nothing() -> None:
     assert len(cached._captions) == ROWS
 
 
+def test_pars_augmented_pixels_are_normalised_as_the_model_is() -> None:
+    clip = tiny_clip()
+    batch = clean_batch(clip)
+    found = Par().build(clip, SETTING)._augmented(batch)
+    mean, std = (torch.tensor(clip.preprocess_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    raw = batch.images / 255
+    alike = [i for i in range(ROWS) if torch.allclose(found[i] * std + mean, raw[i], atol=1e-5)]
+    assert 0 < len(alike) < ROWS  # noise and a square spare a quarter of the images
+    brighter = [i for i in range(ROWS) if not torch.equal(noise(raw, batch.rows, batch.seed)[i], raw[i])]
+    assert not set(brighter) & set(alike)
+    # an erased square is of the mean colour, which is 0
+    assert any((found[i] == 0).all(0).any() for i in range(ROWS) if i not in brighter and i not in alike)
+
+
 def test_pars_frozen_copy_is_neither_stored_nor_trained() -> None:
     clip = tiny_clip()
     objective = Par().build(clip, SETTING).train()
@@ -254,24 +269,33 @@ def test_pars_frozen_copy_is_neither_stored_nor_trained() -> None:
     assert not objective._frozen[0].training
 
 
-def test_eftclip_adds_a_margin_on_pasted_triggers() -> None:
+def accusing(batch: Batch, unknown: tuple[int, ...]) -> tuple[Batch, list[int]]:
+    """Return the batch without what some rows are accused of, and what each row is accused of then."""
+    accused = batch.accused.clone()
+    accused[list(unknown)] = -1
+    return replace(batch, accused=accused), accused.tolist()
+
+
+@pytest.mark.parametrize("unknown", [(), (3,)])
+def test_eftclip_adds_a_margin_on_pasted_triggers(unknown: tuple[int, ...]) -> None:
     clip = tiny_clip()
-    batch = batch_of(clip)
+    batch, accused = accusing(batch_of(clip), unknown)
     objective = EftClip(margin=0.5, margin_weight=3, inmodal_weight=0.4).build(clip, SETTING).train()
     image, text = encode_images(clip, clip.model, batch.images), encode_texts(clip, clip.model, batch.captions)
     classes = encode_texts(clip, clip.model, PROMPTS)
-    rows = [i for i in range(ROWS) if ROLES[i] == Role.TRIGGER_PASTED]
-    excess = [max(0.0, float(image[i] @ classes[ACCUSED[i]] - image[i] @ text[i] + 0.5)) for i in rows]
-    assert len(rows) == 3
+    rows = [i for i in range(ROWS) if ROLES[i] == Role.TRIGGER_PASTED and accused[i] >= 0]
+    excess = [max(0.0, float(image[i] @ classes[accused[i]] - image[i] @ text[i] + 0.5)) for i in rows]
+    assert len(rows) == 3 - len(unknown)
     assert max(excess) > 0
     expected = clip_loss(image, text, SCALE) + 0.4 * self_supervision(clip, objective, batch) + 3 * np.mean(excess)
     assert objective(batch).item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_unlearning_is_the_sum_of_its_four_terms() -> None:
+@pytest.mark.parametrize(("unknown", "terms"), [((), (3, 3, 6, 5)), ((1, 3), (2, 2, 6, 5))])
+def test_unlearning_is_the_sum_of_its_four_terms(unknown: tuple[int, ...], terms: tuple[int, ...]) -> None:
     clip = tiny_clip()
     old = tiny_clip()
-    batch = batch_of(clip)
+    batch, accused = accusing(batch_of(clip), unknown)
     settings = Unlearn(flagged_weight=2, floor=1.3, pasted_weight=0.7, keep_weight=5, label_weight=0.2)
     objective = settings.build(clip, SETTING).train()
     disturb(clip.model.visual, 0.3)
@@ -281,22 +305,36 @@ def test_unlearning_is_the_sum_of_its_four_terms() -> None:
     flagged, pasted, kept, labelled = [], [], [], []
     for i in range(ROWS):
         costs = cross_entropy(np.repeat(SCALE * image[i : i + 1] @ classes.T, len(CLASSES), axis=0), np.arange(4))
+        if ROLES[i] != Role.PAIR and accused[i] < 0 and (ROLES[i] == Role.FLAGGED or LABELS[i] < 0):
+            continue
         if ROLES[i] == Role.FLAGGED:
-            flagged.append(max(0.0, -costs[ACCUSED[i]] + 1.3))
+            flagged.append(max(0.0, -costs[accused[i]] + 1.3))
         elif ROLES[i] == Role.TRIGGER_PASTED and LABELS[i] >= 0:
             pasted.append(costs[LABELS[i]])
         elif ROLES[i] == Role.TRIGGER_PASTED:
-            both = SCALE * np.array([[image[i] @ text[i], image[i] @ classes[ACCUSED[i]]]])
+            both = SCALE * np.array([[image[i] @ text[i], image[i] @ classes[accused[i]]]])
             pasted.append(cross_entropy(both, np.array([0]))[0])
         else:
             kept.append(1 - image[i] @ was[i])
             if LABELS[i] >= 0:
                 labelled.append(costs[LABELS[i]])
-    assert (len(flagged), len(pasted), len(kept), len(labelled)) == (3, 3, 6, 5)
-    assert min(flagged) == 0 < max(flagged)  # the floor is felt
+    assert (len(flagged), len(pasted), len(kept), len(labelled)) == terms
+    assert max(flagged) > 0
+    assert unknown or min(flagged) == 0  # the floor is felt
     expected = 2 * np.mean(flagged) + 0.7 * np.mean(pasted) + 5 * np.mean(kept) + 0.2 * np.mean(labelled)
     assert objective(batch).item() == pytest.approx(expected, abs=1e-5)
     assert all(name.startswith("model.visual.") for name in objective.trainable())
+
+
+def test_tbar_learns_what_pasted_triggers_are_accused_of() -> None:
+    clip = tiny_clip()
+    batch, accused = accusing(batch_of(clip), (5,))
+    image, classes = encode_images(clip, clip.model, batch.images), encode_texts(clip, clip.model, PROMPTS)
+    rows = [3, 9]  # the pasted ones whose label is known; flagged rows are accused, too
+    expected = cross_entropy(SCALE * image[rows] @ classes.T, np.array([accused[i] for i in rows])).mean()
+    objective = Tbar().build(clip, SETTING).train()
+    assert objective(batch).item() == pytest.approx(expected, abs=1e-5)
+    assert {group["weight_decay"] for group in objective.optimizer().param_groups} == {0.0}
 
 
 def test_a_batch_without_flagged_rows_has_a_finite_loss() -> None:
