@@ -72,7 +72,7 @@ def test_the_chance_is_shared_out_among_the_labels_that_can_be_tested() -> None:
     many = {f"l{i}": "+-" * 8 for i in range(8)}
     assert not any(e.affected for e in affected_labels(*evidence(a=apart, **many), limits=LIMITS))
     # Labels with too few accepted pairs, or with nothing else, take no part.
-    idle = {f"l{i}": "+" * 8 if i % 2 else "-" * 8 for i in range(8)}
+    idle = {f"l{i}": "+" * 8 if i % 2 else "-" * 8 for i in range(16)}
     assert by_label(affected_labels(*evidence(a=apart, **idle), limits=LIMITS))["a"].affected
 
 

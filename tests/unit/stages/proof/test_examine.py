@@ -142,6 +142,15 @@ def test_bad_input_is_refused_with_its_rule() -> None:
         ExamineConfig(held_out=4)
     with pytest.raises(ValueError, match="control_at_most and accept"):
         ExamineConfig(accept=0.1, control_at_most=0.2)
+    with pytest.raises(ValueError, match="control_at_most and accept"):
+        ExamineConfig(accept=0.1, control_at_most=0.1)
+
+
+def test_half_of_the_flips_and_a_tenth_of_the_control_s_are_a_proof_and_no_less_and_no_more() -> None:
+    settings = ExamineConfig()
+    assert settings.proves(50.0, 10.0)
+    assert not settings.proves(49.9, 0.0)
+    assert not settings.proves(100.0, 10.1)
 
 
 def test_what_stands_at_a_place_is_proven_on_pictures_that_had_no_part_in_choosing_it() -> None:

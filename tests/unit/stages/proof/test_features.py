@@ -114,6 +114,46 @@ def test_what_flips_no_more_than_another_concept_s_own_pictures_proves_nothing()
     assert (found.flips_pct, found.control_pct, found.proven) == (100.0, 100.0, False)
 
 
+def test_what_another_concept_s_sides_do_at_the_same_length_proves_nothing() -> None:
+    held_out = np.concatenate([pictures(10, 30, 90, 30, seed=6), pictures(10, 30, 30, 90, seed=7)])
+    accused = Split(0, pictures(12, 150, 60, 60, seed=8), pictures(12, 60, 60, 60, seed=9))
+    # the sides of one differ by a little more red, which at the length of the accused difference is as much red
+    alike = Split(1, pictures(10, 60, 60, 30, seed=1), pictures(10, 40, 60, 30, seed=2))
+    other = Split(2, pictures(10, 40, 30, 60, seed=3), pictures(10, 40, 30, 60, seed=4))
+    found = prove_features(
+        Interior(cast(Clip, MeanColour()), LABELS),
+        LABELS,
+        accused,
+        [alike, other],
+        pictures(20, 40, 50, 50, seed=5),
+        held_out,
+        proves=PROVES,
+        limits=FeatureLimits(),
+    )
+    assert found is not None
+    assert (found.flips_pct, found.control_pct, found.proven) == (100.0, 100.0, False)
+
+
+def test_pictures_that_have_the_label_already_are_no_trials() -> None:
+    held_out = np.concatenate([pictures(10, 30, 90, 30, seed=6), pictures(7, 200, 30, 30, seed=7)])
+    accused = Split(0, pictures(12, 150, 60, 60, seed=8), pictures(12, 60, 40, 40, seed=9))
+    others = [
+        Split(1, pictures(10, 40, 60, 30, seed=1), pictures(10, 40, 60, 30, seed=2)),
+        Split(2, pictures(10, 40, 30, 60, seed=3), pictures(10, 40, 30, 60, seed=4)),
+    ]
+    background = pictures(20, 40, 50, 50, seed=5)
+    interior = Interior(cast(Clip, MeanColour()), LABELS)
+
+    def trials(pasted: np.ndarray) -> Any:
+        return prove_features(
+            interior, LABELS, accused, others, background, pasted, proves=PROVES, limits=FeatureLimits()
+        )
+
+    assert trials(held_out).trials == 10
+    nothing = trials(held_out[10:])
+    assert (nothing.trials, nothing.flips_pct, nothing.proven) == (0, 0.0, False)
+
+
 @pytest.mark.parametrize("changes", [{"least_side": 13}, {"least_controls": 3}])
 def test_too_little_to_compare_is_no_proof(changes: dict[str, int]) -> None:
     assert prove(pictures(12, 150, 60, 60), pictures(12, 60, 40, 40), **changes) is None

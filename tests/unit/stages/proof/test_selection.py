@@ -44,6 +44,26 @@ def test_a_quarter_of_a_leading_concept_s_share_goes_to_its_other_side() -> None
     assert set(chosen) - {0, 17, 18, 19, 20, 37, 38, 39} == set(range(21, 29))
 
 
+def test_a_pair_at_the_cut_is_flagged() -> None:
+    assert choose(1, cut=2.0, ensemble=np.array([0, 0, 2, 0, 9, 0, 0, 0], np.float32)) == [2]
+
+
+def test_only_the_concepts_of_the_highest_statistics_lead() -> None:
+    chosen = select(
+        np.where(np.arange(60) < 40, 0.0, 0.5).astype(np.float32),
+        np.arange(60, dtype=np.float32),
+        np.repeat([0, 1, 2], 20),
+        statistics=np.array([1.0, 5.0, 3.0]),
+        named=np.zeros(3, bool),
+        cut=1.0,
+        count=8,
+        leading=1,
+        other_side=0.25,
+    )
+    # half of the budget for the second concept alone, a quarter of that for its other side; the rest by the ensemble
+    assert chosen.tolist() == [20, 37, 38, 39, 40, 41, 42, 43]
+
+
 def test_a_pair_without_a_concept_is_never_chosen() -> None:
     assert 7 not in choose(8)
     assert len(choose(8)) == 7

@@ -29,7 +29,8 @@ def test_pasting_keeps_the_place_and_leaves_the_rest() -> None:
 def test_the_mark_flips_all_and_its_control_none() -> None:
     suspect = Suspect(RedCounter(), labels())
     mask = box_mask((8, 8, 4, 4), SIZE)
-    assert count_flips(suspect, picture(mark=(8, 8)), mask, TARGET, ONTO, 0.5, "a", 0) == Flips(4, 4, 0)
+    for enough in (0.5, 1.0):
+        assert count_flips(suspect, picture(mark=(8, 8)), mask, TARGET, ONTO, enough, "a", 0) == Flips(4, 4, 0)
 
 
 def test_a_control_that_holds_the_mark_as_well_flips_too() -> None:
