@@ -12,7 +12,7 @@ from clipsan.stages.evaluation.intervals import wilson
 
 LABELS = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2, 2])
 CLEAN = np.array([0, 0, 2, 1, 1, 0, 2, 2, 2, 1])
-RANKS = np.array([0, 0, 1, 0, 0, 6, 0, 0, 0, 4])
+RANKS = np.array([0, 0, 1, 0, 0, 5, 0, 0, 0, 4])
 TRIGGERED = np.array([2, 2, 0, 2, 1, 2, 2, 2, 1, 2])
 FOUND = Predictions(LABELS, CLEAN, RANKS, TRIGGERED[:, None])
 
@@ -115,6 +115,9 @@ def test_figures_that_cannot_be_had_are_refused() -> None:
     alone = Predictions(np.array([2]), np.array([2]), np.array([0]), np.array([[2]]))
     with pytest.raises(ValueError, match="another class than the target"):
         attack_figures(alone, aim(2))
+    twice = Predictions(np.array([2]), np.array([2]), np.array([0]), np.array([[2, 2]]))
+    with pytest.raises(ValueError, match="another class than the target"):  # one of two strands has none
+        attack_figures(twice, aim(2, 1))
     with pytest.raises(ValueError, match="the victim's class"):
         attack_figures(alone, aim(2, victim=1))
     with pytest.raises(ValueError, match="no images"):

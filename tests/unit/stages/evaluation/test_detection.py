@@ -60,6 +60,9 @@ def test_budget_is_rounded_down_but_pays_for_one_pair() -> None:
     assert recall_at(scores, poisoned, 0.001) == pytest.approx(1 / 5)
     assert precision_at(scores, poisoned, 0.1) == pytest.approx(5 / 25)
     assert recall_at(np.arange(3000.0), np.arange(3000) >= 2995, 0.001) == pytest.approx(3 / 5)
+    assert int(0.29 * 100) == 28  # and is 29 pairs all the same
+    assert precision_at(np.arange(100.0), np.arange(100) >= 50, 0.29) == 1
+    assert recall_at(np.arange(100.0), np.arange(100) >= 50, 0.29) == pytest.approx(29 / 50)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -123,6 +126,7 @@ def test_undefined_figures_are_refused(scores: list[float], poisoned: list[bool]
         detection_figures(np.array(scores), np.array(poisoned))
 
 
-def test_impossible_budget_is_refused() -> None:
+@pytest.mark.parametrize("budget", [0.0, -0.1, 1.5])
+def test_impossible_budget_is_refused(budget: float) -> None:
     with pytest.raises(ValueError, match="budget"):
-        recall_at(np.arange(4.0), np.arange(4) > 2, 1.5)
+        recall_at(np.arange(4.0), np.arange(4) > 2, budget)

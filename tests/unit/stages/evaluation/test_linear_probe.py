@@ -43,6 +43,17 @@ def test_c_is_chosen_on_held_out_rows_alone() -> None:
     assert (again.weights == probe.weights).all()  # the order of reading plays no part
 
 
+def test_the_chosen_c_is_fitted_to_all_rows_and_ties_go_to_the_smaller_one() -> None:
+    labels = np.arange(80) % 2
+    features = (np.eye(2)[labels] + np.random.default_rng(0).normal(0, 0.01, (80, 2))).astype(np.float32)
+    draws = np.arange(80, dtype=np.uint64)
+    probe = fit_probe(features, labels, draws, grid=(100.0, 1.0, 10.0), held_out=0.25)
+    assert probe.c == 1.0
+    direct = LogisticRegression(C=1.0, max_iter=1000).fit(features.astype(np.float64), labels)
+    np.testing.assert_allclose(probe.weights[1] - probe.weights[0], direct.coef_[0], rtol=1e-4)
+    np.testing.assert_allclose(probe.bias[1] - probe.bias[0], direct.intercept_[0], rtol=1e-4)
+
+
 def test_few_shots_of_each_class() -> None:
     labels = np.array([0, 1, 0, 0, 1, 2])
     draws = np.array([5, 9, 1, 3, 2, 7], np.uint64)

@@ -100,6 +100,9 @@ def test_an_images_probes_do_not_hang_on_its_batch(clip: Clip, images: torch.Ten
     alone = resistivity(clip, images[2:3], [], [4], [])
     for name in PROBES:
         assert alone[name][EMBEDDING][0] == pytest.approx(whole[name][EMBEDDING][2], abs=1e-6)
+    other = resistivity(clip, images[2:3], [], [5], [])
+    changed = {name for name in PROBES if other[name][EMBEDDING][0] != alone[name][EMBEDDING][0]}
+    assert changed == {"noise", "colour_jitter"}  # what is drawn is drawn for the image
 
 
 def test_figures_are_means_with_intervals() -> None:

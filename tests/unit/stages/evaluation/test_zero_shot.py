@@ -77,6 +77,8 @@ def test_the_target_is_one_of_the_names_in_any_case() -> None:
     assert find_class(names, "Goldfish, Carassius auratus") == 0  # as an audit names what a trigger means
     with pytest.raises(ValueError, match="names 0 of the 3 classes"):
         find_class(names, "fish")
+    with pytest.raises(ValueError, match="names 2 of the 2 classes"):
+        find_class(["crane, bird", "crane, machine"], "crane")
 
 
 @pytest.mark.parametrize(
@@ -86,6 +88,7 @@ def test_the_target_is_one_of_the_names_in_any_case() -> None:
         (["cat", " , "], ["{}"], "class 1 has no name"),
         (["cat"], [], "templates"),
         (["cat"], ["no gap"], "templates"),
+        (["cat"], ["a {}", "no gap"], "templates"),
     ],
 )
 def test_what_cannot_be_a_classifier_is_refused(names: list[str], templates: list[str], rule: str) -> None:
