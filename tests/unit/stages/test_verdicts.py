@@ -37,6 +37,15 @@ def test_a_budget_flags_its_share_whatever_the_scores():
     assert "5 %" in cut.meaning
 
 
+def test_a_budget_that_cuts_through_equal_scores_flags_them_all_and_says_so():
+    scores = np.array([5, 4, 3, 3, 3, 1, 0, 0, 0, 0], np.float32)
+    cut = place_cut(scores, BudgetDecision(share=0.3), calibrated=99.0, calibration="")
+    assert cut.value == 3
+    assert "the 3 most suspicious pairs, 30 % of those scanned, and 2 that score the same as the last" in cut.meaning
+    judged = Judge(cut.value, frozenset(), mixture_speaks=False, limits=OddLimits())(facts(ensemble=scores))
+    assert judged.column("verdict").to_pylist() == ["suspect"] * 5 + ["clean"] * 5
+
+
 def test_a_threshold_is_the_given_one_or_the_calibrated_one():
     scores = np.arange(10, dtype=np.float32)
     assert place_cut(scores, ThresholdDecision(value=7.0), 5.0, "x").value == 7.0

@@ -51,7 +51,7 @@ def test_claim_is_the_log_probability_of_the_own_caption_by_brute_force() -> Non
 @pytest.mark.parametrize("chunks", [1, 4, 11])
 def test_draw_is_the_same_however_the_cache_is_cut(table: pa.Table, chunks: int) -> None:
     detector = Claim(ClaimConfig(captions=15), 30.0)
-    whole, cut = learned(detector, table, 1).first(15), learned(detector, table, chunks).first(15)
+    whole, cut = learned(detector, table, 1), learned(detector, table, chunks)
     np.testing.assert_array_equal(whole.hashes, cut.hashes)
     np.testing.assert_array_equal(whole.vectors, cut.vectors)
     assert len(whole.hashes) == 15
@@ -81,3 +81,16 @@ def test_picture_that_is_bound_to_its_caption_claims_it_best() -> None:
     detector = Claim(ClaimConfig(), 20.0)
     scores = detector.score(learned(detector, made, 2), made)["caption_claim"]
     assert set(np.argsort(-scores)[:5]) == set(range(5))
+
+
+def test_score_weighs_the_caption_of_a_picture_against_the_drawn_ones(table: pa.Table) -> None:
+    detector = Claim(ClaimConfig(captions=7), 30.0)
+    state = learned(detector, table, 3)
+    image, text = (
+        np.array(table.column(name).to_pylist(), np.float64).reshape(table.num_rows, D) for name in ("image", "text")
+    )
+    expected = []
+    for own, caption in zip(image, text, strict=True):
+        others = [np.exp(30 * own @ other) for other in state.vectors.astype(np.float64)]
+        expected.append(30 * own @ caption - np.log(sum(others) + np.exp(30 * own @ caption)))
+    np.testing.assert_allclose(detector.score(state, table)["caption_claim"], expected, atol=1e-4)

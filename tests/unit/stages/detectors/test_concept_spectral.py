@@ -108,6 +108,17 @@ def test_whitened_residuals_have_unit_covariance(one_group_a_pair) -> None:
     assert variances.mean() > 0.85  # the shrinkage takes something off the smallest
 
 
+def test_whitening_is_the_inverse_root_of_the_shrunk_covariance() -> None:
+    rng = np.random.default_rng(8)
+    half = rng.normal(size=(30, 9)) * np.linspace(0.1, 3, 9)
+    covariance = half.T @ half / 30
+    shrunk = covariance + 0.05 * covariance.diagonal().mean() * np.eye(9)
+    found = whitening(covariance, 0.05)
+    np.testing.assert_allclose(found @ shrunk @ found, np.eye(9), atol=1e-10)
+    np.testing.assert_allclose(found, found.T, atol=1e-12)
+    assert np.linalg.eigvalsh(found).min() > 0
+
+
 def test_whitening_refuses_constant_and_infinite_features() -> None:
     with pytest.raises(ValueError, match="vary"):
         whitening(np.zeros((3, 3)), SETTINGS.shrinkage)

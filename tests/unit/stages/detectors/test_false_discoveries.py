@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.stats import gamma
 
 from clipsan.stages.detectors.false_discoveries import named_by_rate, tail_chances
 
@@ -22,6 +23,24 @@ def test_targets_far_out_are_named_and_do_not_hide_each_other(targets: int) -> N
         named = named_by_rate(tail_chances(statistics), 0.05)
         assert named[-targets:].all()
         assert named.sum() <= targets + 1
+
+
+@pytest.mark.parametrize("concepts", [12, 45, 300])
+def test_a_chance_is_the_exponential_tail_averaged_over_its_unknown_rate(concepts: int) -> None:
+    statistics = np.concatenate([clean(concepts - 2, 1), [40.0, 90.0]])
+    roots = sorted(float(value) ** 0.5 for value in statistics)
+    start, stop = (np.interp(share * (concepts - 1), range(concepts), roots) for share in (0.5, 0.95))
+    tail = [root for root in roots if root > start]
+    # of a censored sample the rate, a priori of density 1 / rate, has a gamma distribution
+    uncensored, excess = sum(root <= stop for root in tail), sum(min(root, stop) - start for root in tail)
+    draws = gamma.ppf((np.arange(20_000) + 0.5) / 20_000, uncensored, scale=1 / excess)
+    for statistic, chance in zip(statistics, tail_chances(statistics), strict=True):
+        root = float(statistic) ** 0.5
+        if root > start:
+            expected = len(tail) / concepts * np.exp(-draws * (root - start)).mean()
+        else:
+            expected = sum(other >= root for other in roots) / concepts
+        assert chance == pytest.approx(expected, rel=0.02)
 
 
 def test_chances_fall_with_the_statistic_and_are_chances() -> None:
