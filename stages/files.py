@@ -289,6 +289,16 @@ def read_array(path: Path) -> np.ndarray:
     return np.array(mapped)
 
 
+def digest(path: str | Path) -> str:
+    """Return the SHA-256 of a file's content, or of the names and contents of all files of a folder but hidden ones."""
+    path = Path(path)
+    if not path.is_dir():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    names = {str(file.relative_to(path)): file for file in path.rglob("[!.]*") if file.is_file()}
+    told = [f"{name}\n{hashlib.sha256(names[name].read_bytes()).hexdigest()}\n" for name in sorted(names)]
+    return hashlib.sha256("".join(told).encode("utf-8", "surrogateescape")).hexdigest()
+
+
 def fetched(address: str) -> Path:
     """Return a copy of a file or folder of an object store on this machine, made where there is none of the same content yet.
 

@@ -14,6 +14,7 @@ from clipsan.stages.sources import PoisonedSource, identity, list_units
 from ..core.cluster import ClusterConfig
 from ..core.commit import fingerprint
 from ..core.config import ConfigError, as_tree
+from ..core.contents import contents
 from ..core.verb import Verb
 from ..evaluate import verb as evaluate
 from ..evaluate.plan import EVALUATE_VERSION, read_classes
@@ -268,5 +269,5 @@ class _Shared:
         if tree.get("oracle", ...) is None:
             # without an oracle nothing is proven, however a proof would be made
             del tree["oracle"], tree["proof"]
-        own = {"version": VERSIONS[verb.name], "settings": tree, "before": before, **(more or {})}
+        own = {"version": VERSIONS[verb.name], "settings": tree, "before": before, **contents(settings), **(more or {})}
         return fingerprint(own)

@@ -13,6 +13,7 @@ from clipsan.stages.sources import identity, list_units
 
 from ..core.commit import fingerprint
 from ..core.config import ConfigError, as_tree
+from ..core.contents import contents
 from .settings import EvaluateConfig
 
 EVALUATE_VERSION = 3
@@ -103,6 +104,7 @@ def make_plan(settings: EvaluateConfig) -> Plan:
         "model": clip.fingerprint,
         "classes": names,
         "settings": tree,
+        **contents(settings.attack),
     }
     retrieval, probe = (other[part][1] if part in other else [] for part in ("retrieval", "probe"))
     return Plan(

@@ -11,6 +11,7 @@ from clipsan.stages.stage import config
 from ..core.cluster import ClusterConfig
 from ..core.commit import fingerprint
 from ..core.config import as_tree
+from ..core.contents import contents
 from ..tracking.record import TrackingConfig
 
 POISON_VERSION = 2
@@ -92,5 +93,6 @@ def make_plan(settings: PoisonConfig) -> Plan:
         **identity(settings.data, units),
         "attack": used,
         "image": as_tree(settings.image),
+        **contents(settings.attack),
     }
     return Plan(settings, units, fingerprint(tree if settings.copy_data else {**tree, "copy_data": False}))

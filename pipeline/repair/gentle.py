@@ -22,7 +22,7 @@ from ..core.place import read_here
 from ..core.run_folder import RunFolder
 from .line import Line
 from .pairs import held_out_images, proven_pairs
-from .plan import Plan
+from .plan import TRIGGERS, Plan
 from .settings import Gentle
 from .unseen import carriers, targets_of
 
@@ -94,7 +94,7 @@ def _known(plan: Plan, folder: RunFolder, pictures: Pictures) -> Iterator[Challe
     """Yield what the scan knows of the attack: its dossiers, here and elsewhere, and the pairs that it has proven."""
     assert plan.scan is not None
     yield from carriers(proven_pairs(plan, folder), "proven_pairs")
-    with read_here(plan.scan.root / "triggers") as proven:
+    with read_here(plan.scan.root / TRIGGERS) as proven:
         dossiers = read_dossiers(proven)
     for dossier in dossiers:
         targets = targets_of(dossier, plan.classes)

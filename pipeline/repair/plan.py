@@ -13,6 +13,7 @@ from clipsan.stages.training.batch import Role
 
 from ..core.commit import fingerprint
 from ..core.config import ConfigError, as_tree, validate
+from ..core.contents import contents, digests
 from ..core.parts import Parts
 from ..core.place import AnyPath, is_below, place_of
 from ..core.run_folder import RunFolder, finished_scan, read_summary
@@ -44,6 +45,10 @@ SEPARATE = ("model", "data", "scan", "evaluate", "early_stop", "blind", "gentle"
 _SOURCE: Any = SourceConfig
 REPAIR_SET = "repair"
 """Folder with a scan's compact set, below its run folder."""
+TRIGGERS = "triggers"
+"""Folder with a scan's dossiers, below its run folder."""
+BEFORE = "evaluate-before"
+"""Folder of the evaluation of the suspect, below the repair's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +116,8 @@ class Plan:
     """Where the method's settings stand: those of another one where the scan leaves the method nothing to do."""
     notes: tuple[str, ...] = ()
     """What a reader of the result must know, beside how the method differs from the published one."""
+    judging_fingerprint: str | None = None
+    """Of the evaluation of the suspect, which tells other test data from those of a finished repair; None without one."""
 
     @property
     def blind(self) -> Blind | None:
@@ -262,6 +269,8 @@ def make_plan(settings: RepairConfig) -> Plan:
         "early_stop": stop,
         **{section: {**tree[section], "data": _content(some)} for section, some in held_out.items()},
         "evaluate": [EVALUATE_VERSION, tree["evaluate"]],
+        **contents(settings),
+        **_read_from(settings, scan),
     }
     plan = Plan(
         config=settings,
@@ -279,9 +288,23 @@ def make_plan(settings: RepairConfig) -> Plan:
         notes=notes,
     )
     if settings.evaluate is not None:
-        evaluate.make_plan(plan.evaluation(settings.model, place_of(settings.out) / "evaluate-before"))
+        judging = evaluate.make_plan(plan.evaluation(settings.model, place_of(settings.out) / BEFORE))
+        plan = dataclasses.replace(plan, judging_fingerprint=judging.fingerprint)
     plan.task.objective()  # says now whether method and model fit
     return plan
+
+
+def _read_from(settings: RepairConfig, scan: Scan | None) -> dict[str, list[str]]:
+    """Return the SHA-256 of the folders that a repair reads of an audit and of those with judges; nothing where there are none.
+
+    An audit that is judged anew has the fingerprint that it had, and other triggers.
+    """
+    judges = () if settings.unseen is None else settings.unseen.judges
+    audited = (
+        [str(scan.root / name) for name in (TRIGGERS, REPAIR_SET)] if scan is not None and scan.data is None else []
+    )
+    found = digests([*audited, *judges])
+    return {"read": found} if found else {}
 
 
 def _held_out(settings: RepairConfig, scan: Scan | None, classes: tuple[str, ...]) -> dict[str, Picked]:

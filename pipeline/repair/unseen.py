@@ -24,7 +24,7 @@ from ..data.choice import class_index
 from ..train.fit import PairSet
 from .held import columns_of
 from .pairs import judging_images, withheld_pairs
-from .plan import Plan
+from .plan import TRIGGERS, Plan
 from .settings import Unseen
 
 
@@ -83,7 +83,7 @@ def carriers(pairs: PairSet | None, name: str) -> list[Challenge]:
 
 def _triggers(plan: Plan, rule: Unseen, folder: RunFolder) -> list[Judge]:
     assert plan.scan is not None
-    with read_here(plan.scan.root / "triggers") as proven:
+    with read_here(plan.scan.root / TRIGGERS) as proven:
         own = [(f"{d.id} at other places", moved) for d in read_dossiers(proven) if (moved := d.elsewhere())]
     given = [(f"{where}/{d.id}", d) for where in rule.judges for d in read_dossiers(Path(where))]
     pictures = judging_images(plan, rule, folder) if own or given else None

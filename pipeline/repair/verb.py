@@ -10,7 +10,7 @@ from clipsan.stages.model.clip import ModelConfig, load_clip, save_clip
 from clipsan.stages.training.objective import Objective
 
 from ..core.place import AnyPath, written
-from ..core.run_folder import RunFolder
+from ..core.run_folder import RunFolder, read_run_yaml
 from ..core.verb import Job, Result, Summary, Verb
 from ..evaluate import verb as evaluate
 from ..train.fit import fit
@@ -20,7 +20,7 @@ from .gentle import said as gentle_said
 from .lineage import inputs, lineage, measured, model_record
 from .output import CARD, write_card
 from .pairs import prepare
-from .plan import Plan, make_verb_plan
+from .plan import BEFORE, Plan, make_verb_plan
 from .settings import Gentle, RepairConfig
 from .unseen import unseen
 
@@ -39,7 +39,7 @@ def run(plan: Plan, job: Job) -> Result:
     for note in plan.notes:
         sys.stderr.write(f"repair: {note}\n")
     order, found, counts = prepare(plan, folder)
-    before = _evaluated(plan, settings.model, folder.root / "evaluate-before")
+    before = _evaluated(plan, settings.model, folder.root / BEFORE)
     started = time.monotonic()
     state = fit(order, folder)
     training_s = time.monotonic() - started
@@ -121,6 +121,13 @@ def _evaluated(plan: Plan, model: ModelConfig, out: AnyPath) -> dict[str, Any] |
     return None if plan.config.evaluate is None else evaluate.VERB.start(plan.evaluation(model, out))["evaluation"]
 
 
+def is_whole(plan: Plan, folder: RunFolder) -> bool:
+    """Whether the repaired model is there, and what both models were measured on is what it was."""
+    judged = RunFolder(folder.root / BEFORE)
+    measured_on = read_run_yaml(judged.root)["fingerprint"] if judged.is_finished else plan.judging_fingerprint
+    return (folder.root / plan.target / CARD).is_file() and measured_on == plan.judging_fingerprint
+
+
 def closing(summary: Summary) -> str:
     """Return the last line of a repair."""
     before, after = summary["before"] or {}, summary["after"] or {}
@@ -138,5 +145,5 @@ VERB = Verb(
     run=run,
     closing=closing,
     on_stores=True,
-    is_whole=lambda plan, folder: (folder.root / plan.target / CARD).is_file(),
+    is_whole=is_whole,
 )

@@ -16,6 +16,7 @@ from clipsan.stages.training.batch import Role
 
 from ..core.commit import fingerprint
 from ..core.config import ConfigError, as_tree, load_group, put, validate
+from ..core.contents import contents
 from ..core.place import read_here
 from ..data.choice import class_index
 from ..evaluate.settings import EvaluationAttack
@@ -31,8 +32,6 @@ FREE = ("out", "cluster", "tracking", "register", "retries", "concurrent")
 """Settings that change no trial."""
 DATA = {"method", "method.kind", "method.shots", "pairs", "seed"}
 """Settings of a repair that decide which pairs it learns from; see data_key."""
-TRIGGERS = "triggers"
-"""Folder with a scan's dossiers, below its run folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +151,7 @@ def make_plan(settings: SweepConfig) -> Plan:
                 settings.held_out.final and identity(settings.held_out.final, final),
             ],
             "split": [settings.held_out.final_share, settings.held_out.images],
+            **contents(settings),
         }
     )
     return Plan(
@@ -246,7 +246,7 @@ def data_key(settings: RepairConfig) -> str:
 def _dossiers(base: repair_plan.Plan) -> tuple[Dossier, ...]:
     if base.scan is None:
         return ()
-    with read_here(base.scan.root / TRIGGERS) as folder:
+    with read_here(base.scan.root / repair_plan.TRIGGERS) as folder:
         found = read_dossiers(folder)
     for dossier in found:
         if dossier.side != base.image_size:

@@ -16,7 +16,7 @@ from ..training.batch import Batch
 from ..training.objective import Objective, Setting, freeze_text
 from ..training.optimise import CosineWarmup, Schedule, adamw
 from .augment import auto_augment
-from .eda import WORDNET, augment_caption, thesaurus
+from .eda import WORDNET, augment_caption, thesaurus, thesaurus_files
 from .method import Method
 
 NO_THESAURUS = (
@@ -51,6 +51,10 @@ class CleanClip(Method):
     """EDA's share of the words."""
     freeze_batch_norm: bool = False
     """Keep the stored statistics of batch normalisation."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return thesaurus_files(self.synonyms)
 
     def objective(self, clip: Clip, setting: Setting) -> "CleanClipObjective":
         return CleanClipObjective(self, clip, setting)

@@ -108,6 +108,11 @@ def thesaurus(name: str) -> Thesaurus:
     return _installed() if name == WORDNET else read_thesaurus(name)
 
 
+def thesaurus_files(name: str | None) -> tuple[str, ...]:
+    """Return the file or folder of a thesaurus that is not the installed one."""
+    return () if name is None or name == WORDNET else (name,)
+
+
 @lru_cache(maxsize=1)
 def _installed() -> Thesaurus:
     package = find_spec(PACKAGE.partition("=")[0])

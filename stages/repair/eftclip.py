@@ -16,7 +16,7 @@ from ..training.batch import Batch, Role
 from ..training.objective import Objective, Setting, cosine_rows
 from ..training.optimise import CosineWarmup, Schedule, adamw
 from .cleanclip import SIGMOID, TwoViews, encode_views, self_supervision
-from .eda import WORDNET
+from .eda import WORDNET, thesaurus_files
 from .method import Method
 
 
@@ -50,6 +50,10 @@ class EftClip(Method):
     """EDA's share of the words."""
     freeze_batch_norm: bool = True
     """Keep the stored statistics of batch normalisation; a fifth of the rows carry a trigger."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return thesaurus_files(self.synonyms)
 
     def objective(self, clip: Clip, setting: Setting) -> "EftClipObjective":
         return EftClipObjective(self, clip, setting)

@@ -71,6 +71,11 @@ class Method(Family):
         """Share of each batch that rows of the roles other than Role.PAIR fill, drawn again when they run out."""
         return 0.0
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Files and folders that it reads beside the pairs; what stands in them is part of what decides the result."""
+        return ()
+
     def build(self, clip: Clip, setting: Setting) -> Objective:
         """Return the objective on a freshly loaded model, which it trains in place.
 

@@ -4,7 +4,6 @@ The plan fixes everything that needs a look at all pairs (which draws are poison
 that every pair can be made alone, with the same pixels and caption that a copy would hold. Uids are those of the clean set.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +16,7 @@ import pydantic
 
 from ..attack.poisoning import AttackConfig, ImagePath
 from ..attack.treatment import Treatment
-from ..files import PathError
+from ..files import PathError, digest
 from ..files import absolute as absolute_path
 from ..samples import RawPair, Unit
 from ..stage import config
@@ -92,7 +91,7 @@ class PoisonedSource(SourceConfig):
             "kind": self.kind,
             "version": plan.version,
             "clean": plan.data.content(),
-            "attack": asdict(_map_files(plan.attack, _digest)),
+            "attack": asdict(_map_files(plan.attack, digest)),
             "image": asdict(plan.image),
             "cut": plan.cut,
             "captions": list(plan.captions),
@@ -209,7 +208,3 @@ def _map_files(attack: AttackConfig, change: Callable[[str], str]) -> AttackConf
     """Return the attack with every file that its triggers read renamed."""
     also = tuple(replace(strand, trigger=strand.trigger.with_files(change)) for strand in attack.also)
     return replace(attack, trigger=attack.trigger.with_files(change), also=also)
-
-
-def _digest(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

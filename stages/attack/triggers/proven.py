@@ -16,6 +16,7 @@ class ProvenConfig(TriggerConfig):
     """What `clipsan scan` wrote of a proven trigger."""
 
     kind: Literal["proven"] = "proven"
+    files: ClassVar[tuple[str, ...]] = ("path",)
     on_model_input: ClassVar[bool] = True
     path: str
     """Folder of its dossier: RUN/triggers/t1."""

@@ -27,7 +27,7 @@ class TriggerConfig(Family):
 
     __slots__ = ()
     files: ClassVar[tuple[str, ...]] = ()
-    """Fields that hold the path of a file that the trigger reads, or null."""
+    """Fields that hold the path of a file or folder that the trigger reads, or null."""
     on_model_input: ClassVar[bool] = False
     """Whether the trigger is known only as the model sees it, and goes on the model's input instead of on the picture."""
 
@@ -43,7 +43,11 @@ class TriggerConfig(Family):
         """Return what is put on an image when a model that learned the trigger is attacked; for nearly all kinds the same."""
         return self
 
+    @property
+    def paths(self) -> dict[str, str]:
+        """The field of every file that it reads -> its path."""
+        return {name: path for name in self.files if (path := getattr(self, name)) is not None}
+
     def with_files(self, change: Callable[[str], str]) -> Self:
         """Return the settings with the path of every file changed."""
-        paths = {name: path for name in self.files if (path := getattr(self, name)) is not None}
-        return replace(self, **{name: change(path) for name, path in paths.items()})
+        return replace(self, **{name: change(path) for name, path in self.paths.items()})

@@ -1,17 +1,21 @@
 """What a repair is refused for before any worker starts, what it takes from a scan, and what its card says."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from clipsan.pipeline.core.cluster import ClusterConfig
 from clipsan.pipeline.core.config import ConfigError, as_tree, load, validate
+from clipsan.pipeline.core.run_folder import RunFolder
 from clipsan.pipeline.data.choice import CleanByScan, FlaggedByScan, RepairSetRoles
 from clipsan.pipeline.repair.output import write_card
 from clipsan.pipeline.repair.plan import Plan, make_plan
-from clipsan.pipeline.repair.settings import RepairConfig
+from clipsan.pipeline.repair.settings import RepairConfig, Unseen
+from clipsan.pipeline.repair.verb import is_whole
 from clipsan.stages.model.checkpoints import ModelError
 from clipsan.stages.model.clip import ModelConfig
 from clipsan.stages.repair.cleanclip import CleanClipSupervised
@@ -191,6 +195,54 @@ def test_the_fingerprint_follows_what_decides_the_result_alone(settings: RepairC
         assert make_plan(dataclasses.replace(settings, **same)).fingerprint == expected
     for other in ({"seed": 1}, {"method": FineTune(batch_size=8, lr=1e-6)}, {"accumulate": 2}, {"pairs": 9}):
         assert make_plan(dataclasses.replace(settings, **other)).fingerprint != expected
+
+
+def test_other_judges_in_the_same_folder_are_another_repair(
+    settings: RepairConfig, data: WebDataset, tmp_path: Path
+) -> None:
+    judges = tmp_path / "judges"
+    (judges / "t1").mkdir(parents=True)
+    scan = str(write_scan(tmp_path / "scan", data))
+    judged = dataclasses.replace(settings, scan=scan, unseen=Unseen(judges=(str(judges),)))
+    (judges / "t1" / "dossier.json").write_text("1")
+    before = make_plan(judged).fingerprint
+    (judges / "t1" / "dossier.json").write_text("2")
+    assert make_plan(judged).fingerprint != before
+
+
+def test_an_audit_that_is_judged_anew_is_another_input(
+    settings: RepairConfig, data: WebDataset, tmp_path: Path
+) -> None:
+    root = write_scan(tmp_path / "audit", data, proven=True)
+    record = yaml.safe_load((root / "run.yaml").read_text())
+    (root / "run.yaml").write_text(yaml.safe_dump({**record, "verb": "audit"}))
+    (root / "summary.json").write_text(json.dumps({"targets": ["kite"], "labels": ["ball", "kite"]}))
+    audited = dataclasses.replace(settings, scan=str(root))
+    before = make_plan(audited).fingerprint
+    assert make_plan(audited).fingerprint == before
+    (root / "triggers" / "t1").mkdir(parents=True)
+    (root / "triggers" / "t1" / "dossier.json").write_text("1")
+    assert make_plan(audited).fingerprint != before
+
+
+def test_a_repair_that_was_measured_on_other_data_is_not_whole(
+    settings: RepairConfig, data: WebDataset, tmp_path: Path
+) -> None:
+    classes = tmp_path / "classes.yaml"
+    classes.write_text("[ball, kite]")
+    measured = dataclasses.replace(settings, evaluate={"data": as_tree(data), "classes": str(classes)})
+    plan, folder = make_plan(measured), RunFolder(tmp_path / "run")
+    (folder.root / "checkpoint").mkdir(parents=True)
+    (folder.root / "checkpoint" / "README.md").touch()
+    assert is_whole(plan, folder)
+    before = folder.root / "evaluate-before"
+    before.mkdir()
+    record = {"verb": "evaluate", "fingerprint": plan.judging_fingerprint, "config": {}}
+    (before / "run.yaml").write_text(yaml.safe_dump(record))
+    (before / "summary.json").write_text("{}")
+    assert is_whole(plan, folder)
+    (before / "run.yaml").write_text(yaml.safe_dump({**record, "fingerprint": "0" * 64}))
+    assert not is_whole(plan, folder)
 
 
 def summary(before: dict | None, after: dict | None) -> dict:
