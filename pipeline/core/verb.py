@@ -15,7 +15,7 @@ from clipsan.stages.files import is_address
 from clipsan.stages.listing import takes_in
 from clipsan.stages.sources import SourceConfig
 
-from ..tracking.record import DataInput, Judged, ModelRecord, TrackingConfig, metrics_of, version_tags
+from ..tracking.record import REGISTERED, DataInput, Judged, ModelRecord, TrackingConfig, metrics_of, version_tags
 from ..tracking.send import below, log_folder, log_run, registered, untracked
 from ..tracking.versions import Version, by_paths, find_versions, keep
 from .cluster import ClusterConfig, ray_session
@@ -126,6 +126,8 @@ class Verb(Generic[C, P]):
     """What Ray is started with or joined; None: the verb needs none."""
     is_whole: Callable[[P, RunFolder], bool] | None = None
     """Whether a finished run is taken as it is; None: a run always looks for itself what is left."""
+    again: Callable[[P, RunFolder, Summary], Result] | None = None
+    """What such a run leaves, from its summary: its model may have to be registered only now. None: that is not done."""
     has_steps: bool = False
     """Whether verbs within it are MLflow runs below its own."""
     forecast: Callable[[P], str] | None = None
@@ -179,9 +181,9 @@ class Verb(Generic[C, P]):
             versions = keep(versions, folder)
             plan = self.plan(by_paths(checked.settings, versions))
             folder = self._opened(plan)
-        settings, tree = plan.config, as_tree(plan.config)
+        tree = as_tree(plan.config)
         if self.is_whole is not None and folder.summary.is_file() and self.is_whole(plan, folder):
-            return read_summary(folder.root)
+            return self._kept(plan, folder, tree)
         result = self._worked(plan, folder, tree, versions)
         summary: Summary = {
             "verb": self.name,
@@ -193,7 +195,25 @@ class Verb(Generic[C, P]):
         if result.page is not None:
             write_text(folder.report, result.page(summary))
         write_summary(folder, summary)
-        registered_as = self._log(settings.tracking, folder, tree, result, summary)
+        return self._told(plan, folder, tree, result, summary)
+
+    def _kept(self, plan: P, folder: RunFolder, tree: Any) -> Summary:
+        """Return the summary of a finished run that is taken as it is, its model registered where that is asked for only now."""
+        summary = read_summary(folder.root)
+        name = getattr(plan.config, "register", None)
+        wanted = name is not None and plan.config.tracking.enabled and summary.get("checkpoint") is not None
+        if not wanted or str(summary.get("registered")).startswith(f"{REGISTERED}{name}/"):
+            return summary
+        if self.again is None:
+            sys.stderr.write(
+                f"{self.name}: {folder.root} is finished and taken as it is; no model is registered now as {name}\n"
+            )
+            return summary
+        return self._told(plan, folder, tree, self.again(plan, folder, summary), summary)
+
+    def _told(self, plan: P, folder: RunFolder, tree: Any, result: Result, summary: Summary) -> Summary:
+        """Log a run, and return its summary with the version of the model that this registered, if any."""
+        registered_as = self._log(plan.config, folder, tree, result, summary)
         if registered_as is not None and registered_as != summary.get("registered"):
             summary["registered"] = registered_as
             write_summary(folder, summary)
@@ -233,10 +253,9 @@ class Verb(Generic[C, P]):
                 stack.enter_context(ray_session(cluster))
             return self.run(plan, Job(folder, tracking, versions))
 
-    def _log(
-        self, tracking: TrackingConfig, folder: RunFolder, tree: Any, result: Result, summary: Summary
-    ) -> str | None:
+    def _log(self, settings: Any, folder: RunFolder, tree: Any, result: Result, summary: Summary) -> str | None:
         """Log the run and what stands below it; return the version of the model that it registered, if any."""
+        tracking, name = settings.tracking, getattr(settings, "register", None)
         logged = log_run(
             tracking,
             verb=self.name,
@@ -264,9 +283,9 @@ class Verb(Generic[C, P]):
                 parent=logged,
             )
         if not self.has_steps:
-            return registered(logged) if result.model is not None else None
+            return registered(logged, name) if result.model is not None else None
         where = dict(log_folder(tracking, folder.root))
-        return registered(where.get(folder.root / result.step_with_model)) if result.step_with_model else None
+        return registered(where.get(folder.root / result.step_with_model), name) if result.step_with_model else None
 
 
 def check_apart(settings: Any) -> None:

@@ -146,4 +146,5 @@ VERB = Verb(
     closing=closing,
     on_stores=True,
     is_whole=is_whole,
+    again=_result,
 )

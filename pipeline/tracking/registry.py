@@ -42,7 +42,7 @@ DEMANDS = {"clipsan.asr_pct": "clipsan.max_asr_pct", "clipsan.accuracy_lost_poin
 def register(
     logged: Logged, name: str, artifacts: Mapping[str, Path], *, tags: Mapping[str, str], description: str
 ) -> str | None:
-    """Log a model under a run and register it, once; return its URI, models:/NAME/VERSION, or None when it could not be done.
+    """Log a model under a run and register it, once under a name; return its URI, models:/NAME/VERSION, or None if it could not be done.
 
     The model is plain files: the checkpoint's safetensors and JSON, and pipeline/tracking/model.py to load them.
 
@@ -63,7 +63,7 @@ def register(
     uri, run_id = logged.uri, logged.run_id
     try:
         client = client_of(uri)
-        if (there := _registered_by(client, run_id)) is not None:
+        if (there := _registered_by(client, run_id, name)) is not None:
             return there
         # MLflow warns of an example that the model does without
         with tempfile.TemporaryDirectory() as home, warnings.catch_warnings(action="ignore", category=UserWarning):
@@ -135,8 +135,8 @@ def _champion(client: "MlflowClient", name: str) -> dict[str, str] | None:
     return dict(client.get_model_version(name, aliases[CHAMPION]).tags)
 
 
-def version_of(logged: Logged) -> str | None:
-    """Return the version that a run has registered, models:/NAME/VERSION; None where there is none.
+def version_of(logged: Logged, name: str | None = None) -> str | None:
+    """Return the version, of a model of this name or of any, that a run has registered, models:/NAME/VERSION; None where there is none.
 
     Where the registry does not answer that is said on stderr: then None does not mean that there is no version.
     """
@@ -144,13 +144,13 @@ def version_of(logged: Logged) -> str | None:
 
     uri, run_id = logged.uri, logged.run_id
     try:
-        return _registered_by(client_of(uri), run_id)
+        return _registered_by(client_of(uri), run_id, name)
     except Exception as error:  # whatever a store or an HTTP client raises: see client.forgiving
         said = one_line(error)[:200]
         sys.stderr.write(f"MLflow at {masked(uri)} does not say which model the run {run_id} has registered ({said})\n")
         return None
 
 
-def _registered_by(client: "MlflowClient", run_id: str) -> str | None:
+def _registered_by(client: "MlflowClient", run_id: str, name: str | None) -> str | None:
     found = client.search_model_versions(f"run_id = '{run_id}'")
-    return f"models:/{found[0].name}/{found[0].version}" if found else None
+    return next((f"{REGISTERED}{made.name}/{made.version}" for made in found if name in (None, made.name)), None)

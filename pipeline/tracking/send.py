@@ -120,13 +120,13 @@ def untracked(settings: TrackingConfig, root: AnyPath) -> str | None:
     )
 
 
-def registered(logged: Logged | None) -> str | None:
-    """Return the version that logging a run has registered, models:/NAME/VERSION; None where there is none."""
+def registered(logged: Logged | None, name: str | None = None) -> str | None:
+    """Return the version, of a model of this name or of any, that logging a run has registered, models:/NAME/VERSION; None: none."""
     if logged is None:
         return None
     from .registry import version_of
 
-    return version_of(logged)
+    return version_of(logged, name)
 
 
 def _send(settings: TrackingConfig, record: Record, home: AnyPath, parent: Logged | None) -> Logged | None:

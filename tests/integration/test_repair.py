@@ -155,6 +155,8 @@ def test_the_model_is_registered_with_its_lineage(
 def test_a_finished_repair_is_not_done_again(repaired: Summary, settings: RepairConfig) -> None:
     told = (Path(settings.out) / "work" / "progress.json").stat().st_mtime_ns
     assert VERB.start(settings)["history"] == repaired["history"]
+    named = VERB.start(dataclasses.replace(settings, register="elsewhere"))
+    assert named["registered"] == "models:/elsewhere/1"
     assert (Path(settings.out) / "work" / "progress.json").stat().st_mtime_ns == told
 
 

@@ -133,6 +133,9 @@ def test_a_run_registers_its_model_once(home: Path, tiny_checkpoint: Path) -> No
         register(repair, "once", {"checkpoint": tiny_checkpoint}, tags={}, description="") for _ in range(2)
     )
     assert first == again == "models:/once/1"
+    other = register(repair, "otherwise", {"checkpoint": tiny_checkpoint}, tags={}, description="")
+    assert other == version_of(repair, "otherwise") == "models:/otherwise/1"
+    assert version_of(repair, "once") == first
 
 
 ASKED = {"clipsan.max_asr_pct": "10.0000", "clipsan.max_loss_points": "3.0000"}
