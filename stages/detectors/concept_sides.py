@@ -27,7 +27,7 @@ from ..stage import Count, Positive, Seed, Weight, config
 from .concept_content import Content, find_content
 from .concept_division import Divided, Division, Naming, Seen, Surroundings, column_rows
 from .concept_draw import Chosen, Draw, share_rows, shares_of
-from .concept_moments import whitening
+from .concept_moments import varies, whitening
 from .concept_state import nonnull
 from .detector import DetectorConfig, TrustedMoments
 from .ensemble import evidence
@@ -336,7 +336,7 @@ class ConceptSides(StreamingDetector):
             start += width
             explained = (sums / summary.sizes[:, None]).T @ sums
             within = (second - explained) / max(pairs - len(summary.groups), 1.0)
-            if not np.isfinite(within).all() or np.trace(within) <= 0:
+            if not np.isfinite(within).all() or not varies((second - explained) / pairs, second / pairs):
                 within = np.eye(width)  # nothing varies within the concepts, so nothing divides them
             white = whitening(within, settings.shrinkage)
             narrow = min(width, max(int(dims), 8))

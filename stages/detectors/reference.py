@@ -11,7 +11,7 @@ import scipy.sparse as sp
 
 from ..captions import Concepts, Mined, Named, Vocabulary, count_terms, merge_counts, mine_vocabulary, name_vocabulary
 from ..stage import Positive, config
-from .concept_moments import whitening
+from .concept_moments import varies, whitening
 from .concept_sides import GroupSums, group_sums
 from .concept_state import nonnull
 from .detector import DetectorConfig, TrustedMoments
@@ -93,9 +93,9 @@ class ReferenceReader(StreamingDetector):
         return ReaderState(vocabulary=mine_vocabulary(summary[1], summary[0], concepts))
 
     def _learn_means(self, state: ReaderState, sums: GroupSums) -> ReaderState:
-        explained = (sums.sums / sums.sizes[:, None]).T @ sums.sums
-        within = (sums.second[0] - explained) / max(sums.sizes.sum() - len(sums.groups), 1.0)
-        if not np.trace(within) > 0:
+        explained, pairs = (sums.sums / sums.sizes[:, None]).T @ sums.sums, sums.sizes.sum()
+        within = (sums.second[0] - explained) / max(pairs - len(sums.groups), 1.0)
+        if not np.isfinite(within).all() or not varies((sums.second[0] - explained) / pairs, sums.second[0] / pairs):
             within = np.eye(len(within))  # pictures that are all the same are read as nothing in particular
         white = whitening(within, self._settings.shrinkage)
         concepts = len(nonnull(state.vocabulary).names)

@@ -10,6 +10,7 @@ import pytest
 from clipsan.stages.captions import Mined, Named, normalise
 from clipsan.stages.detectors import concept_division, concept_draw, concept_sides, neighbourhoods
 from clipsan.stages.detectors.concept_sides import ConceptSides, ConceptSidesConfig, group_sums, orthonormal
+from clipsan.stages.detectors.concept_state import nonnull
 from clipsan.stages.detectors.streaming import vectors
 from clipsan.stages.evaluation.detection import average_precision
 from tests.streaming import learn
@@ -162,6 +163,18 @@ def test_group_sums_are_those_of_each_pairs_rarest_concept() -> None:
     np.testing.assert_allclose(whole.sums, halves.sums, rtol=1e-9)
     np.testing.assert_array_equal(whole.count, halves.count)
     np.testing.assert_allclose(whole.second[1], halves.second[1], rtol=1e-9)
+
+
+def test_what_rounding_leaves_of_features_that_are_all_the_same_is_no_spread() -> None:
+    table, _ = cache(40, 0)
+    detector = ConceptSides(SETTINGS)
+    state = detector.update(detector.start(), detector.summarise(detector.start(), table))
+    members = nonnull(state.vocabulary).members(table.column("caption").to_pylist())
+    sums = group_sums(members, [np.full((table.num_rows, WIDTH), 0.1), vectors(table, "layer.b")])
+    sums.second[0] += 1e-13 * np.eye(WIDTH)
+    alike, other = detector.update(state, sums).whites
+    assert np.abs(alike).max() <= 1
+    assert np.isfinite(other).all()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import pytest
 
 from clipsan.stages.captions import Mined
 from clipsan.stages.detectors import DetectorsConfig, build_suite
+from clipsan.stages.detectors.concept_sides import group_sums
+from clipsan.stages.detectors.concept_state import nonnull
 from clipsan.stages.detectors.reference import ReferenceReader, ReferenceReaderConfig
 from clipsan.stages.evaluation.detection import auroc
 from tests.streaming import learn
@@ -26,7 +28,8 @@ def cache(share: float, spread: float = 3.0, each: int = 40) -> tuple[pa.Table, 
     return pa.table({"caption": [f"a {WORDS[c]}" for c in said], "reference": column}), dirty
 
 
-READER = ReferenceReader(ReferenceReaderConfig(concepts=Mined(min_pairs=16)))
+READER_SETTINGS = ReferenceReaderConfig(concepts=Mined(min_pairs=16))
+READER = ReferenceReader(READER_SETTINGS)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
@@ -70,6 +73,16 @@ def test_captions_without_a_concept_and_pictures_that_are_all_the_same_pass(capt
     scores = READER.score(learn(READER, table), table)["reference_disagreement"]
     assert np.isfinite(scores).all()
     assert (scores < 1).all()
+
+
+def test_what_rounding_leaves_of_pictures_that_are_all_the_same_is_no_spread() -> None:
+    table, _ = cache(0.1)
+    state = READER.update(READER.start(), READER.summarise(READER.start(), table))
+    alike = np.full((table.num_rows, WIDTH), 0.1)
+    sums = group_sums(nonnull(state.vocabulary).members(table.column("caption").to_pylist()), [alike])
+    sums.second[0] += 1e-13 * np.eye(WIDTH)
+    white = READER.update(state, sums).white
+    np.testing.assert_allclose(white, np.eye(WIDTH) / np.sqrt(1 + READER_SETTINGS.shrinkage), rtol=1e-9)
 
 
 def test_it_is_there_only_where_the_cache_has_its_column() -> None:
