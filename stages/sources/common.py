@@ -301,9 +301,20 @@ def check_caption(caption: object, missing: str = "") -> tuple[str | None, Bad |
     return text, None if text.strip() else Bad(Reject.CAPTION_EMPTY, "the caption holds no word")
 
 
-def first(value: Any) -> Any:
-    """Return a value, or the first of a list of values."""
-    return (value[0] if value else None) if isinstance(value, list) else value
+def first_caption(value: Any) -> Any:
+    """Return a caption, or of a list of captions the first that can be used; where none can, the first, which says why."""
+    if not isinstance(value, list):
+        return value
+    return value[_first_usable(value)] if value else None
+
+
+def with_caption(value: Any, caption: str) -> Any:
+    """Return a caption, or a list of captions, with another one in the place of `first_caption` and of what stands before it."""
+    return [caption, *value[_first_usable(value) + 1 :]] if isinstance(value, list) else caption
+
+
+def _first_usable(captions: list[Any]) -> int:
+    return next((i for i, caption in enumerate(captions) if check_caption(caption)[1] is None), 0)
 
 
 def text_bytes(text: str) -> bytes:

@@ -27,7 +27,7 @@ from .common import (
     UnitWriter,
     check_hash,
     class_index,
-    first,
+    first_caption,
     inside,
     make_pair,
     native_of,
@@ -37,6 +37,7 @@ from .common import (
     slices,
     thinned,
     unopened,
+    with_caption,
 )
 from .hints import json_hint
 from .origin import origin_of
@@ -389,7 +390,7 @@ def _pair(
         unit,
         printable(name) if isinstance(name, str) and name else f"row-{number}",
         image=image,
-        caption=first(caption),
+        caption=first_caption(caption),
         duplicate=duplicate,
         label=class_index(row[source.label]) if row.get(source.label) is not None else None,
         native_uid=None,
@@ -451,7 +452,14 @@ class FolderWriter(UnitWriter):
         else:
             name = f"images/{self._unit.index:05d}/{hash_uid(pair.uid)}{suffix}"
         self._write_beside(name, image)
-        return self._write(pair, row | {self._source.file_name: name, self._source.caption: caption})
+        return self._write(
+            pair,
+            row
+            | {
+                self._source.file_name: name,
+                self._source.caption: with_caption(row.get(self._source.caption), caption),
+            },
+        )
 
     def _write(self, pair: RawPair, row: Row) -> str:
         # ASCII with escapes: also a caption that was not UTF-8 comes back as the same reject reason.

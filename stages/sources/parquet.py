@@ -24,6 +24,7 @@ from .common import (
     class_index,
     damaged,
     explain,
+    first_caption,
     hex_uid,
     make_pair,
     native_of,
@@ -36,6 +37,7 @@ from .common import (
     settle_paths,
     slices,
     unopened,
+    with_caption,
 )
 from .origin import origin_columns, origin_of
 from .rows import image_suffix, load_image
@@ -64,7 +66,7 @@ class ParquetSource(SourceConfig):
     image: str = "image"
     """Column with the image: binary, struct of bytes and path, or a path as in a table."""
     caption: str | None = "caption"
-    """Column with the caption, or a list of captions (then the first, and for retrieval all); null: there is none."""
+    """Column with the caption, or a list of captions (then the first with a word, and for retrieval all); null: there is none."""
     label: str | None = None
     """Column with the class index."""
     key: str | None = None
@@ -321,7 +323,16 @@ def _lists(batch: pa.RecordBatch, name: str) -> list[list[Any]]:
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+    return any(
+        is_one(kind)
+        for is_one in (
+            pa.types.is_list,
+            pa.types.is_large_list,
+            pa.types.is_fixed_size_list,
+            pa.types.is_list_view,
+            pa.types.is_large_list_view,
+        )
+    )
 
 
 def as_bytes(column: pa.Array) -> pa.Array:
@@ -339,7 +350,7 @@ def _bytes_type(kind: pa.DataType) -> pa.DataType:
         inner = kind.value_field.with_type(_bytes_type(kind.value_type))
         if pa.types.is_fixed_size_list(kind):
             return pa.list_(inner, kind.list_size)
-        return pa.large_list(inner) if pa.types.is_large_list(kind) else pa.list_(inner)
+        return pa.list_(inner) if pa.types.is_list(kind) or pa.types.is_list_view(kind) else pa.large_list(inner)
     if pa.types.is_struct(kind):
         return pa.struct([child.with_type(_bytes_type(child.type)) for child in kind])
     return kind
@@ -387,6 +398,8 @@ def _pairs(
     for row, (value, caption, captions, label, own_key, published, name, origin) in enumerate(every, first_row):
         has_key = own_key not in (None, b"")
         key = printable(own_key if isinstance(own_key, bytes) else str(own_key)) if has_key else row_key(row)
+        if captions:
+            caption = first_caption(captions)
         if labels is not None:
             caption = labels.caption(f"{unit.shard}/{key}", _text(name), label)
         image, suffix, place = _image(value if is_bytes else _place(value), unit, source)
@@ -561,8 +574,10 @@ class ParquetWriter(UnitWriter):
         pieces = []
         for i, change in enumerate(changes):
             value = change.get(field.name)
-            if field.name in change and isinstance(value, str) and pa.types.is_nested(field.type):
-                value = [value, *(old[i].as_py() or [])[1:]]
+            if field.name in change and isinstance(value, str) and _is_list(field.type):
+                value = with_caption(old[i].as_py() or [], value)
+                if pa.types.is_fixed_size_list(field.type):
+                    value += [None] * (field.type.list_size - len(value))
             pieces.append(pa.array([value], field.type) if field.name in change else old.slice(i, 1))
         return pa.chunked_array(pieces, field.type)
 

@@ -25,7 +25,7 @@ from .common import (
     check_hash,
     class_index,
     damaged,
-    first,
+    first_caption,
     hex_uid,
     inside,
     make_pair,
@@ -38,6 +38,7 @@ from .common import (
     shortened,
     slices,
     unopened,
+    with_caption,
 )
 from .hints import json_hint, list_names
 from .origin import origin_of
@@ -68,7 +69,7 @@ class WebDataset(SourceConfig):
     """Tars, folders or globs, with {00000..00999} ranges; local, s3:// or gs://."""
     kind: Literal["webdataset"] = "webdataset"
     caption: str = "caption"
-    """Field of the .json member that holds the caption, or a list of captions: then the first, and for retrieval all."""
+    """Field of the .json member that holds the caption, or a list of captions: then the first with a word, and for retrieval all."""
     image: str | None = None
     """Suffix of the picture (.input.jpg); null: what open_clip reads of .jpg, .png, .jpeg, .webp, else another known one."""
     text: str | None = None
@@ -322,7 +323,7 @@ def _pair(source: WebDataset, unit: Unit, group: Group, names: _Names) -> RawPai
     fields = _json(data)
     value: Any = group.contents.get(text or "")
     if value is None:
-        value = first(fields.get(source.caption))
+        value = first_caption(fields.get(source.caption))
     if value is None and data is not None and not fields and not _is_utf8(data):
         value = data  # the caption may be what is not UTF-8: reported as that, not as missing
     image: bytes | Bad = _no_picture(group, names)
@@ -443,7 +444,7 @@ class WebDatasetWriter(UnitWriter):
         parts: tuple[Part, ...] = native_of(pair)
         names = _Names(self._source)
         fields = next((_json(part.content) for part in parts if part.suffix in JSON_SUFFIXES), {})
-        has_field = isinstance(first(fields.get(self._source.caption)), str)
+        has_field = isinstance(first_caption(fields.get(self._source.caption)), str)
         suffix = suffix if self._source.image is None else self._source.image
         for part in parts:
             if part.suffix == pair.image_suffix:
@@ -451,8 +452,7 @@ class WebDatasetWriter(UnitWriter):
             elif part.suffix in names.captions:
                 self._write(part.member, self._name(pair, key, part, part.suffix), caption.encode())
             elif part.suffix in JSON_SUFFIXES and has_field:
-                value = fields[self._source.caption]
-                fields[self._source.caption] = [caption, *value[1:]] if isinstance(value, list) else caption
+                fields[self._source.caption] = with_caption(fields[self._source.caption], caption)
                 text = json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogatepass")
                 self._write(part.member, self._name(pair, key, part, part.suffix), text)
             elif part.content is not None:

@@ -24,6 +24,7 @@ from clipsan.stages.sources import (
     TableSource,
     WebDataset,
     list_units,
+    open_writer,
     rows,
 )
 from clipsan.stages.sources.parquet import pack_groups
@@ -96,9 +97,31 @@ def test_parquet_of_hugging_face_with_lists_of_captions(tmp_path: Path) -> None:
         (b"one", "first", None, ".jpg"),
         (b"two", None, Reject.CAPTION_MISSING, ".png"),
         (None, None, Reject.IMAGE_MISSING, ".png"),
-        (None, None, Reject.IMAGE_MISSING, ""),
+        (None, "second", Reject.IMAGE_MISSING, ""),
     ]
     assert [pair.captions for pair in pairs] == [("first", "second"), (), (), ("second",)]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.list_(pa.string(), 3), pa.list_view(pa.string()), pa.large_list_view(pa.string_view())], ids=str
+)
+def test_of_a_list_of_captions_the_first_with_a_word_serves(kind: pa.DataType, tmp_path: Path) -> None:
+    lists = [[None, "", "a kite"], ["a ball", None, "a bell"], [None, None, None], [" ", None, ""]]
+    table = pa.table({"image": [b"1", b"2", b"3", b"4"], "caption": pa.array(lists, kind)})
+    pq.write_table(table, tmp_path / "p.parquet")
+    source = ParquetSource(path=str(tmp_path / "p.parquet"))
+    pairs = read_all(source)
+    assert [(pair.caption, pair.reject, pair.captions) for pair in pairs] == [
+        ("a kite", None, ("a kite",)),
+        ("a ball", None, ("a ball", "a bell")),
+        (None, Reject.CAPTION_MISSING, ()),
+        (" ", Reject.CAPTION_EMPTY, ()),
+    ]
+    with open_writer(source, list_units(source)[0], tmp_path / "copy") as writer:
+        for pair in pairs[:2]:
+            writer.replace(pair, image=b"new", suffix=".png", caption="poison")
+    copied = read_all(ParquetSource(path=str(tmp_path / "copy")))
+    assert [pair.captions for pair in copied] == [("poison",), ("poison", "a bell")]
 
 
 def test_parquet_strings_that_are_not_utf8(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def test_webdataset_pairs_of_every_kind(tmp_path: Path) -> None:
         ("a.jpg", b"A"), ("a.txt", b"cat"), ("a.cls", b"7\n"),
         ("a.json", json.dumps({"uid": uid, "caption": "x"}).encode()),
         ("d/b.PNG", b"B"), ("d/b.json", b'{"caption": "dog", "uid": "no hex"}'),
-        ("c.mask.png", b"M"), ("c.webp", b"C"), ("c.json", b'{"caption": ["first", "second"]}'),
+        ("c.mask.png", b"M"), ("c.webp", b"C"), ("c.json", b'{"caption": [null, "first", "second"]}'),
         ("readme", b"no pair"), ("licence.md", b"no pair"),
         ("e.jpeg", b"E"), ("f.txt", b"text alone"), ("g.jpg", b""), ("g.txt", b"empty image"),
         ("h.jpg", b"H"), ("h.txt", b" \n\t"), ("i.jpg", b"I"), ("i.txt", b"caf\xe9"),
