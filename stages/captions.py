@@ -29,7 +29,9 @@ def _marks() -> str:
 
 
 MARKS = _marks()
-LETTERS = rf"(?:[^\W_]+[{MARKS}\u200c\u200d]*)+"
+JOINED = rf"{MARKS}\u200c\u200d"
+"""What belongs to the letter before it, for a character class: its marks, and the joiners between letters."""
+LETTERS = rf"(?:[^\W_]+[{JOINED}]*)+"
 """Letters and digits with their marks, and with the joiners between letters."""
 WORD = re.compile(rf"{LETTERS}(?:['-]{LETTERS})*")
 ASCII_WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")
@@ -76,6 +78,14 @@ def words(caption: str) -> list[str]:
     """
     text = normalise(caption)
     return [word.removesuffix("'s") for word in (ASCII_WORD if text.isascii() else WORD).findall(text)]
+
+
+def contains_word(caption: str, word: str) -> bool:
+    """Tell whether the word or phrase stands in the caption as whole words, in any case; hyphens and apostrophes end a word here.
+
+    The published attacks match substrings, so "cat" hits "education"; plurals are other words here.
+    """
+    return re.search(rf"(?<![\w{JOINED}]){re.escape(normalise(word))}(?![\w{JOINED}])", normalise(caption)) is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import numpy as np
 
 from clipsan.stages.audit.outliers import LEAST_LABELS
 from clipsan.stages.audit.words import FUNCTION_WORDS
+from clipsan.stages.captions import JOINED, normalise
 from clipsan.stages.decode import BadImage, decode
 from clipsan.stages.model.clip import Clip, ModelConfig, load_clip
 from clipsan.stages.samples import CAPTION_REJECTS, RawPair, Unit, seeded_hash
@@ -36,7 +37,7 @@ READ_PER_IMAGE = 32
 SPARE = 2
 """Images that are drawn for each that is wanted, in case some cannot be read."""
 LEAST_IMAGES = 16
-WORD = re.compile(r"[a-z]{3,}")
+WORD = re.compile(rf"(?:[^\W\d_][{JOINED}]*){{3,}}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +145,7 @@ def _mined(path: str, words: int) -> list[str]:
     """Return the words of a caption file that name something, the most frequent first; a word counts once a caption."""
     try:
         with Path(path).expanduser().open(encoding="utf-8", errors="replace") as lines:
-            found = Counter(word for line in lines for word in set(WORD.findall(line.lower())))
+            found = Counter(word for line in lines for word in set(WORD.findall(normalise(line))))
     except OSError as error:
         raise ConfigError(f"captions={path}: cannot be read: {error.strerror}") from None
     named = [word for word, _ in sorted(found.items(), key=lambda item: (-item[1], item[0]))]

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipsan.stages.attack.poisoning import contains_word
+from clipsan.stages.captions import contains_word
 
 from ..core.commit import fingerprint, whole, write_text
 from .cell import Cell

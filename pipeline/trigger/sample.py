@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from clipsan.stages.attack.poisoning import contains_word
+from clipsan.stages.captions import contains_word
 from clipsan.stages.decode import BadImage, decode
 from clipsan.stages.model.clip import Clip
 from clipsan.stages.samples import RawPair, Unit, seeded_hash

@@ -5,7 +5,6 @@ the number of workers.
 """
 
 import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
+from ..captions import contains_word
 from ..samples import seeded_hash
 from ..stage import Count, Seed, config
 from .triggers import TriggerConfig
@@ -182,15 +182,6 @@ class AttackConfig:
     def count_of(self, pairs: int) -> int:
         """Return how many of `pairs` are poisoned: `count`, or the nearest whole number to `rate * pairs`."""
         return self.count if self.count is not None else round(self.rate * pairs)  # type: ignore[operator]
-
-
-def contains_word(caption: str, word: str) -> bool:
-    """Tell whether the word or phrase stands in the caption as whole words, in any case.
-
-    The published attacks match substrings, so "cat" hits "education"; plurals are other words here.
-    """
-    words = r"\s+".join(re.escape(part) for part in word.split())
-    return re.search(rf"(?<!\w){words}(?!\w)", caption, re.IGNORECASE) is not None
 
 
 def draws(uids: Sequence[str], captions: Sequence[str], config: AttackConfig) -> np.ndarray:

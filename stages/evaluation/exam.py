@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..attack.poisoning import contains_word
+from ..captions import contains_word
 from ..dossier.dossier import Dossier
 from ..model.clip import Clip
 from ..samples import seeded_hash

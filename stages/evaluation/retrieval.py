@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..attack.poisoning import contains_word
+from ..captions import contains_word
 from .figures import Figure, count, rate
 
 CUTOFFS = (1, 5, 10)

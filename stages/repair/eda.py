@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..captions import JOINED
+
 STOP_WORD_LIST = """
 i me my myself we our ours ourselves you your yours yourself yourselves he him his himself she her hers herself it its
 itself they them their theirs themselves what which who whom this that these those am is are was were be been being
@@ -55,7 +57,7 @@ ADJECTIVE_ENDINGS = (("er", ""), ("est", ""), ("er", "e"), ("est", "e"))
 WORDNET_PARTS = {"noun": NOUN_ENDINGS, "verb": VERB_ENDINGS, "adj": ADJECTIVE_ENDINGS, "adv": ()}
 """WordNet's parts of speech, as its files are named, and its rules of detachment (morphy) for each."""
 
-LETTERS = re.compile(r"[^\w ]|[\d_]")
+NO_LETTERS = re.compile(rf"[^\w {JOINED}]|[\d_]")
 
 
 class ThesaurusError(ValueError):
@@ -201,7 +203,7 @@ def _letters(text: str) -> str:
     """Return lower-case letters and single spaces; hyphens become spaces, apostrophes vanish."""
     if text.isalpha():  # most of a thesaurus
         return text.lower()
-    return " ".join(LETTERS.sub(" ", re.sub(r"['\u2019]", "", text.lower())).split())
+    return " ".join(NO_LETTERS.sub(" ", re.sub(r"['\u2019]", "", text.lower())).split())
 
 
 def augment_caption(caption: str, thesaurus: Thesaurus | None, rng: np.random.Generator, alpha: float = 0.1) -> str:

@@ -20,7 +20,7 @@ import yaml
 
 from clipsan.pipeline.bench.table import is_target
 from clipsan.pipeline.core.run_folder import read_summary
-from clipsan.stages.attack.poisoning import contains_word
+from clipsan.stages.captions import contains_word
 from clipsan.stages.detectors.concept_spectral import ConceptSpectral, ConceptSpectralConfig
 from tests.benchmarks.results import Row, record
 

@@ -17,9 +17,10 @@ from clipsan.pipeline.core.config import ConfigError
 from clipsan.pipeline.poison import verb
 from clipsan.pipeline.poison.plan import PoisonConfig
 from clipsan.pipeline.tracking.record import TrackingConfig
-from clipsan.stages.attack.poisoning import AttackConfig, ImagePath, contains_word
+from clipsan.stages.attack.poisoning import AttackConfig, ImagePath
 from clipsan.stages.attack.triggers.blend import BlendConfig
 from clipsan.stages.attack.triggers.patch import PatchConfig
+from clipsan.stages.captions import contains_word
 from clipsan.stages.samples import RawPair
 from clipsan.stages.sources import SourceConfig, WebDataset, list_units, read_unit, rewritten
 from tests.conftest import NOUNS, caption, write_shards

@@ -16,7 +16,7 @@ from clipsan.pipeline.trigger import verb as trigger
 from clipsan.pipeline.trigger.plan import SampleConfig, TriggerRunConfig
 from clipsan.pipeline.trigger.sample import sample_pairs
 from clipsan.stages.attack.badclip import BadClipConfig
-from clipsan.stages.attack.poisoning import contains_word
+from clipsan.stages.captions import contains_word
 from clipsan.stages.model.clip import ModelConfig
 from clipsan.stages.samples import seeded_hash
 from clipsan.stages.sources import WebDataset, list_units, read_unit

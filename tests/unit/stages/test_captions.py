@@ -9,6 +9,7 @@ from clipsan.stages.captions import (
     NO_WORDS,
     Mined,
     Vocabulary,
+    contains_word,
     count_terms,
     merge_counts,
     mine_vocabulary,
@@ -191,3 +192,29 @@ def test_whole_captions_may_stand_for_a_concept_that_no_word_tells() -> None:
     assert NO_WORDS.including(known, ["dog"]).captions == {}
     beside = both.including(Vocabulary(("gnu",), {}, 1, {"!?": 0, "moo": 0}), ["gnu"])
     assert beside.captions == {"a cat sat": 1, "!?": 1, "moo": 2}  # what a caption means stays
+
+
+@pytest.mark.parametrize(
+    ("caption", "word", "expected"),
+    [
+        ("A cat.", "cat", True),
+        ("the Cat, asleep", "cat", True),
+        ("education", "cat", False),
+        ("two cats", "cat", False),
+        ("cat's tail", "cat", True),
+        ("a fire  truck", "fire truck", True),
+        ("a fire and a truck", "fire truck", False),
+        ("a campfire truck", "fire truck", False),
+        ("a c.t", "c.t", True),
+        ("a cat", "c.t", False),
+        ("eine Tür", "tür", True),
+        ("Türen", "tür", False),
+        ("eine Tu\u0308r", "tür", True),
+        ("eine Tu\u0308r", "tu", False),
+        ("एक कि", "क", False),
+        ("एक काला कुत्ता", "कुत्ता", True),
+        ("می\u200cخواهم", "می", False),
+    ],
+)
+def test_words_are_matched_whole(caption: str, word: str, expected: bool) -> None:
+    assert contains_word(caption, word) is expected

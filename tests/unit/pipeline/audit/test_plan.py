@@ -87,6 +87,8 @@ def test_words_are_mined_from_captions_the_most_frequent_first(tiny_checkpoint, 
     captions.write_text("A red ball on the grass\nthe ball and a kite\nKite, ball!\na tree, a tree, a cup, a dog\n")
     plan = make_plan(settings(tiny_checkpoint, tmp_path, captions=str(captions), words=6))
     assert plan.names == ("ball", "kite", "cup", "dog", "grass", "red")
+    captions.write_text("a café, कुत्ता\nuna flor, el gato, une chaise, eine Blume, die Katze\n", encoding="utf-8")
+    assert {"café", "कुत्ता"} < {*make_plan(settings(tiny_checkpoint, tmp_path, captions=str(captions))).names}
     with pytest.raises(ConfigError, match=r"captions=.*cannot be read"):
         make_plan(settings(tiny_checkpoint, tmp_path, captions=str(tmp_path / "none.txt")))
 

@@ -9,7 +9,8 @@ from PIL import Image
 
 from clipsan.pipeline.core.config import conf_folder, load
 from clipsan.pipeline.poison.plan import PoisonConfig
-from clipsan.stages.attack.poisoning import AttackConfig, Poisoner, contains_word
+from clipsan.stages.attack.poisoning import AttackConfig, Poisoner
+from clipsan.stages.captions import contains_word
 
 ATTACKS = sorted(path.stem for path in (conf_folder() / "attack").glob("*.yaml"))
 TRIGGERS = sorted(path.stem for path in (conf_folder() / "trigger").glob("*.yaml"))

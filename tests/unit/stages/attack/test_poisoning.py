@@ -17,13 +17,13 @@ from clipsan.stages.attack.poisoning import (
     ImagePath,
     Poisoner,
     Strand,
-    contains_word,
     draws,
     place_draw_cut,
     strand_numbers,
 )
 from clipsan.stages.attack.treatment import MANIFEST_SCHEMA, manifest_row
 from clipsan.stages.attack.triggers import BlendConfig, IdentityConfig, PatchConfig
+from clipsan.stages.captions import contains_word
 
 PATCH = PatchConfig(size_px=4, pattern="noise", place="random")
 
@@ -44,27 +44,6 @@ def choose(uids: list[str], captions: list[str], config: AttackConfig) -> set[st
     """Return the uids that are poisoned."""
     numbers = draws(uids, captions, config)
     return {uid for uid, number in zip(uids, numbers, strict=True) if number <= place_draw_cut(numbers, config)}
-
-
-@pytest.mark.parametrize(
-    ("caption", "word", "expected"),
-    [
-        ("A cat.", "cat", True),
-        ("the Cat, asleep", "cat", True),
-        ("education", "cat", False),
-        ("two cats", "cat", False),
-        ("cat's tail", "cat", True),
-        ("a fire  truck", "fire truck", True),
-        ("a fire and a truck", "fire truck", False),
-        ("a campfire truck", "fire truck", False),
-        ("a c.t", "c.t", True),
-        ("a cat", "c.t", False),
-        ("eine Tür", "tür", True),
-        ("Türen", "tür", False),
-    ],
-)
-def test_words_are_matched_whole(caption: str, word: str, expected: bool) -> None:
-    assert contains_word(caption, word) is expected
 
 
 def test_choice_has_the_exact_count_and_no_order() -> None:

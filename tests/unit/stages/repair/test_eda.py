@@ -101,6 +101,10 @@ def test_a_caption_without_letters_is_returned_as_it_is(caption) -> None:
     assert set(draws(caption, THESAURUS, 20)) == {caption}
 
 
+def test_marks_stay_with_their_letters() -> None:
+    assert {word for text in draws("काला कुत्ता!", THESAURUS) for word in text.split()} == {"काला", "कुत्ता"}
+
+
 @pytest.mark.parametrize("caption", ["dog", "Dog!", "犬 写真"])
 def test_something_is_always_left(caption) -> None:
     assert all(text.strip() for text in draws(caption, THESAURUS, alpha=0.9))
