@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cache
 from typing import Annotated, Any, Protocol, TypeVar, dataclass_transform, get_args, get_type_hints
 
@@ -23,6 +24,13 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0)]
 """Limits of settings that many have: a number of things, a share, a percentage, a number above 0, one that may be 0, a share
 above 0, and what NumPy takes for a seed."""
+
+
+def part_of(share: float, count: int) -> int:
+    """Return the whole number of things, rounded down, that a share of so many is: of 100 things .29 are 29, which a product of floats
+    would make 28.
+    """
+    return int(Decimal(str(float(share))) * count)
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)

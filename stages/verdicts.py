@@ -10,7 +10,7 @@ import pyarrow as pa
 import pydantic
 
 from .captions import NO_WORDS, Vocabulary
-from .stage import Fraction, Share, Weight, config
+from .stage import Fraction, Share, Weight, config, part_of
 
 
 class Verdict(StrEnum):
@@ -112,7 +112,7 @@ def place_cut(
         if decision.value is not None:
             return Cut(decision.value, f"Flagged: ensemble score at least {decision.value:g}, a threshold set by hand.")
         return Cut(calibrated, f"Flagged: ensemble score at least {calibrated:g}. {calibration}")
-    count = max(1, int(decision.share * len(ensemble)))
+    count = max(1, part_of(decision.share, len(ensemble)))
     if not len(ensemble):
         return Cut(np.inf, "Nothing was scanned.")
     value = float(np.partition(ensemble, len(ensemble) - count)[len(ensemble) - count])

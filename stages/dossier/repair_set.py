@@ -17,7 +17,7 @@ import pyarrow as pa
 from PIL import Image
 
 from ..samples import seeded_hash
-from ..stage import Fraction, Seed, config
+from ..stage import Fraction, Seed, config, part_of
 from .dossier import Dossier
 
 CAPTION = "a photo of a {}."
@@ -168,7 +168,7 @@ def plan(found: Sequence[Candidate], options: RepairSetConfig) -> dict[str, Cand
 
 def _take(ordered: list[Candidate], wanted: int, label_share: float) -> list[Candidate]:
     """Take the first ones, no label more often than its cap; the cap doubles while other labels run out."""
-    cap = max(1, int(label_share * wanted))
+    cap = max(1, part_of(label_share, wanted))
     taken: list[Candidate] = []
     while ordered and len(taken) < wanted:
         count = Counter(candidate.label for candidate in taken)

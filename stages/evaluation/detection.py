@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
+from ..stage import part_of
+
 BUDGETS = (0.001, 0.01, 0.1)
 """Shares of all pairs that somebody is willing to review."""
 CURVE_POINTS = 200
@@ -116,7 +118,7 @@ def _hits(scores: np.ndarray, poisoned: np.ndarray, budget: float) -> tuple[floa
     _check(scores, poisoned)
     if not 0 < budget <= 1:
         raise ValueError(f"a budget is a fraction in (0, 1], not {budget}")
-    reviewed = max(1, int(budget * len(scores) + 1e-9))
+    reviewed = max(1, part_of(budget, len(scores)))
     cut = np.partition(scores, len(scores) - reviewed)[len(scores) - reviewed]
     above, level = scores > cut, scores == cut
     share = (reviewed - int(above.sum())) / int(level.sum())

@@ -7,7 +7,7 @@ import torch
 from pydantic import Discriminator, Field
 from torch import nn
 
-from ..stage import config
+from ..stage import config, part_of
 
 
 @config
@@ -64,7 +64,7 @@ class TwoPhase:
 
     def rate(self, step: int, steps: int, peak: float) -> float:
         """Return the learning rate of step `step` (from 0) of `steps`; `peak` is the rate between the phases."""
-        first = int(self.share * steps)
+        first = part_of(self.share, steps)
         if step < first:
             # both ends included, as numpy.linspace
             return peak * (self.start + (1 - self.start) * (step / (first - 1) if first > 1 else 0.0))

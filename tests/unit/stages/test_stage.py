@@ -3,10 +3,11 @@
 import dataclasses
 from typing import Annotated, Any
 
+import numpy as np
 import pytest
 from pydantic import Field
 
-from clipsan.stages.stage import ChainError, check_chain, config
+from clipsan.stages.stage import ChainError, check_chain, config, part_of
 
 
 class Decode:
@@ -81,3 +82,10 @@ def test_limits_hold_for_what_is_made_in_python(given: dict[str, Any], message: 
 def test_a_column_stands_once():
     with pytest.raises(ChainError, match=r"Decode adds rgb, which the chain has already"):
         check_chain({"image", "layer.*", "rgb"}, [Decode(), Score()])
+
+
+def test_a_part_of_so_many_is_that_of_the_decimal_as_it_is_written():
+    for hundredths in range(101):
+        for count in (0, 1, 100, 12_345, 10**9):
+            assert part_of(hundredths / 100, count) == hundredths * count // 100
+    assert part_of(np.float64(0.29), 100) == 29

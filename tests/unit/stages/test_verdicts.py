@@ -46,6 +46,10 @@ def test_a_budget_that_cuts_through_equal_scores_flags_them_all_and_says_so():
     assert judged.column("verdict").to_pylist() == ["suspect"] * 5 + ["clean"] * 5
 
 
+def test_a_budget_of_29_percent_flags_29_of_100():
+    assert (np.arange(100) >= place_cut(np.arange(100), BudgetDecision(share=0.29), 0.0, "").value).sum() == 29
+
+
 def test_a_threshold_is_the_given_one_or_the_calibrated_one():
     scores = np.arange(10, dtype=np.float32)
     assert place_cut(scores, ThresholdDecision(value=7.0), 5.0, "x").value == 7.0
