@@ -35,7 +35,10 @@ def run(name: str, content: str) -> Callable[[Path], object]:
     def look(home: Path) -> object:
         write_run("")(home)
         (home / name).write_text(content)
-        return describe(home), read_record(home)
+        damaged = [line for line in describe(home).splitlines() if line.startswith("damaged")]
+        if damaged:  # is told among the rest, in a line
+            raise ConfigError(damaged[0])
+        return read_record(home)
 
     return look
 
