@@ -82,9 +82,14 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def _expanded(patterns: str | Sequence[str]) -> list[str]:
-    """Return the patterns of a data set as absolute ones without brace ranges."""
+    """Return the patterns of a data set as absolute ones without brace ranges; a local file or folder of that very name is itself."""
     wanted = [patterns] if isinstance(patterns, str) else patterns
-    return [absolute(one) for pattern in wanted for one in expand_braces(pattern)]
+    named = [absolute(pattern) for pattern in wanted]
+    return [
+        one
+        for pattern, name in zip(wanted, named, strict=True)
+        for one in ([name] if "{" in name and os.path.lexists(name) else map(absolute, expand_braces(pattern)))
+    ]
 
 
 def roots_of(patterns: str | Sequence[str]) -> list[str]:
@@ -117,7 +122,8 @@ def find(patterns: str | Sequence[str], suffixes: tuple[str, ...]) -> list[Found
     """List the files of a data set, sorted by their path relative to the data set's root.
 
     A pattern is a file, a folder (then all files below it with one of the suffixes), or a glob (`*`, `**`, `?`,
-    `[ab]`; no `?` in addresses), each with brace ranges. The root is the deepest folder above all patterns' wildcards:
+    `[ab]`; no `?` in addresses), each with brace ranges; what is there under that very name is meant, whatever characters it
+    has. The root is the deepest folder above all patterns' wildcards:
     it does not depend on which files are there. Names that start with '.' or '_' are skipped in folders and globs.
     A file asked for by its full name that does not exist is listed without a size, so that the run can report it.
 

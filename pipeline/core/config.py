@@ -157,8 +157,17 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text) if text else ""
     except yaml.YAMLError:
         value = text
+    if _is_name(text, value):
+        value = text
     parents, _, last = name.rpartition(".")
     put(tree, name, _resolve_value(last, value, where=f"{parents}." if parents else ""), where=override)
+
+
+def _is_name(text: str, value: Any) -> bool:
+    """Whether a text is meant as it stands: `{a,b}`, a pattern of files, for YAML a mapping to nothing, and `a #1.tar`, no comment."""
+    if isinstance(value, dict):
+        return bool(value) and all(found is None for found in value.values())
+    return isinstance(value, str) and " #" in text and not text.startswith(("'", '"'))
 
 
 def put(tree: dict[str, Any], name: str, value: Any, *, where: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from clipsan.stages.files import PathError
-from clipsan.stages.listing import expand_braces, find, find_folders, list_folder, takes_in
+from clipsan.stages.listing import expand_braces, find, find_folders, list_folder, roots_of, takes_in
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -47,6 +47,16 @@ def test_a_root_does_not_depend_on_what_is_there(tmp_path: Path) -> None:
 def test_a_real_name_with_wildcard_characters_is_itself(tmp_path: Path) -> None:
     touch(tmp_path, "[x]/a.tar")
     assert relative(find(f"{tmp_path}/[x]/a.tar", (".tar",))) == ["a.tar"]
+
+
+def test_a_name_with_braces_or_spaces_is_itself_where_it_is_there(tmp_path: Path) -> None:
+    touch(tmp_path, "a{1,2}.tar", "a1.tar", "a2.tar", "{0..1}/x y.tar", "b1.tar", "b2.tar", "b 1.tar")
+    assert relative(find(f"{tmp_path}/a{{1,2}}.tar", (".tar",))) == ["a{1,2}.tar"]
+    assert relative(find(f"{tmp_path}/b{{1,2}}.tar", (".tar",))) == ["b1.tar", "b2.tar"]
+    assert relative(find(f"{tmp_path}/b{{1, 1}}.tar", (".tar",))) == ["b 1.tar", "b1.tar"]
+    assert relative(find(f"{tmp_path}/{{0..1}}", (".tar",))) == ["x y.tar"]
+    assert [folder.path for folder in find_folders(f"{tmp_path}/{{0..1}}")] == [f"{tmp_path}/{{0..1}}"]
+    assert roots_of(f"{tmp_path}/a{{1,2}}.tar") == [str(tmp_path)]
 
 
 def test_a_missing_shard_of_a_range_is_listed_without_a_size(tmp_path: Path) -> None:

@@ -52,6 +52,11 @@ def test_overrides_apply_in_order_and_after_the_group(conf):
     assert loaded == Verb(shape=Large(weight=0.5), out="there", names=["a", "b"])
 
 
+@pytest.mark.parametrize("text", ["{a,b}", "{00..09}", "data/a #1.tar", "a{1,2}.tar", "[ab].tar", "{a,b}/*.tar"])
+def test_a_pattern_of_files_is_a_text(text, conf):
+    assert load(Verb, None, [f"out={text}"], verb="verb").out == text
+
+
 def test_groups_inside_lists_are_read_from_their_files(conf):
     tree = module._resolve_groups({"more": [{"shape": "small"}, {"shape": {"kind": "large"}}]}, where="")
     assert tree == {"more": [{"shape": {"kind": "small", "side_px": 5}}, {"shape": {"kind": "large"}}]}
