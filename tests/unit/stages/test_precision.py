@@ -23,7 +23,7 @@ def processor(monkeypatch: pytest.MonkeyPatch, **found: bool) -> None:
 def test_a_processor_has_bfloat16_by_any_of_its_instructions(instruction: str, monkeypatch: pytest.MonkeyPatch) -> None:
     processor(monkeypatch, **{instruction: True})
     assert has_bf16(CPU)
-    assert told("bf16", "cpu") == "bf16"
+    assert told("bf16", "cpu") == "bf16 where a worker's processor has it, else f32 (this one has it)"
     ones = torch.ones(2, 2)
     with autocast(CPU, bf16=True):
         assert (ones @ ones).dtype == torch.bfloat16
@@ -36,7 +36,7 @@ def test_a_processor_without_it_computes_in_float32_and_the_plan_says_so(
 ) -> None:
     processor(monkeypatch)
     assert not has_bf16(CPU)
-    assert told("bf16", "cpu") == "f32, for this processor has no bf16"
+    assert told("bf16", "cpu") == "bf16 where a worker's processor has it, else f32 (this one has none)"
     assert told("f32", "cpu") == "f32"
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     model = ModelConfig(path=str(tiny_checkpoint))
