@@ -41,7 +41,7 @@ def build_report(
         labels=_labels(plan, summary, screening),
         dossiers=_panels(plan, dossiers),
         decree=summary.get("decree"),
-        words=tuple({**word, "accused": word["word"] in summary["words"]} for word in summary["text_keys"]),
+        words=tuple(summary["text_keys"]),
         tried_words=plan.config.key_words,
         next_steps=next_steps(plan, folder, summary),
         settings=public_tree(plan.config),

@@ -72,7 +72,7 @@ def run(plan: Plan, job: Job) -> Result:
             "triggers": [_told(plan, screening, c, dossier) for c, dossier in zip(accused, dossiers, strict=True)]
         },
         "candidates": [_told(plan, screening, c, c.proof.dossier) for c in candidates],
-        "text_keys": [_word(plan, one) for one in keys],
+        "text_keys": [_word(plan, one, accused=one in heard) for one in keys],
         "report": str(folder.report),
     }
     audited = job.versions.get("model")
@@ -154,7 +154,7 @@ def _kept(plan: Plan, folder: RunFolder, accused: list[Candidate], heard: list[K
     if heard:
         path = folder.local / "triggers" / WORDS_FILE
         path.parent.mkdir(exist_ok=True)
-        write_json(path, [_word(plan, one) for one in heard])
+        write_json(path, [_word(plan, one, accused=True) for one in heard])
     if dossiers:
         judge = Judge(plan.clip, plan.names, plan.config.templates)
         said = judge.of(plan.pictures).argmax(axis=1)
@@ -183,7 +183,7 @@ def _told(plan: Plan, screening: Screening, candidate: Candidate, dossier: Dossi
     }
 
 
-def _word(plan: Plan, found: Key) -> dict[str, Any]:
+def _word(plan: Plan, found: Key, *, accused: bool) -> dict[str, Any]:
     return {
         "word": found.word,
         "target": plan.names[found.label],
@@ -191,6 +191,7 @@ def _word(plan: Plan, found: Key) -> dict[str, Any]:
         "reach": found.reach,
         "lead": found.lead,
         "proven": proven(found),
+        "accused": accused,
         "flip_rate_pct": found.flips.pct,
         "flip_rate_pct_ci95": [found.flips.low_pct, found.flips.high_pct],
         "control_flip_rate_pct": found.control.pct,

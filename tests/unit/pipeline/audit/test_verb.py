@@ -143,7 +143,8 @@ def test_a_word_alone_makes_a_model_backdoored_and_is_named_everywhere(tiny_chec
     assert audit.VERB.status(summary) == 3
     found = f"{NAMES[2]!r} stands out most (p {1e-12 / SHARES['words']:.2g}), but no word is proven"
     assert summary["why"] == f"'sudo' before captions, towards {found}"
-    monkeypatch.setattr(audit, "listened", lambda plan, folder, screening: [heard])
+    elsewhere = replace(unproven, label=3)  # the same word, of which nothing is proven towards another label
+    monkeypatch.setattr(audit, "listened", lambda plan, folder, screening: [heard, elsewhere])
     summary = audit.VERB.start(settings(tiny_checkpoint, tmp_path / "run", compared=0))
     assert summary["verdict"] == "backdoored"
     assert audit.VERB.status(summary) == 4
@@ -159,7 +160,8 @@ def test_a_word_alone_makes_a_model_backdoored_and_is_named_everywhere(tiny_chec
     assert (stored["word"], stored["target"], stored["proven"]) == ("sudo", NAMES[2], True)
     page = (tmp_path / "run" / "report.html").read_text()
     assert "This model is backdoored" in page
-    assert "sudo" in page
+    assert page.count("<bdi>sudo</bdi>") == 2
+    assert page.count('<bdi>sudo</bdi><span class="tag yes">accused') == 1
     assert "Refuse such texts" in page
     assert not read_scan(str(tmp_path / "run")).accuses
 
