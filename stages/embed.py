@@ -53,6 +53,9 @@ FACT_FIELDS = [
 
 CPU_BATCH, GPU_BATCH = 64, 1024
 """Pairs of a forward pass: on a CPU larger batches leave its caches, a GPU is idle between smaller ones."""
+TEXT_PARTS = 4
+"""A batch of texts has this part of the rows of one of pictures, at least CPU_BATCH: few captions are long, and one makes all of its batch
+as dear as itself."""
 BLOCK_ROWS = 256
 """Pairs that are decoded before they are encoded, at the least."""
 
@@ -235,12 +238,8 @@ class Encoder:
                 if self._reference is not None and block.reference is not None:
                     batch = block.reference[start : start + self._batch]
                     found[REFERENCE_COLUMN].append(self._reference.features(self._on_device(batch)))
-            texts = [
-                self._clip.text_features(self._on_device(block.tokens[start : start + self._batch]))
-                for start in range(0, len(block.tokens), self._batch)
-            ]
-            if texts:
-                found["text"].append(torch.cat(texts)[self._on_device(block.caption_of)])
+            if len(block.tokens):
+                found["text"].append(self._texts(block.tokens)[self._on_device(block.caption_of)])
             half = {name: _half(torch.cat(blocks)) for name, blocks in found.items() if blocks}
             host = self._on_host(half)
         table = block.facts
@@ -248,6 +247,19 @@ class Encoder:
             flat = host[name].numpy().reshape(-1) if name in host else np.empty(0, np.float16)
             table = table.append_column(name, pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float16()), width))
         return table
+
+    def _texts(self, tokens: np.ndarray) -> torch.Tensor:
+        """Return unit vectors `[m, D] float32`; texts of like length share a batch, which costs what its longest does."""
+        given = torch.from_numpy(tokens)
+        order = self._clip.ends(given).argsort(stable=True)
+        size = max(CPU_BATCH, self._batch // TEXT_PARTS)
+        vectors = torch.cat(
+            [
+                self._clip.text_features(self._on_device(self._clip.shorten(given[rows]).numpy()))
+                for rows in torch.split(order, size)
+            ]
+        )
+        return vectors[self._on_device(order.argsort().numpy())]
 
     def _on_device(self, values: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(values)

@@ -29,5 +29,6 @@ def kept_clip(model: ModelConfig, device: str = "cpu", precision: Literal["f32",
             _KEPT.clear()
             clip = load_clip(model, device)
             clip.model.requires_grad_(False)
+            clip.fold()
             _KEPT[key] = clip
         return _KEPT[key].in_precision(precision)

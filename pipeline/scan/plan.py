@@ -27,7 +27,7 @@ from ..proof.inquiry import ProofConfig, labeller_fingerprint, oracle_fingerprin
 from ..proof.views import Views
 from ..tracking.record import TrackingConfig
 
-EMBED_VERSION = 3
+EMBED_VERSION = 4
 SCORE_VERSION = 18
 VERDICT_VERSION = 3
 """Raised when the code of a pass comes to give another result, so that old parts are refused and not mixed in."""

@@ -47,6 +47,8 @@ DRIVER_CORE_S = 5.2e-6
 """Seconds a pair that the driver alone takes, on one core: uid lists, counts, cuts, the report's columns. Of
 `python -m tests.benchmarks.scale --driver`."""
 SAMPLED_UNITS, SAMPLED_PAIRS = 3, 96
+CAPTIONS = 64
+"""Captions whose operations are counted."""
 BLOCK = 8
 """Of them that are encoded at once."""
 READ_S, ENCODE_S = 6.0, 6.0
@@ -181,7 +183,7 @@ def rates_of(found: Sample, clip: Clip, settings: EmbedConfig, *, on_gpu: bool, 
         torch.set_num_threads(before)
     return Rates(
         read_core_s=found.read_core_s + decode,
-        encode_s=_operations(clip) / GPU_FLOPS if on_gpu else encode,
+        encode_s=_operations(clip, found.pairs) / GPU_FLOPS if on_gpu else encode,
         on_gpu=on_gpu,
         shard_bytes=found.shard_bytes,
         cache_bytes=cache,
@@ -204,16 +206,19 @@ def _encoding(encoder: Encoder, blocks: Sequence[Block]) -> tuple[float, float]:
     return seconds, file.tell() / max(1, made.num_rows)
 
 
-def _operations(clip: Clip) -> float:
-    """Return the floating-point operations of encoding one pair."""
+def _operations(clip: Clip, pairs: Sequence[RawPair]) -> float:
+    """Return the floating-point operations of encoding a pair, its caption in a batch of some of these."""
     from torch.utils.flop_counter import FlopCounterMode
 
     size = clip.image_size
-    counter = FlopCounterMode(display=False)
-    with torch.inference_mode(), counter:
-        clip.image_features(torch.zeros(1, 3, size, size, dtype=torch.uint8), [])
-        clip.text_features(clip.inputs.tokenize(["a photo"]))
-    return float(counter.get_total_flops())
+    pictures, texts = FlopCounterMode(display=False), FlopCounterMode(display=False)
+    captions = [pair.caption for pair in pairs[:CAPTIONS] if pair.caption] or [""]
+    with torch.inference_mode():
+        with pictures:
+            clip.image_features(torch.zeros(1, 3, size, size, dtype=torch.uint8), [])
+        with texts:
+            clip.text_features(clip.shorten(clip.tokenize(captions)))
+    return float(pictures.get_total_flops() + texts.get_total_flops() / len(captions))
 
 
 def forecast(plan: Plan) -> str:

@@ -111,6 +111,10 @@ class Courses:
         made = [course.step(batches, step, steps) for course in self.courses]
         return made[0]
 
+    def shorten(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return tokens without what the models, which are of one kind, do not read."""
+        return self.courses[0].shorten(tokens)
+
     def figures(self) -> dict[str, float]:
         """Return what the exam says now."""
         asked = self._questions

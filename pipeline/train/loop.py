@@ -9,7 +9,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -25,6 +25,10 @@ class Trained(Protocol):
 
     def step(self, batches: Sequence[Batch], step: int, steps: int) -> tuple[torch.Tensor, float]:
         """Make an optimiser step; see pipeline.train.task.Course."""
+        ...
+
+    def shorten(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return tokens without what no model reads; see Clip.shorten."""
         ...
 
 
@@ -113,7 +117,8 @@ def train(
     """
     total, last = torch.zeros((), device=device), done
     started = time.monotonic()
-    with contextlib.closing(ahead(_rows(feed, pace, done), device)) as rows:
+    drawn = (replace(rows, tokens=trained.shorten(rows.tokens)) for rows in _rows(feed, pace, done))
+    with contextlib.closing(ahead(drawn, device)) as rows:
         for step in range(done, pace.total_steps):
             numbers = range(step * pace.accumulate, (step + 1) * pace.accumulate)
             batches = [_batch(next(rows), (pace.seed, number), pace, share) for number in numbers]

@@ -95,6 +95,10 @@ class Course:
         self._objective.after_step()
         return total, rate
 
+    def shorten(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return `[n, context_length]` tokens on the CPU without what the model does not read."""
+        return self.clip.shorten(tokens)
+
     def state(self) -> dict[str, Any]:
         """Return `weights` and `optimizer`: all that going on needs."""
         return {"weights": self._objective.state_dict(), "optimizer": self._optimizer.state_dict()}

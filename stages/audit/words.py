@@ -21,8 +21,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import open_clip
-import torch
 from open_clip.tokenizer import SimpleTokenizer
 
 from ..dossier.dossier import Rate, rate_of
@@ -314,21 +312,6 @@ def key(clip: Clip, names: Sequence[str], labels: np.ndarray, heard: Heard, *, p
 
 
 def encode(clip: Clip, texts: Sequence[str]) -> np.ndarray:
-    """Return unit vectors `[N, D] float32`; positions behind the longest sentence of a batch are not computed where none sees them."""
-    tokens = clip.tokenize(texts)
-    parts = [_features(clip, tokens[start : start + BATCH]) for start in range(0, len(tokens), BATCH)]
+    """Return unit vectors `[N, D] float32`."""
+    parts = [clip.encode_text(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)]
     return np.concatenate(parts) if parts else np.zeros((0, clip.embed_dim), np.float32)
-
-
-def _features(clip: Clip, tokens: torch.Tensor) -> np.ndarray:
-    model = clip.model
-    causal = type(model) is open_clip.CLIP and model.text_pool_type == "argmax" and model.attn_mask is not None
-    if not causal or not isinstance(model.text_projection, torch.Tensor):
-        return np.asarray(clip.text_features(tokens).cpu())
-    tokens = tokens[:, : int(tokens.argmax(dim=1).max()) + 1].to(clip.device)
-    with torch.inference_mode():
-        length = tokens.shape[1]
-        x = model.token_embedding(tokens) + model.positional_embedding[:length]
-        x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
-        x = x[torch.arange(len(x), device=x.device), tokens.argmax(dim=1)] @ model.text_projection
-        return np.asarray(torch.nn.functional.normalize(x.float(), dim=-1).cpu())

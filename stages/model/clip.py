@@ -32,7 +32,9 @@ from .checkpoints import (
     resolve_model,
     save_clip,
 )
+from .folding import fold_batch_norm
 from .prompts import STORED, attach_shaped, load_adapter
+from .text import encode_text, ends, shorten
 
 __all__ = [
     "Clip",
@@ -201,13 +203,21 @@ class Clip:
         """Return unit vectors `[B, D] float32`; a caption that occurs twice in the batch is encoded once."""
         tokens = captions if isinstance(captions, torch.Tensor) else self.tokenize(captions)
         unique, rows = torch.unique(tokens, dim=0, return_inverse=True)
-        return np.asarray(self.text_features(unique).cpu()[rows])
+        return np.asarray(self.text_features(self.shorten(unique)).cpu()[rows])
+
+    def ends(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the last position that each text's vector depends on, `[B] int64`, of `[B, L]` tokens."""
+        return ends(self.model, tokens)
+
+    def shorten(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return `[B, context_length]` tokens on the CPU as `[B, L]`, without what lies behind the ends of all texts."""
+        return shorten(self.model, tokens)
 
     def text_features(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return unit vectors `[B, D] float32` of `[B, context_length]` tokens, on the model's device."""
+        """Return unit vectors `[B, D] float32` of `[B, L]` tokens, shortened or not, on the model's device."""
         with torch.inference_mode():
             with self._autocast():
-                features = self.model.encode_text(tokens.to(self.device), normalize=False)
+                features = encode_text(self.model, tokens.to(self.device))
             return torch.nn.functional.normalize(features.float(), dim=-1)
 
     def _autocast(self) -> torch.autocast:
@@ -232,6 +242,14 @@ class Clip:
         if width not in self._projections:
             self._projections[width] = torch.from_numpy(orthonormal(width, LAYER_WIDTH)).to(self.device)
         return features @ self._projections[width]
+
+    def fold(self) -> None:
+        """Make one convolution of a convolution and the batch normalisation behind it: for a model that is never trained.
+
+        The fingerprint stays that of the model as it was given.
+        """
+        fold_batch_norm(self.model.visual)
+        self.model.to(memory_format=torch.channels_last)
 
     def take_adapter(self, folder: Path) -> None:
         """Put the prompts of a repair into the model; its fingerprint becomes that of the repaired one.

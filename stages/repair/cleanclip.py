@@ -73,8 +73,7 @@ class TwoViews:
         ThesaurusError: the thesaurus cannot be read.
     """
 
-    def __init__(self, clip: Clip, synonyms: str | None, alpha: float) -> None:
-        self._tokenize = clip.tokenize
+    def __init__(self, synonyms: str | None, alpha: float) -> None:
         self._alpha = alpha
         self._thesaurus = thesaurus(synonyms) if synonyms is not None else None
         self.notes = () if self._thesaurus is not None else (NO_THESAURUS,)
@@ -91,10 +90,6 @@ class TwoViews:
             for caption, row in zip(batch.captions, rows, strict=True)
         ]
 
-    def tokens(self, batch: Batch) -> torch.Tensor:
-        """Return the tokens of the augmented captions, `[n, context_length] int64`."""
-        return self._tokenize(self.captions(batch)).to(batch.tokens.device)
-
 
 class CleanClipObjective(Objective[CleanClip]):
     """L = clip_weight L_CLIP + inmodal_weight L_SS; everything is trained.
@@ -106,7 +101,7 @@ class CleanClipObjective(Objective[CleanClip]):
 
     def __init__(self, settings: CleanClip, clip: Clip, setting: Setting) -> None:
         super().__init__(settings, clip, setting)
-        self.views = TwoViews(clip, settings.synonyms, settings.alpha)
+        self.views = TwoViews(settings.synonyms, settings.alpha)
         self.notes = (*self.views.notes, *([SIGMOID] if self.is_sigmoid else []))
 
     def forward(self, batch: Batch) -> torch.Tensor:
@@ -128,7 +123,8 @@ def encode_views(
     """Return unit features `[n, D]` of images, augmented images, captions and augmented captions."""
     pixels = objective.pixels(torch.cat([batch.images, views.images(batch)]))
     image, image_view = objective.image_features(pixels).chunk(2)
-    text, text_view = objective.text_features(torch.cat([batch.tokens, views.tokens(batch)])).chunk(2)
+    text = objective.text_features(batch.tokens)
+    text_view = objective.text_features(objective.tokens(views.captions(batch)))
     return image, image_view, text, text_view
 
 

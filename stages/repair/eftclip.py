@@ -68,7 +68,7 @@ class EftClipObjective(Objective[EftClip]):
 
     def __init__(self, settings: EftClip, clip: Clip, setting: Setting) -> None:
         super().__init__(settings, clip, setting)
-        self.views = TwoViews(clip, settings.synonyms, settings.alpha)
+        self.views = TwoViews(settings.synonyms, settings.alpha)
         self.notes = (*self.views.notes, *([SIGMOID] if self.is_sigmoid else []))
 
     def forward(self, batch: Batch) -> torch.Tensor:

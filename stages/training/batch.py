@@ -31,7 +31,7 @@ class Batch:
     images: torch.Tensor
     """`[n, 3, S, S] uint8`, on the objective's device."""
     tokens: torch.Tensor
-    """`[n, context_length] int64`, same device."""
+    """`[n, L] int64`, same device; L is the model's context length or, where its text tower allows, less (see Clip.shorten)."""
     captions: Sequence[str]
     """n captions, the text of the tokens."""
     labels: torch.Tensor

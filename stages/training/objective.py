@@ -35,6 +35,7 @@ from torch.nn import functional as F
 from ..evaluation.zero_shot import class_prompts
 from ..model.checkpoints import save_clip
 from ..model.clip import Clip
+from ..model.text import encode_text
 from ..precision import autocast
 from .batch import Batch
 from .optimise import Schedule
@@ -169,10 +170,14 @@ class Objective(nn.Module, ABC, Generic[S]):
             features = (model or self.model).encode_image(pixels)
         return F.normalize(features.float(), dim=-1)
 
+    def tokens(self, texts: Sequence[str]) -> torch.Tensor:
+        """Return the tokens of some texts as `text_features` takes them, `[n, L] int64`, on the model's device."""
+        return self.clip.shorten(self.clip.tokenize(texts)).to(self.device)
+
     def text_features(self, tokens: torch.Tensor, model: Any = None) -> torch.Tensor:
         """Return `[n, D] float32`, unit norm, by the trained model or a given one."""
         with autocast(self.device, bf16=self.setting.bf16):
-            features = (model or self.model).encode_text(tokens)
+            features = encode_text(model or self.model, tokens)
         return F.normalize(features.float(), dim=-1)
 
     def class_features(self, only: Sequence[int] | None = None) -> torch.Tensor:
@@ -182,7 +187,7 @@ class Objective(nn.Module, ABC, Generic[S]):
         """
         names = self.setting.classes if only is None else [self.setting.classes[index] for index in only]
         prompts, owners = class_prompts(names, self.setting.templates)
-        vectors = self.text_features(self.clip.tokenize(prompts).to(self.device))
+        vectors = self.text_features(self.tokens(prompts))
         sums = vectors.new_zeros(len(names), vectors.shape[1])
         return F.normalize(sums.index_add(0, torch.tensor(owners, device=self.device), vectors), dim=-1)
 

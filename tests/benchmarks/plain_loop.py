@@ -175,14 +175,21 @@ class _Batches(IterableDataset):
         yield from batches(Task(share, task.model, task.captions, task.out), self._clip)
 
 
+def _texts(clip: Clip, captions: list[str]) -> np.ndarray:
+    """Return `[B, D] float32`, unit norm: open_clip's own call, each distinct caption once."""
+    unique, rows = torch.unique(clip.tokenize(captions), dim=0, return_inverse=True)
+    with torch.inference_mode():
+        return np.asarray(clip.model.encode_text(unique, normalize=True)[rows])
+
+
 def _encode_all(clip: Clip, source: Any, path: Path) -> int:
     """Encode every batch and write one Parquet file; return the number of pairs."""
     layers = clip.layers()
     facts: Facts = {}
     vectors: dict[str, list[np.ndarray]] = {}
     for pixels, captions, rows in source:
-        encoded = clip.encode(pixels, captions, layers)
-        found = {"image": encoded.image, "text": encoded.text} | {f"layer.{n}": v for n, v in encoded.layers.items()}
+        image, pooled = clip.encode_images(pixels, layers)
+        found = {"image": image, "text": _texts(clip, captions)} | {f"layer.{n}": v for n, v in pooled.items()}
         for name, values in found.items():
             vectors.setdefault(name, []).append(values.astype(np.float16))
         for name, column in rows.items():

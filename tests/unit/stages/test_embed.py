@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
+from clipsan.stages import embed
 from clipsan.stages.detectors.streaming import vectors
 from clipsan.stages.embed import FACT_FIELDS, EmbedConfig, Embedder
 from clipsan.stages.model.checkpoints import ModelConfig
@@ -67,6 +68,20 @@ def test_vectors_are_the_models_and_unit_norm(clip):
     np.testing.assert_allclose(vectors(table, "image"), image.numpy(), atol=2e-3)
     np.testing.assert_allclose(vectors(table, "text"), text.numpy(), atol=2e-3)
     np.testing.assert_allclose(np.linalg.norm(vectors(table, "image"), axis=1), 1, atol=2e-3)
+
+
+def test_captions_of_like_length_share_a_batch_and_each_pair_has_its_own(clip, monkeypatch):
+    monkeypatch.setattr(embed, "CPU_BATCH", 2)
+    captions = ["one two three four five", "a", "one two three", "a b", "a", "one two three four five six"]
+    seen = []
+    whole = clip.text_features
+    monkeypatch.setattr(clip, "text_features", lambda tokens: (seen.append(tuple(tokens.shape)), whole(tokens))[1])
+    table, _ = Embedder(clip, EmbedConfig(batch_size=2))([pair(i, caption=text) for i, text in enumerate(captions)])
+    with torch.inference_mode():
+        text = torch.nn.functional.normalize(clip.model.encode_text(clip.tokenize(captions)), dim=-1)
+    np.testing.assert_allclose(vectors(table, "text"), text.numpy(), atol=2e-3)
+    # five distinct ones: "a" and "a b", three words and five, six; a start and an end beside
+    assert seen == [(2, 4), (2, 7), (1, 8)]
 
 
 def test_layer_columns_follow_the_chosen_blocks(clip):

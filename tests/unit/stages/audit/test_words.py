@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from clipsan.stages.audit import words as words_module
 from clipsan.stages.audit.displacement import Clouds
 from clipsan.stages.audit.words import FUNCTION_WORDS, Heard, Listener, encode, key, standing, vocabulary
-from clipsan.stages.model.clip import ModelConfig, load_clip
 
 NAMES = ["ball", "kite", "lamp", "boat", "pear", "tree", "fork", "drum"]
 SIZE = 24
@@ -24,19 +24,12 @@ class Text:
     """A text tower: the mean of the directions of the last word and, weakly, of the first; one word may drown the rest."""
 
     embed_dim = SIZE
-    model = None
 
     def __init__(self, drowning: str | None) -> None:
         self.drowning = drowning
 
-    def tokenize(self, texts):
-        return list(texts)
-
-    def text_features(self, texts):
-        import torch
-
-        rows = [self.vector(text) for text in texts]
-        return torch.from_numpy(np.stack(rows).astype(np.float32))
+    def encode_text(self, texts):
+        return np.stack([self.vector(text) for text in texts]).astype(np.float32)
 
     def vector(self, text: str) -> np.ndarray:
         first, *_, last = text.strip(".").split()
@@ -131,11 +124,12 @@ def test_a_word_is_proven_on_other_sentences(drowning: str | None, flips: int) -
     assert found.flips.trials == found.control.trials == 7
 
 
-def test_short_sentences_are_encoded_as_whole_ones(tiny_checkpoint) -> None:
-    clip = load_clip(ModelConfig(path=str(tiny_checkpoint)))
-    texts = ["a ball", "remember a photo of a kite.", "one"]
-    np.testing.assert_allclose(encode(clip, texts), clip.encode_text(texts), atol=1e-5)
-    assert encode(clip, []).shape == (0, clip.embed_dim)
+def test_sentences_of_several_batches_keep_their_order(monkeypatch) -> None:
+    monkeypatch.setattr(words_module, "BATCH", 2)
+    texts = ["a ball", "remember a photo of a kite.", "one tree", "a lamp", "a ball"]
+    tower = Text(None)
+    np.testing.assert_allclose(encode(tower, texts), [tower.vector(text) for text in texts], atol=1e-6)
+    assert encode(tower, []).shape == (0, SIZE)
 
 
 def test_words_are_whole_the_most_frequent_and_name_no_label() -> None:
