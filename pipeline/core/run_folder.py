@@ -27,6 +27,8 @@ PACKAGES = ("clipsan", "ray", "torch", "open_clip_torch", "pyarrow", "mlflow", "
 
 UNREAD = "unread_shards"
 """Entry of summary.json of a run that could not read its whole input: the same command goes on with the rest."""
+UNTOLD = "the input changed, the model, a file that the settings name, or clipsan itself"
+"""What differs where neither the settings nor the verb tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,7 @@ def open_run(
                 f"out={out}: that folder holds a run of `clipsan {before.get('verb')}`; give another `out`"
             )
         if before.get("fingerprint") != fingerprint:
-            told = _difference(before, tree) or changed(folder) or "the input or the model changed"
+            told = _difference(before, tree) or changed(folder) or UNTOLD
             raise FingerprintError(
                 f"out={out}: that folder holds a run with other settings or other input ({told}); give another `out`"
                 + (", and embeddings=" + out + " to use its embeddings again" if verb == "scan" else "")

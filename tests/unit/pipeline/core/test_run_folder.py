@@ -35,6 +35,8 @@ def test_other_settings_are_refused_and_named(tmp_path):
     start(tmp_path)
     with pytest.raises(FingerprintError, match=r"density\.k"):
         start(tmp_path, fingerprint="e" * 64, k=32)
+    with pytest.raises(FingerprintError, match="the model, a file that the settings name, or clipsan itself"):
+        start(tmp_path, fingerprint="e" * 64)
 
 
 def test_another_verb_and_a_strange_folder_are_refused(tmp_path):
