@@ -125,6 +125,45 @@ def test_score_of_a_concept_that_is_not_named_is_its_evidence_times_the_belief()
     assert scores.max() == pytest.approx(want, rel=0.02)
 
 
+def test_score_is_the_largest_over_the_concepts_of_a_pair_which_share_the_evidence() -> None:
+    table, _ = cache(40, 12)
+    colours = ("red", "blue", "green", "black", "white")
+    captions = [f"{said} in {colours[i % 5]}" for i, said in enumerate(table.column("caption").to_pylist())]
+    table = table.set_column(table.schema.get_field_index("caption"), "caption", [captions])
+    detector = ConceptSides(SETTINGS)
+    state = learn(detector, table)
+    assert state.vocabulary is not None
+    assert state.count is not None
+    members = state.vocabulary.members(captions).toarray() > 0
+    concepts_of_a_pair = members.sum() / len(captions)
+    assert concepts_of_a_pair > 1.9
+    whitened = detector._whitened(state, table)
+    expected = np.zeros(len(captions))
+    for one in state.found:
+        clean = one.chance * one.sides.share * concepts_of_a_pair
+        weight = min(np.log(1 / clean) / np.log(2 * len(captions)), 1) if clean < 1 else 0
+        for row in np.flatnonzero(members[:, one.concept]):
+            position = whitened[row] @ one.sides.direction - one.sides.offset
+            belief = one.sides.belief(np.array([position]))[0]
+            expected[row] = max(
+                expected[row], min(weight * belief, 1 - 2**-20) + (one.named and position >= one.sides.cut)
+            )
+    np.testing.assert_allclose(detector.score(state, table)["concept_sides"], expected, atol=1e-5)
+    assert 0 < (expected >= 1).sum() < 20
+
+
+def test_layers_are_whitened_by_the_covariance_within_the_concepts() -> None:
+    table, _ = cache(50, 0)
+    state = learn(ConceptSides(SETTINGS), table)
+    concept = np.unique(table.column("caption").to_numpy(zero_copy_only=False), return_inverse=True)[1]
+    for name, white in zip(("layer.a", "layer.b"), state.whites, strict=True):
+        features = vectors(table, name).astype(np.float64)
+        residual = features - np.stack([features[concept == c].mean(axis=0) for c in range(len(WORDS))])[concept]
+        within = residual.T @ residual / (len(features) - len(WORDS))
+        shrunk = within + SETTINGS.shrinkage * np.trace(within) / WIDTH * np.eye(WIDTH)
+        np.testing.assert_allclose(WIDTH * white.T @ shrunk @ white, np.eye(WIDTH), atol=1e-6)
+
+
 def test_result_does_not_depend_on_how_the_cache_is_cut() -> None:
     table, _ = cache(40, 30)
     detector = ConceptSides(SETTINGS)

@@ -119,6 +119,14 @@ def test_too_few_points_say_nothing(count: int) -> None:
     assert {name: values.tolist() for name, values in scores.items()} == {name: [0.0] * count for name in NAMES}
 
 
+def test_three_points_are_enough() -> None:
+    points = drawn(3, 4, 0)
+    expected = by_hand(points, {}, 1, 1)
+    for name, values in score_block(points, points, DensityConfig(reference="image")).items():
+        np.testing.assert_allclose(values, expected[name], rtol=1e-6, err_msg=name)
+        assert (values != 0).any()
+
+
 def test_identical_pairs_say_nothing() -> None:
     same = np.repeat(drawn(1, 4, 0), 30, axis=0)
     assert all((values == 0).all() for values in score_block(same, same, DensityConfig()).values())

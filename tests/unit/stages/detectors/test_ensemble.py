@@ -152,6 +152,19 @@ def test_the_joint_score_by_hand() -> None:
     np.testing.assert_allclose(combine(table)[2], want, rtol=1e-6)
 
 
+def test_a_column_that_accuses_is_followed_and_then_none_needs_support() -> None:
+    """By hand as before: the first pair is accused, so that ranks of the accusing column count in full, of the other by half."""
+    table = pa.table(
+        {
+            "caption": ["a", "b", "c", "d"],
+            "concept_spectral": pa.array([1.5, 0.3, 0.2, 0.1], pa.float32()),
+            "k_distance": pa.array([0.1, 0.2, 0.3, 0.4], pa.float32()),
+        }
+    )
+    first, second, third, _ = np.log(8 / np.array([1, 3, 5, 7])) / np.log(8)
+    np.testing.assert_allclose(combine(table)[2], [2, second, max(third, second / 2), first / 2], rtol=2e-6)
+
+
 def test_a_top_of_caption_duplicates_never_speaks() -> None:
     table, _ = scores(0, None)
     duplicates = [9.0 if "thingd" in c else 0.0 for c in table["caption"].to_pylist()]
