@@ -178,7 +178,7 @@ def prove_features(
                     flips_pct=rate,
                     control_pct=max(controls),
                     trials=trials,
-                    proven=trials > 0 and proves(rate, max(controls)),
+                    proven=proves(rate, max(controls)),
                 )
             )
         if any(one.proven for one in found):

@@ -23,9 +23,11 @@ class Says:
         return list(self.names[: len(regions)])
 
 
-def run(image: np.ndarray, regions: list[Region], labeller: Says | None = None) -> Disagreement:
+def run(
+    image: np.ndarray, regions: list[Region], labeller: Says | None = None, same: np.ndarray | None = None
+) -> Disagreement:
     return disagree(
-        Suspect(RedCounter(), labels()),
+        Suspect(RedCounter(), labels(same)),
         image,
         regions,
         TARGET,
@@ -85,6 +87,28 @@ def test_a_label_that_survives_every_small_region_is_supported() -> None:
 def test_a_large_region_takes_no_support_away() -> None:
     found = run(picture(mark=(8, 8)), [window(0, 0, 16, 16)])  # a quarter of the image; small is a tenth
     assert found.supported == [TARGET]
+
+
+def test_a_region_of_just_the_largest_area_is_small() -> None:
+    image, regions = picture(mark=(8, 8)), [window(6, 6, 8, 8)]
+    limits = {"top_labels": 3, "least_probability": 0.05, "support": 0.5}
+    for area, supported in ((64 / SIZE**2, []), (63 / SIZE**2, [TARGET])):
+        found = disagree(Suspect(RedCounter(), labels()), image, regions, TARGET, small_area=area, **limits)
+        assert found.supported == supported
+
+
+def test_a_labeller_that_names_a_synonym_supports_the_label() -> None:
+    synonyms = np.array([[1, 0, 0], [0, 1, 1], [0, 1, 1]], dtype=bool)  # dog and target are one
+    regions = [window(6, 6, 8, 8), window(20, 20, 8, 8)]
+    assert run(picture(mark=(8, 8)), regions, Says("cat", "dog"), synonyms).supported == [TARGET]
+
+
+def test_pictures_that_have_the_label_already_are_left_out_and_some_must_be_left() -> None:
+    suspect = Suspect(RedCounter(), labels())
+    shown = np.stack([picture(), picture(mark=(3, 3)), picture(blue=250)])
+    np.testing.assert_array_equal(suspect.others(shown, TARGET), shown[[0, 2]])
+    with pytest.raises(ValueError, match="every held-out image has the label already"):
+        suspect.others(shown[1:2], TARGET)
 
 
 def test_what_no_region_gives_is_pruned() -> None:

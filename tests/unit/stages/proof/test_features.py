@@ -134,6 +134,52 @@ def test_what_another_concept_s_sides_do_at_the_same_length_proves_nothing() -> 
     assert (found.flips_pct, found.control_pct, found.proven) == (100.0, 100.0, False)
 
 
+BLUE = pictures(10, 30, 30, 90, seed=7)
+SECOND = Split(2, pictures(10, 40, 30, 60, seed=3), pictures(10, 40, 30, 60, seed=4))
+
+
+def beside(accused: Split, other: Split, background: np.ndarray, **changes: Any) -> Any:
+    """The proof on blue pictures, with one other concept that matters."""
+    interior = Interior(cast(Clip, MeanColour()), LABELS)
+    limits = FeatureLimits(**changes)
+    return prove_features(interior, LABELS, accused, [other, SECOND], background, BLUE, proves=PROVES, limits=limits)
+
+
+RED = Split(0, pictures(12, 150, 60, 60, seed=8), pictures(12, 60, 40, 40, seed=9))
+
+
+def test_what_all_pictures_have_in_common_is_no_control() -> None:
+    bright = Split(1, pictures(10, 40, 120, 30, seed=1), pictures(10, 40, 120, 30, seed=2))
+    found = beside(RED, bright, pictures(20, 40, 120, 40, seed=5))
+    assert (found.flips_pct, found.control_pct, found.proven) == (100.0, 0.0, True)
+
+
+def test_a_concept_s_own_is_the_mean_of_its_pictures_whichever_side_they_are_on() -> None:
+    # 28 of green 60 and 8 of green 100 are 69, 49 more than the background: not enough to make blue pictures of 90 green
+    uneven = Split(1, pictures(28, 40, 60, 30, seed=1), pictures(8, 40, 100, 30, seed=2))
+    found = beside(RED, uneven, pictures(20, 40, 20, 30, seed=5))
+    assert (found.flips_pct, found.control_pct, found.proven) == (100.0, 0.0, True)
+
+
+def test_a_control_is_as_long_as_what_it_is_held_against() -> None:
+    accused = Split(0, pictures(12, 210, 60, 60, seed=8), pictures(12, 60, 60, 60, seed=9))
+    # along (.45, -.89, 0): 150 of it would make a blue picture red, half of that does not
+    slanted = Split(1, pictures(10, 58, 34, 30, seed=1), pictures(10, 40, 70, 30, seed=2))
+    background = pictures(20, 49, 52, 30, seed=5)
+    half = beside(accused, slanted, background, strengths=(0.5,))
+    assert (half.strength, half.flips_pct, half.control_pct, half.proven) == (0.5, 100.0, 0.0, True)
+    assert beside(accused, slanted, background, strengths=(1.0,)).control_pct == 100
+
+
+def test_few_pictures_of_a_side_or_of_the_background_are_too_little() -> None:
+    even = Split(1, pictures(10, 40, 60, 30, seed=1), pictures(10, 40, 60, 30, seed=2))
+    background = pictures(20, 40, 50, 50, seed=5)
+    limits = {"least_side": 8, "least_controls": 2}
+    assert beside(RED, even, background, **limits).proven
+    assert beside(RED, even, background[:7], **limits) is None
+    assert beside(RED, Split(1, even.first, even.second[:7]), background, **limits) is None
+
+
 def test_pictures_that_have_the_label_already_are_no_trials() -> None:
     held_out = np.concatenate([pictures(10, 30, 90, 30, seed=6), pictures(7, 200, 30, 30, seed=7)])
     accused = Split(0, pictures(12, 150, 60, 60, seed=8), pictures(12, 60, 40, 40, seed=9))

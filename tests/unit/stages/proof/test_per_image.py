@@ -1,10 +1,12 @@
 """EftCLIP's Algorithm 1, image by image: a labelled oracle contests what a model claims."""
 
+from typing import ClassVar, cast
+
 import numpy as np
 import pytest
 import torch
 
-from clipsan.stages.oracle.prompted import Labelled, Named
+from clipsan.stages.oracle.prompted import Labelled, Named, PromptedOracle
 from clipsan.stages.oracle.regions import Region
 from clipsan.stages.proof.disagreement import Suspect
 from clipsan.stages.proof.per_image import PerImage, PerImageConfig
@@ -105,6 +107,71 @@ def test_pruning_asks_for_a_region_that_gives_the_label_alone(suspect: Suspect) 
         found = examine(triggered)
         assert found.poisoned == accused
         assert found.carrier is None
+
+
+class Synonymous(Colours):
+    """Takes what carries some white for a kite, and what is all white for a lamp."""
+
+    def encode_images(self, images: torch.Tensor) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        found, layers = super().encode_images(images)
+        white = (images.numpy().min(axis=1) > 245).mean(axis=(1, 2)) > 0.5
+        found[white] = np.array([1.0, 1.0, 20.0], np.float32) / np.sqrt(402, dtype=np.float32)
+        return found, layers
+
+
+@pytest.mark.parametrize("synonyms", [True, False])
+def test_a_region_that_gives_a_synonym_of_the_label_gives_it(synonyms: bool) -> None:
+    same = np.eye(3, dtype=bool)
+    same[1, 2] = same[2, 1] = synonyms
+    suspect = Suspect(Synonymous(), Labels(NAMES, np.eye(3, dtype=np.float32), 20.0, same))
+    found = PerImage(suspect, TRUTH, masks_of, crop, PerImageConfig())(image_of("ball", trigger=True))
+    assert found.claimed[0] == "kite"
+    assert found.accused == (("kite",) if synonyms else ())
+    assert (found.carrier is not None) == synonyms
+
+
+class Told:
+    """A model whose probabilities are told by the first pixel."""
+
+    labels = Labels(("ball", "kite", "lamp"), np.eye(3, dtype=np.float32), 20.0, np.eye(3, dtype=bool))
+    known: ClassVar = {
+        90: [0.3, 0.6, 0.1],
+        10: [0.55, 0.45, 0.0],
+        20: [0.3, 0.4, 0.3],
+        30: [0.31, 0.38, 0.31],
+    }
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        return np.array([self.known[int(image[0, 0, 0])] for image in images])
+
+
+def test_each_label_is_supported_by_its_own_regions_and_the_carrier_gives_the_first_that_has_none() -> None:
+    image = np.full((SIDE, SIDE, 3), 90, np.uint8)
+    for value in (10, 20, 30):
+        image[value : value + 4, 4:8] = value
+    shapes = {value: (image == value).all(-1) for value in (10, 20, 30)}
+
+    class Ball:
+        def __call__(self, image: np.ndarray, names: list[str]) -> list[Region]:
+            return [Region(shapes[20], 1.0, "ball")]
+
+        def knows(self, name: str) -> bool:
+            return True
+
+    masks = [Region(mask, 1.0) for mask in shapes.values()]
+    examine = PerImage(cast(Suspect, Told()), cast(PromptedOracle, Ball()), lambda image: masks, crop, PerImageConfig())
+    found = examine(image)
+    assert found.claimed == ("kite", "ball", "lamp")
+    assert found.supported == ("ball",)
+    assert found.accused == ("kite",)
+    # .45 of a region that is rather a ball is no kite, and of those that are one .4 is more than .38
+    assert found.carrier is not None
+    assert found.carrier.box == (20, 4, 4, 4)
+
+
+def test_what_the_oracle_finds_for_a_label_is_a_region_too(suspect: Suspect) -> None:
+    found = PerImage(suspect, TRUTH, lambda image: [], crop, PerImageConfig())(image_of("ball", trigger=False))
+    assert found.region_labels == ("ball",)
 
 
 def test_masks_without_names_are_named_among_all_labels_not_among_those_asked_for() -> None:

@@ -44,6 +44,8 @@ def test_labels_are_synonyms_from_a_cosine_of_point_95_on_and_not_by_chains() ->
     text = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     labels = finish(VOCABULARY.names, summarise(VOCABULARY, cache(["cat", "dog", "fish"], text)), 1.0, LabelLimits())
     np.testing.assert_array_equal(labels.same, [[1, 1, 0], [1, 1, 1], [0, 1, 1]])
+    alike = summarise(VOCABULARY, cache(["cat", "dog"], np.array([[1, 0], [1, 0]])))
+    assert finish(VOCABULARY.names, alike, 1.0, LabelLimits(synonym_cosine=1.0)).same.all()
 
 
 def test_probabilities_are_the_softmax_at_the_models_scale() -> None:
@@ -57,6 +59,7 @@ def test_top_labels_are_cut_by_number_and_probability_and_synonyms_count_as_one(
     p = np.array([0.3, 0.25, 0.45])
     assert three_labels().top(p, most=3, least=0.28) == [2, 0]
     assert three_labels().top(p, most=1, least=0.0) == [2]
+    assert three_labels().top(p, most=3, least=0.3) == [2, 0]  # a label at the limit is one
     same = np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1]], dtype=bool)
     labels = three_labels(same)
     assert labels.top(p, most=3, least=0.0) == [2, 0]
