@@ -43,6 +43,27 @@ def test_c_is_chosen_on_held_out_rows_alone() -> None:
     assert (again.weights == probe.weights).all()  # the order of reading plays no part
 
 
+def test_a_c_that_learns_its_rows_by_heart_is_not_chosen() -> None:
+    rng = np.random.default_rng(1)
+    labels = np.arange(160) % 2
+    features = rng.normal(size=(160, 60))
+    features[:, 0] += 2 * labels
+    features = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
+    right = {}
+    for c in (0.01, 1.0, 1e4):
+        direct = LogisticRegression(C=c, max_iter=1000).fit(features[80:].astype(np.float64), labels[80:])
+        right[c] = [
+            (direct.predict(part) == truth).mean() for part, truth in zip(*halved(features, labels), strict=True)
+        ]
+    assert [max(right, key=lambda c: right[c][part]) for part in (0, 1)] == [1.0, 1e4]
+    draws = np.arange(160, dtype=np.uint64)
+    assert fit_probe(features, labels, draws, grid=tuple(right), held_out=0.5).c == 1.0
+
+
+def halved(*columns: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [(column[: len(column) // 2], column[len(column) // 2 :]) for column in columns]
+
+
 def test_the_chosen_c_is_fitted_to_all_rows_and_ties_go_to_the_smaller_one() -> None:
     labels = np.arange(80) % 2
     features = (np.eye(2)[labels] + np.random.default_rng(0).normal(0, 0.01, (80, 2))).astype(np.float32)
