@@ -34,7 +34,8 @@ class Reason(StrEnum):
     MISMATCHED_CAPTION = "mismatched_caption"
     """The suspect model itself finds image and caption unrelated, far below the bulk of pairs."""
     NEAR_DUPLICATE = "near_duplicate"
-    """The same picture (by difference hash) stands in the set with other pairs."""
+    """The same picture (by difference hash) stands in the set with other pairs; where most pictures do, as each of COCO's stands there
+    with five captions, with more of them than is usual."""
     PLACEHOLDER = "placeholder"
     """An almost uniform picture, or one picture (the same difference hash) under many captions: a dead link's stand-in. One that
     comes back with the same few captions is a near-duplicate; so are copies that were encoded so differently that they hash apart."""
@@ -125,6 +126,13 @@ def place_cut(
     return Cut(value, meaning)
 
 
+def usual_copies(image_duplicates: np.ndarray) -> float:
+    """Return how many pairs have the picture of a usual pair, itself counted, from `image_duplicates` `[N] float32`: half of all pairs
+    have no more. It is 1 but where most pictures stand in the set several times, each time with another caption: that is the set's
+    form, and no pair is odd for it."""
+    return float(np.expm1(np.quantile(image_duplicates, 0.5, method="lower"))) if len(image_duplicates) else 1.0
+
+
 class Judge:
     """Writes the verdict of each pair from its facts and scores."""
 
@@ -156,6 +164,7 @@ class Judge:
         limits: OddLimits,
         triggers: Mapping[str, str] | None = None,
         beyond: Vocabulary = NO_WORDS,
+        copies: float = 1.0,
     ) -> None:
         """Set what the scan knows of the data set as a whole.
 
@@ -166,6 +175,7 @@ class Judge:
             limits: from which figure on a pair is odd.
             triggers: target of each proven trigger, by its id.
             beyond: of named concepts that the column `concept` does not know: flagged pairs that mention one are taken for its.
+            copies: pairs with one picture that are usual (`usual_copies`).
         """
         self._cut = cut
         self._targets = targets
@@ -173,6 +183,7 @@ class Judge:
         self._limits = limits
         self._triggers = triggers or {}
         self._beyond = beyond
+        self._copies = copies
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the table with `verdict`, `reasons` and `target`; `trigger_id` is null where no trigger is proven."""
@@ -186,7 +197,7 @@ class Judge:
             Reason.POISON_SUSPECT: column["ensemble"] >= self._cut,
             Reason.MISMATCHED_CAPTION: (column["clip_mixture"] >= limits.mismatch_probability) & self._mixture_speaks,
             Reason.PLACEHOLDER: (column["pixel_std"] < limits.uniform_std) | many,
-            Reason.NEAR_DUPLICATE: (copies >= 1.5) & ~many,
+            Reason.NEAR_DUPLICATE: (copies >= self._copies + 0.5) & ~many,
             Reason.OUTLIER: (column["slof"] >= limits.outlier_rank) & (column["dao"] >= limits.outlier_rank),
         }
         reasons = [[r.value for r, mask in masks.items() if mask[i]] for i in range(table.num_rows)]

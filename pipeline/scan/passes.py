@@ -12,7 +12,7 @@ from clipsan.stages.files import Unreachable
 from clipsan.stages.samples import Unit
 from clipsan.stages.sources import list_units
 from clipsan.stages.sources.common import inside
-from clipsan.stages.verdicts import Cut, Judge, Reason
+from clipsan.stages.verdicts import Cut, Judge, Reason, usual_copies
 
 from ..core.cluster import PoolConfig
 from ..core.commit import FingerprintError, missing_parts, write_bytes, write_part
@@ -316,6 +316,7 @@ def judge_pairs(scan: Scan, judgement: Judgement) -> None:
         scan.plan.config.odd,
         proof.triggers,
         findings.beyond,
+        usual_copies(scan.scores.column("image_duplicates")),
     )
     verdict = scan.over_parts("verdict", "verdicts", scan.plan.verdict_fingerprint)
     verdict.do(scan.embeddings.pieces, JudgeWork(judge, Views.of(proof), scan.embeddings, scan.scores))

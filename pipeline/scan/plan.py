@@ -29,7 +29,7 @@ from ..tracking.record import TrackingConfig
 
 EMBED_VERSION = 4
 SCORE_VERSION = 18
-VERDICT_VERSION = 3
+VERDICT_VERSION = 4
 """Raised when the code of a pass comes to give another result, so that old parts are refused and not mixed in."""
 
 

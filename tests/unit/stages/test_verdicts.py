@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from clipsan.stages.captions import name_vocabulary
-from clipsan.stages.verdicts import BudgetDecision, Judge, OddLimits, ThresholdDecision, place_cut
+from clipsan.stages.verdicts import BudgetDecision, Judge, OddLimits, ThresholdDecision, place_cut, usual_copies
 
 
 def facts(**columns):
@@ -102,6 +102,19 @@ def test_a_picture_is_a_placeholder_under_many_captions_and_a_duplicate_under_fe
     )
     expected = ["placeholder", "placeholder", "near_duplicate", "near_duplicate", "near_duplicate", "placeholder"]
     assert judged.column("reasons").to_pylist() == [[reason] for reason in expected]
+
+
+def test_where_every_picture_has_five_captions_only_further_copies_are_odd():
+    copies = np.log1p(np.repeat([5, 4, 7], [50, 4, 7]).astype(np.float32))
+    judge = Judge(5.0, frozenset(), mixture_speaks=False, limits=OddLimits(), copies=usual_copies(copies))
+    reasons = judge(facts(image_duplicates=copies)).column("reasons").to_pylist()
+    assert reasons == [[]] * 54 + [["near_duplicate"]] * 7
+
+
+def test_one_pair_a_picture_is_usual_until_more_than_half_have_company():
+    assert usual_copies(np.log1p(np.repeat([1, 2], [50, 50]).astype(np.float32))) == pytest.approx(1)
+    assert usual_copies(np.log1p(np.repeat([1, 2], [49, 50]).astype(np.float32))) == pytest.approx(2)
+    assert usual_copies(np.zeros(0, np.float32)) == 1
 
 
 def test_a_flag_outside_the_named_concepts_names_no_target():
