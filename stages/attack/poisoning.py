@@ -100,7 +100,9 @@ class AttackConfig:
         self._check_strands()
         self._check_captions()
         if (self.rate is None) == (self.count is None):
-            raise ValueError("give exactly one of rate and count")
+            raise ValueError(
+                "give exactly one of rate and count; the other is null (the attacks of conf/attack have a rate)"
+            )
         if not self.templates or any(template.count("{}") != 1 for template in self.templates):
             raise ValueError("templates: at least one, each with {} exactly once")
 
