@@ -28,7 +28,7 @@ from ..proof.views import Views
 from ..tracking.record import TrackingConfig
 
 EMBED_VERSION = 4
-SCORE_VERSION = 18
+SCORE_VERSION = 19
 VERDICT_VERSION = 4
 """Raised when the code of a pass comes to give another result, so that old parts are refused and not mixed in."""
 

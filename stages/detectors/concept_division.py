@@ -123,6 +123,8 @@ class Division:
     around: Surroundings
     ranks: np.ndarray
     """`[k] int64`: the place of each pair in an order that has nothing to do with the pictures; in it those of a concept are halved."""
+    pictures: np.ndarray
+    """`[k] uint64`: the same where the picture is the same."""
     draw: Rows
     """Their whitened layers side by side, by their rows."""
     members: sp.csc_matrix
@@ -143,7 +145,7 @@ class Division:
         return np.flatnonzero(np.diff(self.members.indptr)).tolist()
 
     def inside(self, concept: int) -> np.ndarray:
-        """Return the pairs of a concept, `[n, P] float16`, without those that a named one accounts for."""
+        """Return the pairs of a concept, `[n, P] float16`, one a picture, without those that a named one accounts for."""
         return self.draw.rows(self._rows(concept))
 
     def run(self) -> list[Divided]:
@@ -173,8 +175,7 @@ class Division:
 
     def _rows(self, concept: int) -> np.ndarray:
         rows = column_rows(self.members, concept)
-        rows = rows[~self.taken[rows]]
-        return np.asarray(rows[np.argsort(self.ranks[rows])])
+        return each_picture(rows[~self.taken[rows]], self.ranks, self.pictures)
 
     def _best(self) -> dict[int, Clearest]:
         """Return how each concept is cut in the view that shows it most clearly."""
@@ -256,6 +257,13 @@ def spread(foreign: Sequence[np.ndarray], native: Sequence[np.ndarray]) -> float
 def variance(values: np.ndarray) -> float:
     """Return the mean variance of the columns of `[n, P]`."""
     return float(values.var(axis=0).mean())
+
+
+def each_picture(rows: np.ndarray, ranks: np.ndarray, pictures: np.ndarray) -> np.ndarray:
+    """Return some rows by rising rank, of each picture the first alone: what one half of a concept learns of a picture the other
+    half would find again in its copies, and call it a side."""
+    rows = rows[np.argsort(ranks[rows])]
+    return np.asarray(rows[np.sort(np.unique(pictures[rows], return_index=True)[1])])
 
 
 def column_rows(members: sp.csc_matrix, concept: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
 
-from .concept_division import AT_ONCE, column_rows
+from .concept_division import AT_ONCE, column_rows, each_picture
 from .streaming import vectors
 
 SHARE_PAIRS = 8_192
@@ -20,6 +20,8 @@ class Chosen:
 
     hashes: np.ndarray
     """`[k] uint64`."""
+    pictures: np.ndarray
+    """`[k] uint64`: the same where the picture is the same."""
     whitened: np.ndarray
     """`[k, P] float16`."""
     members: sp.csr_matrix
@@ -60,6 +62,11 @@ class Draw:
         return ranks
 
     @property
+    def pictures(self) -> np.ndarray:
+        """`[k] uint64`: the same where the picture is the same."""
+        return np.concatenate([chunk.pictures for chunk in self.chunks])
+
+    @property
     def members(self) -> sp.csc_matrix:
         """`[k, C]`: which pairs were drawn for which concept."""
         return sp.vstack([chunk.members for chunk in self.chunks]).tocsc()
@@ -68,11 +75,10 @@ class Draw:
 def shares_of(draw: Draw) -> Iterator[pa.Table]:
     """Yield the pairs of the concepts, each in the order of its ranks: whole batches of concepts that are looked at together, so that
     rounding does not depend on whether they are shared out."""
-    members, ranks = draw.members, draw.ranks
+    members, ranks, pictures = draw.members, draw.ranks, draw.pictures
     some: list[tuple[int, np.ndarray]] = []
     for concept in np.flatnonzero(np.diff(members.indptr)).tolist():
-        rows = column_rows(members, concept)
-        some.append((concept, rows[np.argsort(ranks[rows])]))
+        some.append((concept, each_picture(column_rows(members, concept), ranks, pictures)))
         if len(some) % AT_ONCE == 0 and sum(len(rows) for _, rows in some) >= SHARE_PAIRS:
             yield share_of(draw, some)
             some = []

@@ -115,6 +115,34 @@ def distance_histograms(distance: np.ndarray, rows: list[np.ndarray]) -> np.ndar
     return np.stack([np.bincount(bin_index(distance[part, c]), minlength=BINS) for c, part in enumerate(rows)])
 
 
+@dataclass(frozen=True, slots=True)
+class Farthest:
+    """How far out the pictures of some concepts lie: one with several captions once, where it lies farthest."""
+
+    concepts: np.ndarray
+    """`[m] int64`."""
+    pictures: np.ndarray
+    """`[m] uint64`: the same where the picture is the same; no two of a concept are."""
+    bins: np.ndarray
+    """`[m] int64`: of `bin_index`."""
+
+    @classmethod
+    def of(cls, concepts: np.ndarray, pictures: np.ndarray, bins: np.ndarray) -> "Farthest":
+        """Gather pairs: `[n]` of each."""
+        order = np.lexsort((-bins, pictures, concepts))
+        concepts, pictures, bins = concepts[order], pictures[order], bins[order]
+        first = np.append(True, (concepts[1:] != concepts[:-1]) | (pictures[1:] != pictures[:-1]))[: len(order)]
+        return cls(concepts[first], pictures[first], bins[first])
+
+    def __add__(self, other: "Farthest") -> "Farthest":
+        both = ((self.concepts, other.concepts), (self.pictures, other.pictures), (self.bins, other.bins))
+        return Farthest.of(*(np.concatenate(columns) for columns in both))
+
+    def histograms(self, concepts: int) -> np.ndarray:
+        """Return `[C, BINS] int64` counts of the pictures of so many concepts."""
+        return np.bincount(self.concepts * BINS + self.bins, minlength=concepts * BINS).reshape(concepts, BINS)
+
+
 def wilson_low(successes: np.ndarray, trials: np.ndarray, z: float) -> np.ndarray:
     """Return the lower end of Wilson's interval of a share; 0 where there are no trials."""
     low, _ = wilson_ends(successes, np.maximum(trials, 1), z)

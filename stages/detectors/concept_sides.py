@@ -32,7 +32,7 @@ from .concept_state import nonnull
 from .detector import DetectorConfig, TrustedMoments
 from .ensemble import evidence
 from .neighbourhoods import NO_NEIGHBOURHOODS, CaptionSample, Neighbourhoods, draw_captions, gather, wordless
-from .streaming import Column, Columns, Shares, StreamingDetector, layer_columns, vectors
+from .streaming import Column, Columns, Shares, StreamingDetector, layer_columns, pictures, vectors
 
 LEAST_SAMPLE = 256
 """Pairs of a concept that are looked at, however many concepts there are."""
@@ -231,10 +231,11 @@ class ConceptSides(StreamingDetector):
        holds none of the mined ones are grouped by their text vectors (neighbourhoods.py): a pair without a word is of one
        neighbourhood, and a neighbourhood is a concept like any other, named by its most typical caption.
     2. Layers are whitened by the covariance within concepts, each pair counting in the rarest of its own.
-    3. A sample of every concept is drawn, and divided as concept_division says, in each layer alone and in all together. A concept
-       is named by its statistic against what the other concepts of the same data set show, at a false discovery rate, if
-       the pictures of its foreign side may come from everywhere: not all alike, nor more diverse than the data are. Pairs on the foreign
-       side of a named concept are then left out of the others, which are looked at again, so that a colour that shares some
+    3. A sample of every concept is drawn, and of a picture with several captions one pair: what one half of a concept learns of a
+       picture the other half would find again in its copies. Each is divided as concept_division says, in each layer alone and in all
+       together. A concept is named by its statistic against what the other concepts of the same data set show, at a false discovery
+       rate, if the pictures of its foreign side may come from everywhere: not all alike, nor more diverse than the data are. Pairs on
+       the foreign side of a named concept are then left out of the others, which are looked at again, so that a colour that shares some
        captions is not named beside the target.
     4. Both sides of the named concepts, and of the next few, are drawn, for the proof.
 
@@ -247,7 +248,7 @@ class ConceptSides(StreamingDetector):
     Memory is bounded by the samples: 20,000 concepts of 256 pairs with 64 dimensions are within `memory_mib`.
     """
 
-    reads: ClassVar[frozenset[str]] = frozenset({"uid", "caption", "text", "layer.*"})
+    reads: ClassVar[frozenset[str]] = frozenset({"uid", "caption", "image_sha256", "text", "layer.*"})
     columns: ClassVar[Mapping[str, Column]] = {
         "concept_sides": Column(about="image", accuses_from=1.0, calibrated=True)
     }
@@ -381,7 +382,7 @@ class ConceptSides(StreamingDetector):
         drawn = sp.csr_matrix((entries.data[kept], (entries.row[kept], entries.col[kept])), shape=members.shape)
         rows = np.flatnonzero(np.diff(drawn.indptr))
         whitened = self._whitened(state, table.take(pa.array(rows))).astype(np.float16)
-        return Draw((Chosen(hashes[rows], whitened, drawn[rows]),))
+        return Draw((Chosen(hashes[rows], pictures(table)[rows], whitened, drawn[rows]),))
 
     def _around(self, state: SidesState) -> Surroundings:
         """Return the rest of the data as the divided concepts are held against it."""
@@ -419,6 +420,7 @@ class ConceptSides(StreamingDetector):
         division = Division(
             around=self._around(state),
             ranks=summary.ranks,
+            pictures=summary.pictures,
             draw=summary,
             members=summary.members,
             contents=state.contents,

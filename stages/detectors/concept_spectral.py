@@ -12,11 +12,12 @@ from pydantic import Field
 
 from ..captions import Concepts, Mined, Named, count_terms, merge_counts, mine_vocabulary, name_vocabulary
 from ..stage import Count, Positive, Weight, config
-from .concept_gap import GapConfig, clearest_views, distance_histograms, find_gaps
+from .concept_gap import Farthest, GapConfig, clearest_views, distance_histograms, find_gaps
 from .concept_moments import (
     BINS,
     ConceptMoments,
     RegressionSums,
+    bin_index,
     concept_moments,
     regression_sums,
     residual_covariance,
@@ -41,7 +42,7 @@ from .concept_state import (
     side_sums,
 )
 from .detector import DetectorConfig, TrustedMoments
-from .streaming import Column, Columns, StreamingDetector, layer_columns, vectors
+from .streaming import Column, Columns, StreamingDetector, layer_columns, pictures, vectors
 
 MOST_CONCEPTS = 1_024
 """Concepts that moments of every layer can be kept of."""
@@ -98,7 +99,8 @@ class ConceptSpectral(StreamingDetector):
        (jellyfish, sport cars) have a third moment as large as 30 poisoned pairs give, and no clean concept has such a
        gap (measured by tests/benchmarks/naming.py).
     6. The same once more, where every pair that a named concept accuses is left out of its other concepts: else a
-       colour or a template word that shares some poisoned captions would be named beside the target. Nor is a concept named
+       colour or a template word that shares some poisoned captions would be named beside the target. And where pictures have several
+       captions each counts once: two odd ones with five captions are no group of ten. Nor is a concept named
        whose accused pictures are all alike.
 
     Score of a pair in a concept: s = mean over layers of r x inflation. The eigenvalue over the
@@ -113,7 +115,7 @@ class ConceptSpectral(StreamingDetector):
     scale of a concept's own and no regression, names both. name_above was set on the subsets that it was checked with.
     """
 
-    reads: ClassVar[frozenset[str]] = frozenset({"caption", "layer.*"})
+    reads: ClassVar[frozenset[str]] = frozenset({"caption", "image_sha256", "layer.*"})
     columns: ClassVar[Mapping[str, Column]] = {"concept_spectral": Column(about="image", accuses_from=1.0)}
     """A pair is accused that lies out in a concept that is named."""
     rounds: ClassVar[int] = 6
@@ -161,7 +163,19 @@ class ConceptSpectral(StreamingDetector):
             distance_histograms(distance, kept),
             flagged,
             side_sums(state, sides, [vectors(table, x.name) for x in state.layers]),
+            self._farthest(state, kept, distance, table),
         )
+
+    def _farthest(
+        self, state: SpectralState, kept: list[np.ndarray], distance: np.ndarray, table: pa.Table
+    ) -> Farthest:
+        """Return how far out the pictures of the named concepts lie, without the bulk, which no gap takes heed of."""
+        named = np.flatnonzero(nonnull(state.named))
+        concepts = np.repeat(named, [len(kept[c]) for c in named])
+        rows = np.concatenate([np.zeros(0, np.int64), *(kept[c] for c in named)]).astype(np.int64)
+        bins = bin_index(distance[rows, concepts])
+        far = bins >= bin_index(np.array([self._settings.gap.nearest / 2]))
+        return Farthest.of(concepts[far], pictures(table)[rows[far]], bins[far])
 
     def merge(self, left: Any, right: Any) -> Any:
         if isinstance(left, tuple) and isinstance(left[1], Counter):
@@ -267,9 +281,10 @@ class ConceptSpectral(StreamingDetector):
         )  # ALL_LAYERS is the last row
         return replace(state, gaps=gaps, named=(gaps.share > self._settings.name_above) & wide)
 
-    def _peel(self, state: SpectralState, summary: tuple[np.ndarray, np.ndarray, SideSums]) -> SpectralState:
+    def _peel(self, state: SpectralState, summary: tuple[np.ndarray, np.ndarray, SideSums, Farthest]) -> SpectralState:
         """Look for the gaps again without what other named concepts account for, and name for good."""
-        histogram, flagged, sides = summary
+        histogram, flagged, sides, farthest = summary
+        histogram = np.where(nonnull(state.named)[:, None], farthest.histograms(len(histogram)), histogram)
         gaps = find_gaps(histogram, self._settings.gap, nonnull(state.gaps).view)
         still = (gaps.share > self._settings.name_above) & (flagged >= self._settings.least_pairs)
         varied = np.zeros(len(still), dtype=bool)

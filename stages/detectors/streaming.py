@@ -137,6 +137,12 @@ def vectors(table: pa.Table, column: str) -> np.ndarray:
     return rows
 
 
+def pictures(table: pa.Table) -> np.ndarray:
+    """Return `[n] uint64`: the beginning of the SHA-256 of each row's image file, the same where the file is the same."""
+    beginnings = "".join(digest[:16] for digest in table.column("image_sha256").to_pylist())
+    return np.frombuffer(bytes.fromhex(beginnings), ">u8").astype(np.uint64)
+
+
 def layer_columns(table: pa.Table) -> list[str]:
     """Return the names of the `layer.*` columns, in the order of the cache."""
     return [name for name in table.column_names if name.startswith("layer.")]

@@ -49,6 +49,7 @@ def made_pairs(count: int, width: int, layers: int) -> pa.Table:
     columns: dict[str, Any] = {
         "uid": [f"made/{i:08d}" for i in range(count)],
         "caption": [f"a photo of a {_word('a', a)} {_word('c', c)} in the {_word('p', p)}" for a, c, p in said],
+        "image_sha256": [f"{value:016x}" + 48 * "0" for value in range(count)],
         "dhash": pa.array(rng.integers(2**63, size=count).astype(np.uint64)),
     }
     for name in ("image", "text", *(f"layer.{i}" for i in range(layers))):

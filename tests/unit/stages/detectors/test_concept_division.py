@@ -52,7 +52,7 @@ def test_the_smallest_chance_of_the_views_counts_and_is_over_all_of_them() -> No
     seen = {3 * i: tuple(cut(ratio) for ratio in row) for i, row in enumerate(ratios)}
     seen[0] = (None, cut(9.0), None)
     around = surroundings(np.zeros((5, 4)), np.zeros((5, 120)), 2, 2)
-    division = Division(around, np.arange(0), None, sp.csc_matrix((0, 120)), [], found=seen)  # type: ignore[arg-type]
+    division = Division(around, np.arange(0), np.zeros(0, np.uint64), None, sp.csc_matrix((0, 120)), [], found=seen)  # type: ignore[arg-type]
     columns = [
         [-1.0 if one is None else one.statistic for one in column] for column in zip(*seen.values(), strict=True)
     ]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from clipsan.stages.detectors.concept_gap import ALL_LAYERS, GapConfig, clearest_views, find_gaps, wilson_low
+from clipsan.stages.detectors.concept_gap import ALL_LAYERS, Farthest, GapConfig, clearest_views, find_gaps, wilson_low
 from clipsan.stages.detectors.concept_moments import BINS, bin_index
 from clipsan.stages.evaluation.intervals import wilson
 
@@ -86,3 +86,20 @@ def test_all_layers_are_preferred_when_they_show_the_gap_too() -> None:
     values = np.concatenate([np.random.default_rng(4).normal(size=500), np.full(40, 15.0)])
     count = np.bincount(bin_index(values), minlength=BINS)
     assert clearest_views(np.array([[count], [count], [count]]), 0.7, GAP).view.tolist() == [ALL_LAYERS]
+
+
+def test_a_picture_counts_once_in_a_concept_where_it_lies_farthest() -> None:
+    rng = np.random.default_rng(3)
+    concepts, pictures, bins = (rng.integers(high, size=400) for high in (4, 60, BINS))
+    pictures = pictures.astype(np.uint64) + np.uint64(2**63)
+    farthest: dict[tuple[int, int], int] = {}
+    for concept, picture, at in zip(concepts.tolist(), pictures.tolist(), bins.tolist(), strict=True):
+        farthest[concept, picture] = max(at, farthest.get((concept, picture), 0))
+    expected = np.zeros((5, BINS), np.int64)
+    for (concept, _), at in farthest.items():
+        expected[concept, at] += 1
+    parts = [
+        Farthest.of(*(column[rows] for column in (concepts, pictures, bins)))
+        for rows in np.split(np.arange(400), [150, 150])
+    ]
+    np.testing.assert_array_equal((parts[0] + parts[1] + parts[2]).histograms(5), expected)

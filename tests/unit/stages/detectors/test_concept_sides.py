@@ -13,7 +13,7 @@ from clipsan.stages.detectors.concept_sides import ConceptSides, ConceptSidesCon
 from clipsan.stages.detectors.concept_state import nonnull
 from clipsan.stages.detectors.streaming import vectors
 from clipsan.stages.evaluation.detection import average_precision
-from tests.streaming import learn
+from tests.streaming import digests, learn, repeated
 
 WIDTH = 24
 WORDS = [f"{a}{b}" for a in "bcdfgklm" for b in ("anvil", "ottle", "andle", "rumble", "easel")]
@@ -46,7 +46,12 @@ def cache(genuine: int, poisoned: int, seed: int = 0, shots: int = 0, each: int 
     columns["text"] = pa.FixedSizeListArray.from_arrays(pa.array(text.astype(np.float16).ravel()), WIDTH)
     order = rng.permutation(n)
     table = pa.table(
-        {"uid": [f"u{i}" for i in range(n)], "caption": [f"a photo of a {WORDS[c]}" for c in shown], **columns}
+        {
+            "uid": [f"u{i}" for i in range(n)],
+            "caption": [f"a photo of a {WORDS[c]}" for c in shown],
+            "image_sha256": digests(n),
+            **columns,
+        }
     )
     return table.take(pa.array(order)), poison[order]
 
@@ -79,6 +84,40 @@ def test_nothing_is_named_on_clean_data() -> None:
         state = learn(detector, table)
         assert not any(split.named for split in detector.splits(state))
         assert detector.score(state, table)["concept_sides"].max() < 1
+
+
+def of_various_sizes(seed: int) -> pa.Table:
+    """Clean pairs of concepts of 4 to 40 pictures."""
+    table, _ = cache(50, 0, seed)
+    said = np.array(table.column("caption").to_pylist())
+    wanted = np.random.default_rng(seed).integers(4, 41, len(WORDS))
+    own = [np.flatnonzero(said == f"a photo of a {word}")[:size] for word, size in zip(WORDS, wanted, strict=True)]
+    return table.take(pa.array(np.sort(np.concatenate(own))))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nothing_is_named_where_every_picture_has_five_captions(seed: int) -> None:
+    table = of_various_sizes(seed)
+    table = repeated(table, np.arange(table.num_rows), 5)
+    detector = ConceptSides(SETTINGS)
+    state = learn(detector, table)
+    assert state.divided > 20
+    assert max(one.sides.ratio for one in state.found) < 10
+    assert not any(one.named for one in state.found)
+
+
+@pytest.mark.parametrize(("genuine", "poisoned"), [(50, 12), (20, 60)])
+def test_poison_is_named_where_every_other_picture_has_five_captions(genuine: int, poisoned: int) -> None:
+    table, poison = cache(genuine, poisoned)
+    table = repeated(table, np.flatnonzero(~poison), 5)
+    detector = ConceptSides(SETTINGS)
+    state = learn(detector, table)
+    assert [split.concept for split in detector.splits(state) if split.named] == [TARGET]
+    accused = detector.score(state, table)["concept_sides"] >= 1
+    known = set(cache(genuine, poisoned)[0].filter(pa.array(poison)).column("image_sha256").to_pylist())
+    right = np.isin(table.column("image_sha256").to_pylist(), list(known))
+    assert (accused & right).sum() >= 0.9 * poisoned
+    assert (accused & ~right).sum() <= 5
 
 
 def test_near_identical_product_shots_are_a_side_but_no_poison() -> None:
@@ -223,7 +262,8 @@ def test_captions_of_any_language_pass(captions: list[str]) -> None:
     rng = np.random.default_rng(0)
     n = 60 * len(captions)
     column = pa.FixedSizeListArray.from_arrays(pa.array(rng.normal(size=n * WIDTH).astype(np.float16)), WIDTH)
-    table = pa.table({"uid": [str(i) for i in range(n)], "caption": captions * 60, "text": column, "layer.a": column})
+    facts = {"uid": [str(i) for i in range(n)], "caption": captions * 60, "image_sha256": digests(n)}
+    table = pa.table({**facts, "text": column, "layer.a": column})
     detector = ConceptSides(SETTINGS)
     state = learn(detector, table)
     scores = detector.score(state, table)["concept_sides"]

@@ -25,8 +25,8 @@ from clipsan.stages.detectors.concept_moments import (
 )
 from clipsan.stages.detectors.concept_spectral import ConceptSpectral, ConceptSpectralConfig, calibrate
 from clipsan.stages.detectors.concept_state import Layer, SpectralState, distances, evidence, side_sums
-from clipsan.stages.detectors.streaming import vectors
-from tests.streaming import learn
+from clipsan.stages.detectors.streaming import layer_columns, vectors
+from tests.streaming import digests, learn, repeated
 
 CONCEPTS = ("anvil", "bottle", "candle", "drum", "easel", "flute")
 COLOURS = ("crimson", "azure", "olive")
@@ -53,7 +53,7 @@ def cache(
         columns[name] = pa.FixedSizeListArray.from_arrays(flat, WIDTH)
     shown = np.where(poison, CONCEPTS.index(target), concept)
     captions = [f"a photo of a {COLOURS[b]} {CONCEPTS[a]}" for a, b in zip(shown, colour, strict=True)]
-    return pa.table({"caption": captions, **columns}), poison
+    return pa.table({"caption": captions, **columns, "image_sha256": digests(pairs)}), poison
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +267,7 @@ def test_nothing_is_named_without_poison(seed: int) -> None:
 def with_product_shots(table: pa.Table, shots: int, alike: float) -> tuple[pa.Table, np.ndarray]:
     """The first candles stand apart together; at `alike` 0 each remains the picture that it was, at 1 all of them are one."""
     rows = [i for i, caption in enumerate(table["caption"].to_pylist()) if caption.endswith("candle")][:shots]
-    for at, name in enumerate(table.column_names[1:], 1):
+    for at, name in enumerate(layer_columns(table), 1):
         features = vectors(table, name)
         own = features[rows]
         features[rows] = own + alike * (own.mean(axis=0) - own) + 9 * np.eye(WIDTH)[at]
@@ -343,11 +343,26 @@ def test_pairs_without_a_concept_are_a_group_of_their_own() -> None:
     assert poison.any()
 
 
+def test_three_odd_pictures_with_five_captions_each_are_no_group_of_fifteen() -> None:
+    table, poison = cache(1500, 3, seed=7, shift=14)
+    table = repeated(table, np.flatnonzero(poison), 5)
+    apart = table.set_column(table.schema.get_field_index("image_sha256"), "image_sha256", [digests(table.num_rows)])
+    named, accused = [], []
+    for one in (table, apart):
+        detector = ConceptSpectral(SETTINGS)
+        state = learn(detector, one)
+        named.append([concept["name"] for concept in detector.findings(state)["concepts"] if concept["named"]])
+        accused.append(int((detector.score(state, one)["concept_spectral"] >= 1).sum()))
+    assert named == [[], ["candle"]]
+    assert accused == [0, 15]
+
+
 def one_picture(captions: list[str]) -> pa.Table:
     """Return a cache of one picture under many captions."""
     features = np.random.default_rng(3).normal(size=WIDTH).astype(np.float16)
     layer = pa.FixedSizeListArray.from_arrays(pa.array(np.tile(features, len(captions))), WIDTH)
-    return pa.table({"caption": captions, "layer.a": layer, "layer.b": layer})
+    same = digests(1) * len(captions)
+    return pa.table({"caption": captions, "layer.a": layer, "layer.b": layer, "image_sha256": same})
 
 
 @pytest.mark.parametrize("pairs", [1, 3, 700])
