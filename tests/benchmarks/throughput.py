@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.throughput                    30,000 photos, three runs of every method, in turn
     python -m tests.benchmarks.throughput --limit 500 --runs 1 --no-store
+    python -m tests.benchmarks.throughput --plain "plain loop, 2 processes of 1 thread"    beside one of the loops; nothing is stored
 
 Every method gets the same photos, model, decoder and two cores, and every run is a process of its own. Two rates are taken:
 from the moment when the first worker has its model to the last pair, and over the whole process, imports and Ray's start
@@ -238,24 +239,24 @@ def rows_of(runs: dict[str, list[Run]], model: str) -> list[Row]:
     ]
 
 
-def compare(config_file: Path, limit: int | None, count: int) -> list[Row]:
-    """Run every method `count` times, in turn, so that a slow spell of the machine meets them all."""
-    runs: dict[str, list[Run]] = {method: [] for method in METHODS}
+def compare(config_file: Path, limit: int | None, count: int, methods: Sequence[str]) -> list[Row]:
+    """Run every method `count` times, in turn, so that a slow spell of the machine meets them all; the first is that on Ray."""
+    runs: dict[str, list[Run]] = {method: [] for method in methods}
     with tempfile.TemporaryDirectory(prefix="clipsan-throughput-") as folder:
         home = Path(folder)
         clip = load_clip(ModelConfig(config=str(config_file)), init_seed=SEED)
         save_clip(clip.model, clip.model_cfg, clip.preprocess_cfg, home / "model")
         for number in range(count):
-            order = METHODS[number % len(METHODS) :] + METHODS[: number % len(METHODS)]
+            order = [*methods[number % len(methods) :], *methods[: number % len(methods)]]
             for method in order:
-                run = measure(method, limit, home / "model", home / f"{number}-{METHODS.index(method)}")
+                run = measure(method, limit, home / "model", home / f"{number}-{methods.index(method)}")
                 runs[method].append(run)
                 sys.stdout.write(
                     f"run {number + 1}  {method:<36}{run.pairs / run.seconds:8.1f} pairs/s"
                     f"{run.pairs / run.process_s:8.1f} with start-up{1000 * run.cpu_s / run.pairs:8.2f} CPU ms a pair\n"
                 )
                 sys.stdout.flush()
-            for index in range(1, len(METHODS)):
+            for index in range(1, len(methods)):
                 check_same(home / f"{number}-0", home / f"{number}-{index}")
     return rows_of(runs, config_file.stem)
 
@@ -266,6 +267,7 @@ def main() -> int:
     parser.add_argument("--model", type=Path, default=conf_folder() / "model" / "resnet10t-64.json", help="JSON file")
     parser.add_argument("--limit", type=int, help="only the first photos")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--plain", choices=PLAIN, help="beside this loop alone, and store nothing")
     parser.add_argument("--no-store", action="store_true", help="print the figures and keep the stored ones")
     parser.add_argument("--one", choices=METHODS, help=argparse.SUPPRESS)
     parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
@@ -276,13 +278,14 @@ def main() -> int:
         return 0
     if found_assets() is None:
         return 0
-    rows = compare(options.model, options.limit, options.runs)
+    methods = METHODS if options.plain is None else (RAY, options.plain)
+    rows = compare(options.model, options.limit, options.runs, methods)
     for row in rows:
         sys.stdout.write(
             f"{row['method']:<36}{row['pairs_per_s']:>9} pairs/s, {row['ratio_to_plain_loop']} of the best plain loop; "
             f"with start-up {row['pairs_per_s_with_startup']}, {row['ratio_to_plain_loop_with_startup']}\n"
         )
-    if not options.no_store:
+    if not options.no_store and methods == METHODS:
         record("throughput", rows, command=COMMAND)
     return 0
 
