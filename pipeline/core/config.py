@@ -164,9 +164,12 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
 
 
 def _is_name(text: str, value: Any) -> bool:
-    """Whether a text is meant as it stands: `{a,b}`, a pattern of files, for YAML a mapping to nothing, and `a #1.tar`, no comment."""
+    """Whether a text is meant as it stands: `{a,b}`, a pattern of files, for YAML a mapping to nothing, and `a #1.tar`, no comment.
+
+    `{a: null}` says itself that it is a mapping.
+    """
     if isinstance(value, dict):
-        return bool(value) and all(found is None for found in value.values())
+        return bool(value) and ": " not in text and all(found is None for found in value.values())
     return isinstance(value, str) and " #" in text and not text.startswith(("'", '"'))
 
 

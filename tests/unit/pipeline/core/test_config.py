@@ -57,6 +57,12 @@ def test_a_pattern_of_files_is_a_text(text, conf):
     assert load(Verb, None, [f"out={text}"], verb="verb").out == text
 
 
+def test_a_mapping_to_nothing_that_is_written_out_is_one(conf):
+    tree = {}
+    module.apply_override(tree, "decision={value: null}")
+    assert tree == {"decision": {"value": None}}
+
+
 def test_groups_inside_lists_are_read_from_their_files(conf):
     tree = module._resolve_groups({"more": [{"shape": "small"}, {"shape": {"kind": "large"}}]}, where="")
     assert tree == {"more": [{"shape": {"kind": "small", "side_px": 5}}, {"shape": {"kind": "large"}}]}
