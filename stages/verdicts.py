@@ -127,10 +127,14 @@ def place_cut(
 
 
 def usual_copies(image_duplicates: np.ndarray) -> float:
-    """Return how many pairs have the picture of a usual pair, itself counted, from `image_duplicates` `[N] float32`: half of all pairs
-    have no more. It is 1 but where most pictures stand in the set several times, each time with another caption: that is the set's
+    """Return how many pairs the usual picture stands in, from `image_duplicates` `[N] float32`: half of all pictures, each counted once,
+    stand in no more. It is 1 but where most pictures stand in the set several times, each time with another caption: that is the set's
     form, and no pair is odd for it."""
-    return float(np.expm1(np.quantile(image_duplicates, 0.5, method="lower"))) if len(image_duplicates) else 1.0
+    if not len(image_duplicates):
+        return 1.0
+    copies = np.rint(np.expm1(np.sort(image_duplicates).astype(np.float64)))
+    pictures = np.cumsum(1 / np.maximum(copies, 1))
+    return float(copies[np.searchsorted(pictures, pictures[-1] / 2 - 1e-6)])
 
 
 class Judge:

@@ -111,9 +111,26 @@ def test_where_every_picture_has_five_captions_only_further_copies_are_odd():
     assert reasons == [[]] * 54 + [["near_duplicate"]] * 7
 
 
-def test_one_pair_a_picture_is_usual_until_more_than_half_have_company():
-    assert usual_copies(np.log1p(np.repeat([1, 2], [50, 50]).astype(np.float32))) == pytest.approx(1)
-    assert usual_copies(np.log1p(np.repeat([1, 2], [49, 50]).astype(np.float32))) == pytest.approx(2)
+@pytest.mark.parametrize(
+    ("pictures", "usual"),
+    [
+        ({1: 50, 2: 50}, 1),
+        ({1: 49, 2: 50}, 2),
+        # three pictures have most of the pairs, and are three
+        ({1: 60, 25: 3, 5: 1}, 1),
+        ({5: 80, 4: 20, 6: 10}, 5),
+        ({3: 7}, 3),
+    ],
+)
+def test_usual_is_what_half_of_the_pictures_have(pictures, usual):
+    rng = np.random.default_rng(0)
+    each = [copies for copies, count in pictures.items() for _ in range(count)]
+    assert sorted(each)[(len(each) - 1) // 2] == usual
+    pairs = rng.permutation([copies for copies in each for _ in range(copies)])
+    assert usual_copies(np.log1p(pairs).astype(np.float32)) == usual
+
+
+def test_without_a_pair_one_is_usual():
     assert usual_copies(np.zeros(0, np.float32)) == 1
 
 
