@@ -54,8 +54,8 @@ FACT_FIELDS = [
 CPU_BATCH, GPU_BATCH = 64, 1024
 """Pairs of a forward pass: on a CPU larger batches leave its caches, a GPU is idle between smaller ones."""
 TEXT_PARTS = 4
-"""A batch of texts has this part of the rows of one of pictures, at least CPU_BATCH: few captions are long, and one makes all of its batch
-as dear as itself."""
+"""A batch of texts has this part of the rows of one of pictures, at least CPU_BATCH and never more than it: few captions are long, and one
+makes all of its batch as dear as itself."""
 BLOCK_ROWS = 256
 """Pairs that are decoded before they are encoded, at the least."""
 
@@ -252,7 +252,7 @@ class Encoder:
         """Return unit vectors `[m, D] float32`; texts of like length share a batch, which costs what its longest does."""
         given = torch.from_numpy(tokens)
         order = self._clip.ends(given).argsort(stable=True)
-        size = max(CPU_BATCH, self._batch // TEXT_PARTS)
+        size = min(self._batch, max(CPU_BATCH, self._batch // TEXT_PARTS))
         vectors = torch.cat(
             [
                 self._clip.text_features(self._on_device(self._clip.shorten(given[rows]).numpy()))

@@ -84,6 +84,14 @@ def test_captions_of_like_length_share_a_batch_and_each_pair_has_its_own(clip, m
     assert seen == [(2, 4), (2, 7), (1, 8)]
 
 
+def test_no_batch_of_captions_is_larger_than_one_of_pictures(clip, monkeypatch):
+    seen = []
+    whole = clip.text_features
+    monkeypatch.setattr(clip, "text_features", lambda tokens: (seen.append(len(tokens)), whole(tokens))[1])
+    Embedder(clip, EmbedConfig(batch_size=3))([pair(i, caption=f"number {i}") for i in range(7)])
+    assert seen == [3, 3, 1]
+
+
 def test_layer_columns_follow_the_chosen_blocks(clip):
     table, _ = Embedder(clip, EmbedConfig(layers=["transformer.resblocks.1"]))([pair(0)])
     assert table.column_names == [*(n for n, _ in FACT_FIELDS), "image", "text", "layer.transformer.resblocks.1"]
