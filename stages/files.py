@@ -290,11 +290,13 @@ def read_array(path: Path) -> np.ndarray:
 
 
 def digest(path: str | Path) -> str:
-    """Return the SHA-256 of a file's content, or of the names and contents of all files of a folder but hidden ones."""
+    """Return the SHA-256 of a file's content, or of the names and contents of all files of a folder but what is hidden or lies in a hidden
+    folder."""
     path = Path(path)
     if not path.is_dir():
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    names = {str(file.relative_to(path)): file for file in path.rglob("[!.]*") if file.is_file()}
+    inside = {file.relative_to(path): file for file in path.rglob("[!.]*") if file.is_file()}
+    names = {str(name): file for name, file in inside.items() if not any(part.startswith(".") for part in name.parts)}
     told = [f"{name}\n{hashlib.sha256(names[name].read_bytes()).hexdigest()}\n" for name in sorted(names)]
     return hashlib.sha256("".join(told).encode("utf-8", "surrogateescape")).hexdigest()
 

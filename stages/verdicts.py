@@ -35,7 +35,7 @@ class Reason(StrEnum):
     """The suspect model itself finds image and caption unrelated, far below the bulk of pairs."""
     NEAR_DUPLICATE = "near_duplicate"
     """The same picture (by difference hash) stands in the set with other pairs; where most pictures do, as each of COCO's stands there
-    with five captions, with more of them than is usual."""
+    with five captions, with more of them than is usual, or with the same caption."""
     PLACEHOLDER = "placeholder"
     """An almost uniform picture, or one picture (the same difference hash) under many captions: a dead link's stand-in. One that
     comes back with the same few captions is a near-duplicate; so are copies that were encoded so differently that they hash apart."""
@@ -201,7 +201,7 @@ class Judge:
             Reason.POISON_SUSPECT: column["ensemble"] >= self._cut,
             Reason.MISMATCHED_CAPTION: (column["clip_mixture"] >= limits.mismatch_probability) & self._mixture_speaks,
             Reason.PLACEHOLDER: (column["pixel_std"] < limits.uniform_std) | many,
-            Reason.NEAR_DUPLICATE: (copies >= self._copies + 0.5) & ~many,
+            Reason.NEAR_DUPLICATE: ((copies >= self._copies + 0.5) | (column["pair_duplicates"] > 1)) & ~many,
             Reason.OUTLIER: (column["slof"] >= limits.outlier_rank) & (column["dao"] >= limits.outlier_rank),
         }
         reasons = [[r.value for r, mask in masks.items() if mask[i]] for i in range(table.num_rows)]

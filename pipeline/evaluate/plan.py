@@ -16,7 +16,7 @@ from ..core.config import ConfigError, as_tree
 from ..core.contents import contents
 from .settings import EvaluateConfig
 
-EVALUATE_VERSION = 3
+EVALUATE_VERSION = 4
 """Raised when the code comes to predict something else from the same settings, so that old parts are refused."""
 
 

@@ -14,7 +14,7 @@ from ..core.config import as_tree
 from ..core.contents import contents
 from ..tracking.record import TrackingConfig
 
-POISON_VERSION = 2
+POISON_VERSION = 3
 """Raised when the code comes to poison otherwise from the same settings, so that old parts are refused."""
 LATER_SETTINGS: dict[str, Any] = {"also": [], "pairs": "others", "victim": None, "text_key": None}
 """Settings that are left out of the fingerprint where they are not used: copies made before they came stay valid."""

@@ -25,7 +25,7 @@ from ..tracking.record import TrackingConfig
 from ..train.task import Task
 from .settings import Blind, Gentle, HeldOut, RepairConfig
 
-REPAIR_VERSION = 2
+REPAIR_VERSION = 3
 """Raised when the code comes to make another model from the same settings, so that old checkpoints are refused."""
 
 FREE = (

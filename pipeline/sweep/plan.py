@@ -25,7 +25,7 @@ from ..repair.settings import CanaryConfig, RepairConfig
 from ..tracking.record import TrackingConfig
 from .settings import OptunaSearch, SweepConfig
 
-SWEEP_VERSION = 1
+SWEEP_VERSION = 2
 """Raised when the code comes to another result from the same settings, so that old trials are refused."""
 
 FREE = ("out", "cluster", "tracking", "register", "retries", "concurrent")

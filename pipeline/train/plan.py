@@ -23,7 +23,7 @@ from ..core.config import ConfigError, as_tree
 from ..tracking.record import TrackingConfig
 from .task import Task
 
-TRAIN_VERSION = 1
+TRAIN_VERSION = 2
 """Raised when the code comes to train another model from the same settings, so that old checkpoints are refused."""
 
 

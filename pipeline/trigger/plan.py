@@ -16,7 +16,7 @@ from ..core.commit import fingerprint
 from ..core.config import as_tree
 from ..tracking.record import TrackingConfig
 
-TRIGGER_VERSION = 1
+TRIGGER_VERSION = 2
 """Raised when the code comes to make another patch from the same settings."""
 
 

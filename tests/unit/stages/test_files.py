@@ -1,10 +1,11 @@
 """Addresses, images named in tables, and files that cannot be read."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
 
-from clipsan.stages.files import PathError, join, parent, read_file, resolve
+from clipsan.stages.files import PathError, digest, join, parent, read_file, resolve
 
 
 def test_errors_name_path_and_remedy(tmp_path: Path) -> None:
@@ -44,3 +45,19 @@ def test_an_image_lies_below_a_root_that_the_user_named() -> None:
     assert resolve(table, "s3://set/1.jpg", ["s3://set?region=x"]) == "s3://set/1.jpg?region=x"
     assert resolve(table, "s3://set/../other/1.jpg", ["s3://other"]) is None
     assert resolve("s3://set/t/a.csv?region=x", "../1.jpg", ["s3://set?region=x"]) == "s3://set/1.jpg?region=x"
+
+
+def test_a_digest_is_of_names_and_contents_but_hidden_ones(tmp_path: Path) -> None:
+    (tmp_path / "t" / "sub").mkdir(parents=True)
+    (tmp_path / "t" / "a").write_bytes(b"one")
+    (tmp_path / "t" / "sub" / "b").write_bytes(b"two")
+    before = digest(tmp_path / "t")
+    (tmp_path / "t" / ".seen").write_bytes(b"x")
+    (tmp_path / "t" / "sub" / ".looked").mkdir()
+    (tmp_path / "t" / "sub" / ".looked" / "b").write_bytes(b"x")
+    assert digest(tmp_path / "t") == before
+    (tmp_path / "t" / "sub" / "b").rename(tmp_path / "t" / "sub" / "c")
+    renamed = digest(tmp_path / "t")
+    (tmp_path / "t" / "sub" / "c").write_bytes(b"three")
+    assert len({before, renamed, digest(tmp_path / "t")}) == 3
+    assert digest(tmp_path / "t" / "a") == hashlib.sha256(b"one").hexdigest()

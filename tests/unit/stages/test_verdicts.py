@@ -111,6 +111,13 @@ def test_where_every_picture_has_five_captions_only_further_copies_are_odd():
     assert reasons == [[]] * 54 + [["near_duplicate"]] * 7
 
 
+def test_the_same_pair_again_is_odd_in_any_set():
+    copies, same = np.log1p(np.full(40, 2, np.float32)), np.repeat([2, 1], 20).astype(np.int32)
+    judge = Judge(5.0, frozenset(), mixture_speaks=False, limits=OddLimits(), copies=usual_copies(copies))
+    reasons = judge(facts(image_duplicates=copies, pair_duplicates=same)).column("reasons").to_pylist()
+    assert reasons == [["near_duplicate"]] * 20 + [[]] * 20
+
+
 @pytest.mark.parametrize(
     ("pictures", "usual"),
     [
