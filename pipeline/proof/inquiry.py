@@ -1,9 +1,7 @@
 """What a scan asks to have proven, and how: the settings, and everything that the passes which prove work on."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -11,6 +9,7 @@ from pydantic import Field
 from clipsan.stages.detectors import Findings
 from clipsan.stages.dossier.limits import ProofLimits
 from clipsan.stages.dossier.repair_set import RepairSetConfig
+from clipsan.stages.files import digest
 from clipsan.stages.model.checkpoints import ModelError
 from clipsan.stages.model.clip import ModelConfig, load_clip
 from clipsan.stages.oracle import OracleConfig
@@ -79,7 +78,7 @@ def oracle_fingerprint(oracle: OracleConfig) -> dict[str, str]:
     """
     try:
         oracle.build("cpu")
-        return {name: hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in oracle.files}
+        return {name: digest(name) for name in oracle.files}
     except (ModelError, OSError) as error:
         raise ConfigError(f"oracle: {' '.join(str(error).split())}") from None
 

@@ -33,7 +33,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from clipsan.stages.files import split_query
+from clipsan.stages.files import digest, split_query
 from clipsan.stages.samples import Unit
 from clipsan.stages.sources import SourceConfig, identity
 from clipsan.stages.stage import config
@@ -125,7 +125,7 @@ class Record:
         """Return the hash of what is logged, files included; `home` is where the run folder lies now."""
         tree = asdict(self)
         present = [file for file in self.files if (home / file).is_file()]
-        tree["files"] = {file: hashlib.sha256((home / file).read_bytes()).hexdigest() for file in present}
+        tree["files"] = {file: digest(home / file) for file in present}
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 

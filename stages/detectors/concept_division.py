@@ -123,8 +123,8 @@ class Division:
     around: Surroundings
     ranks: np.ndarray
     """`[k] int64`: the place of each pair in an order that has nothing to do with the pictures; in it those of a concept are halved."""
-    pictures: np.ndarray
-    """`[k] uint64`: the same where the picture is the same."""
+    files: np.ndarray
+    """`[k] uint64`: the same where the image file is the same."""
     draw: Rows
     """Their whitened layers side by side, by their rows."""
     members: sp.csc_matrix
@@ -175,7 +175,7 @@ class Division:
 
     def _rows(self, concept: int) -> np.ndarray:
         rows = column_rows(self.members, concept)
-        return each_picture(rows[~self.taken[rows]], self.ranks, self.pictures)
+        return each_picture(rows[~self.taken[rows]], self.ranks, self.files)
 
     def _best(self) -> dict[int, Clearest]:
         """Return how each concept is cut in the view that shows it most clearly."""
@@ -259,11 +259,11 @@ def variance(values: np.ndarray) -> float:
     return float(values.var(axis=0).mean())
 
 
-def each_picture(rows: np.ndarray, ranks: np.ndarray, pictures: np.ndarray) -> np.ndarray:
+def each_picture(rows: np.ndarray, ranks: np.ndarray, files: np.ndarray) -> np.ndarray:
     """Return some rows by rising rank, of each picture the first alone: what one half of a concept learns of a picture the other
     half would find again in its copies, and call it a side."""
     rows = rows[np.argsort(ranks[rows])]
-    return np.asarray(rows[np.sort(np.unique(pictures[rows], return_index=True)[1])])
+    return np.asarray(rows[np.sort(np.unique(files[rows], return_index=True)[1])])
 
 
 def column_rows(members: sp.csc_matrix, concept: int) -> np.ndarray:

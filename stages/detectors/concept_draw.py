@@ -20,8 +20,8 @@ class Chosen:
 
     hashes: np.ndarray
     """`[k] uint64`."""
-    pictures: np.ndarray
-    """`[k] uint64`: the same where the picture is the same."""
+    files: np.ndarray
+    """`[k] uint64`: the same where the image file is the same."""
     whitened: np.ndarray
     """`[k, P] float16`."""
     members: sp.csr_matrix
@@ -62,9 +62,9 @@ class Draw:
         return ranks
 
     @property
-    def pictures(self) -> np.ndarray:
-        """`[k] uint64`: the same where the picture is the same."""
-        return np.concatenate([chunk.pictures for chunk in self.chunks])
+    def files(self) -> np.ndarray:
+        """`[k] uint64`: the same where the image file is the same."""
+        return np.concatenate([chunk.files for chunk in self.chunks])
 
     @property
     def members(self) -> sp.csc_matrix:
@@ -75,10 +75,10 @@ class Draw:
 def shares_of(draw: Draw) -> Iterator[pa.Table]:
     """Yield the pairs of the concepts, each in the order of its ranks: whole batches of concepts that are looked at together, so that
     rounding does not depend on whether they are shared out."""
-    members, ranks, pictures = draw.members, draw.ranks, draw.pictures
+    members, ranks, files = draw.members, draw.ranks, draw.files
     some: list[tuple[int, np.ndarray]] = []
     for concept in np.flatnonzero(np.diff(members.indptr)).tolist():
-        some.append((concept, each_picture(column_rows(members, concept), ranks, pictures)))
+        some.append((concept, each_picture(column_rows(members, concept), ranks, files)))
         if len(some) % AT_ONCE == 0 and sum(len(rows) for _, rows in some) >= SHARE_PAIRS:
             yield share_of(draw, some)
             some = []

@@ -32,7 +32,7 @@ from .concept_state import nonnull
 from .detector import DetectorConfig, TrustedMoments
 from .ensemble import evidence
 from .neighbourhoods import NO_NEIGHBOURHOODS, CaptionSample, Neighbourhoods, draw_captions, gather, wordless
-from .streaming import Column, Columns, Shares, StreamingDetector, layer_columns, pictures, vectors
+from .streaming import Column, Columns, Shares, StreamingDetector, image_files, layer_columns, vectors
 
 LEAST_SAMPLE = 256
 """Pairs of a concept that are looked at, however many concepts there are."""
@@ -382,7 +382,7 @@ class ConceptSides(StreamingDetector):
         drawn = sp.csr_matrix((entries.data[kept], (entries.row[kept], entries.col[kept])), shape=members.shape)
         rows = np.flatnonzero(np.diff(drawn.indptr))
         whitened = self._whitened(state, table.take(pa.array(rows))).astype(np.float16)
-        return Draw((Chosen(hashes[rows], pictures(table)[rows], whitened, drawn[rows]),))
+        return Draw((Chosen(hashes[rows], image_files(table)[rows], whitened, drawn[rows]),))
 
     def _around(self, state: SidesState) -> Surroundings:
         """Return the rest of the data as the divided concepts are held against it."""
@@ -420,7 +420,7 @@ class ConceptSides(StreamingDetector):
         division = Division(
             around=self._around(state),
             ranks=summary.ranks,
-            pictures=summary.pictures,
+            files=summary.files,
             draw=summary,
             members=summary.members,
             contents=state.contents,

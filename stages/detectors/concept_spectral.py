@@ -42,7 +42,7 @@ from .concept_state import (
     side_sums,
 )
 from .detector import DetectorConfig, TrustedMoments
-from .streaming import Column, Columns, StreamingDetector, layer_columns, pictures, vectors
+from .streaming import Column, Columns, StreamingDetector, image_files, layer_columns, vectors
 
 MOST_CONCEPTS = 1_024
 """Concepts that moments of every layer can be kept of."""
@@ -175,7 +175,7 @@ class ConceptSpectral(StreamingDetector):
         rows = np.concatenate([np.zeros(0, np.int64), *(kept[c] for c in named)]).astype(np.int64)
         bins = bin_index(distance[rows, concepts])
         far = bins >= bin_index(np.array([self._settings.gap.nearest / 2]))
-        return Farthest.of(concepts[far], pictures(table)[rows[far]], bins[far])
+        return Farthest.of(concepts[far], image_files(table)[rows[far]], bins[far])
 
     def merge(self, left: Any, right: Any) -> Any:
         if isinstance(left, tuple) and isinstance(left[1], Counter):

@@ -137,7 +137,7 @@ def vectors(table: pa.Table, column: str) -> np.ndarray:
     return rows
 
 
-def pictures(table: pa.Table) -> np.ndarray:
+def image_files(table: pa.Table) -> np.ndarray:
     """Return `[n] uint64`: the beginning of the SHA-256 of each row's image file, the same where the file is the same."""
     beginnings = "".join(digest[:16] for digest in table.column("image_sha256").to_pylist())
     return np.frombuffer(bytes.fromhex(beginnings), ">u8").astype(np.uint64)
